@@ -1,0 +1,77 @@
+"""What a continuous memory is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from infty.errors import UserError
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The long-term memory of one model. Symbols in brackets are those of the paper (arXiv 2109.00301)."""
+
+    basis: int = 512
+    """Number of Gaussian basis functions [N]; a multiple of the number of widths."""
+    widths: tuple[float, ...] = (0.005, 0.01)
+    """Widths s of the basis functions; every centre carries one function of each width."""
+    ridge: float = 0.5
+    """Ridge penalty of the regression [lambda]."""
+    signal: Literal["heads", "hidden"] = "heads"
+    """What is stored: each head's own keys and values, or the head's slice of the hidden state (the paper)."""
+    content: Literal["normed", "residual"] = "normed"
+    """Taken from the layer's input after its first norm, or before it (the paper)."""
+    contraction: float | Literal["uniform", "doubling"] = "uniform"
+    """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy."""
+    sticky: Literal["off", "quantile", "multinomial"] = "quantile"
+    """How old samples are placed: evenly, at the quantiles of past attention, or drawn from it (the paper)."""
+    sticky_heads: Literal["shared", "per_head"] = "shared"
+    """One density of past attention for the layer, or one for each head (needs `signal: heads`)."""
+    bins: int = 128
+    """Bins of the density of past attention [D]."""
+    explore: float = 0.1
+    """Uniform mass mixed into that density, so that nothing unread vanishes at once."""
+    samples: int | None = None
+    """Samples of the old signal taken at each write [M]; None: as many as basis functions."""
+    density: Literal["gaussian", "truncated", "sparsemax", "gibbs"] = "gaussian"
+    """The family of read densities."""
+    maps: Literal["per_head", "shared"] = "per_head"
+    """The maps from scores to the density's mean and variance: one a head, or one a layer (the paper)."""
+    map_bias: bool = True
+    """Give the maps a bias, so that densities start inside [0, 1]. The paper has none."""
+    sigma_floor: float = 1e-4
+    """Added to the variance of every read density."""
+    gate: bool = False
+    """Gate new tokens by sigmoid(conv over 3 tokens) before they are written (the paper)."""
+    output_gate: bool = False
+    """Scale each head's output by a learned gate that starts at zero: a memory added to a trained model."""
+    backprop: bool = True
+    """Let gradients flow through the memory from segment to segment inside a window."""
+    kl_weight: float = 0.0
+    """Weight of the divergence of read densities from a prior of standard deviation `kl_sigma`."""
+    kl_sigma: float = 0.05
+    """Standard deviation of that prior [sigma_0]."""
+    layers: tuple[int, ...] | None = None
+    """Layers (from 0) that have a long-term memory; None: all."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value that cannot work, naming the key as it is written in a config."""
+        _require(self.basis > 0 and self.basis % max(1, len(self.widths)) == 0, "basis",
+                 f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})")
+        _require(len(self.widths) > 0 and all(w > 0 for w in self.widths), "widths", "need at least one, all > 0")
+        _require(self.ridge > 0, "ridge", f"{self.ridge} must be > 0")
+        if not isinstance(self.contraction, str):
+            _require(0 < self.contraction < 1, "contraction", f"{self.contraction} must lie between 0 and 1")
+        _require(self.sticky_heads == "shared" or self.signal == "heads", "sticky_heads",
+                 "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)")
+        _require(0 <= self.explore <= 1, "explore", f"{self.explore} must lie in [0, 1]")
+        _require(self.bins >= 2, "bins", f"{self.bins} must be at least 2")
+        _require(self.samples is None or self.samples >= 2, "samples", f"{self.samples} must be at least 2")
+        _require(self.sigma_floor > 0, "sigma_floor", f"{self.sigma_floor} must be > 0")
+        _require(self.kl_weight >= 0 and self.kl_sigma > 0, "kl_weight", "must be >= 0, with kl_sigma > 0")
+
+
+def _require(condition: bool, key: str, problem: str) -> None:
+    if not condition:
+        raise UserError(f"model.memory.{key}: {problem}")

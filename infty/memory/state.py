@@ -1,0 +1,27 @@
+"""What a layer's long-term memory carries from segment to segment: a value, never an attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """The signal of one layer. An empty memory is the zero signal with a uniform histogram, not an absent one."""
+
+    coefficients: Tensor
+    """float32 [b, h, N, c]: coefficients B of the basis functions, one signal a lane and head."""
+    histogram: Tensor
+    """float32 [b, g, D]: where past attention fell; rows sum to 1. g is 1 (shared) or h (one a head)."""
+    written: Tensor
+    """int64 [b]: segments of the current document that have been written."""
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> MemoryState:
+        """Apply f to every tensor (lanes are dimension 0 of each)."""
+        return MemoryState(f(self.coefficients), f(self.histogram), f(self.written))
+
+    def detach(self) -> MemoryState:
+        return self.map(Tensor.detach)
