@@ -21,7 +21,7 @@ class MemoryConfig:
     signal: Literal["heads", "hidden"] = "heads"
     """What is stored: each head's own keys and values, or the head's slice of the hidden state (the paper)."""
     content: Literal["normed", "residual"] = "normed"
-    """Taken from the layer's input after its first norm, or before it (the paper)."""
+    """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
     contraction: float | Literal["uniform", "doubling"] = "uniform"
     """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy."""
     sticky: Literal["off", "quantile", "multinomial"] = "quantile"
@@ -43,7 +43,7 @@ class MemoryConfig:
     sigma_floor: float = 1e-4
     """Added to the variance of every read density."""
     gate: bool = False
-    """Gate new tokens by sigmoid(conv over 3 tokens) before they are written (the paper)."""
+    """With `signal: hidden`: gate new tokens by sigmoid(conv over 3 tokens) before they are written (the paper)."""
     output_gate: bool = False
     """Scale each head's output by a learned gate that starts at zero: a memory added to a trained model."""
     backprop: bool = True
@@ -65,6 +65,7 @@ class MemoryConfig:
             _require(0 < self.contraction < 1, "contraction", f"{self.contraction} must lie between 0 and 1")
         _require(self.sticky_heads == "shared" or self.signal == "heads", "sticky_heads",
                  "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)")
+        _require(self.signal == "hidden" or not self.gate, "gate", "true needs signal: hidden")
         _require(0 <= self.explore <= 1, "explore", f"{self.explore} must lie in [0, 1]")
         _require(self.bins >= 2, "bins", f"{self.bins} must be at least 2")
         _require(self.samples is None or self.samples >= 2, "samples", f"{self.samples} must be at least 2")

@@ -1,0 +1,1 @@
+"""Tensor and data parallelism: groups, collectives, random streams."""

@@ -1,0 +1,89 @@
+"""megatron-core's parallel layers, dressed for this project.
+
+All communication of a block happens where it enters and leaves its shards (`infty.parallel.region`), so the linear
+layers here are local: a column-parallel layer maps whole activations to this rank's outputs, a row-parallel layer
+maps this rank's inputs to a partial sum.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import torch
+from megatron.core import ModelParallelConfig, tensor_parallel
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infty.parallel import groups, region
+
+Initializer = Callable[[Tensor], Tensor]
+
+
+def normal(name: str, std: float, rows: int | None = None) -> Initializer:
+    """Fill the whole, unsplit weight from a stream of its own, derived from torch's seed and its name.
+
+    So the same seed gives the same weights in every layout and however much the vocabulary is padded (`rows`: only
+    these first rows are drawn, the others are zero).
+    """
+
+    def fill(weight: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
+        with torch.no_grad():
+            weight.zero_()[:rows].normal_(0.0, std, generator=generator)
+        return weight
+
+    return fill
+
+
+def _settings() -> ModelParallelConfig:
+    return ModelParallelConfig(
+        tensor_model_parallel_size=groups.tensor_size(),
+        use_cpu_initialization=True,  # draws the whole weight on every rank and keeps a slice
+        perform_initialization=True,
+        gradient_accumulation_fusion=False,
+        params_dtype=torch.float32,  # the engine casts for bf16 and keeps fp32 masters
+    )
+
+
+class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
+    """[..., in] (whole) -> [..., out / tp]. Enter the shards first: this layer does not reduce gradients."""
+
+    # Without this, state_dict carries a None entry for each layer that DeepSpeed's tools choke on.
+    get_extra_state = nn.Module.get_extra_state
+
+    def __init__(self, inputs: int, outputs: int, init: Initializer, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, config=_settings(), init_method=init, bias=bias, gather_output=False,
+                         disable_grad_reduce=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+class RowParallelLinear(tensor_parallel.RowParallelLinear):
+    """[..., in / tp] -> [..., out], a partial sum: leave the shards afterwards, then add `bias`."""
+
+    get_extra_state = nn.Module.get_extra_state
+
+    def __init__(self, inputs: int, outputs: int, init: Initializer, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, config=_settings(), init_method=init, bias=bias, input_is_parallel=True,
+                         skip_bias_add=True)
+        region.mark_stream([self.bias])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class VocabParallelEmbedding(tensor_parallel.VocabParallelEmbedding):
+    """Token ids [...] -> [..., e], the vocabulary split over ranks, the result whole on each."""
+
+    def __init__(self, rows: int, size: int, init: Initializer) -> None:
+        super().__init__(rows, size, init_method=init, config=_settings())
+
+
+def sharded_parameter(full: Tensor) -> nn.Parameter:
+    """This rank's rows of a parameter that is split along dimension 0, with the marks DeepSpeed's norm reads."""
+    part = nn.Parameter(full.chunk(groups.tensor_size())[groups.tensor_rank()].clone())
+    set_tensor_model_parallel_attributes(part, True, 0, 1)
+    return part

@@ -1,0 +1,198 @@
+"""The long-term memory of a layer: what it writes, how its heads read, and the loop over the segments of a window."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal, sharded_parameter
+from infty.memory import density
+from infty.memory.memory import ContinuousMemory
+from infty.memory.state import MemoryState
+from infty.config import ModelConfig
+from infty.parallel import collectives, groups
+
+# Spread of a fresh density that has a bias: its standard deviation is about this share of the document.
+INITIAL_SIGMA = 0.05
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a pass over a window's segments yields, beside the new state."""
+
+    context: Tensor
+    """[T, b, H/tp * d]: what each token's heads read."""
+    divergence: Tensor | None
+    """float32 [b, T]: divergence of the read densities from their prior, mean over all heads; None if unused."""
+    statistics: dict[str, Tensor] | None
+    """Scalars for monitoring; None unless asked for."""
+
+
+class DensityMaps(nn.Module):
+    """From a memory's keys to a head's pooled keys: mu = sigmoid(w_mu . s + b) with s = K q / sqrt(d).
+
+    Because w . (K q) = (w^T K) q, the N keys are pooled into two vectors and the scores s are never formed.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        memory, heads = config.memory, config.heads
+        self.shared = memory.maps == "shared"
+        rows = 1 if self.shared else heads
+        # Coefficients of a signal of size 1 have size ~1/N, so a pooled key has size ~1 when weights have ~sqrt(N).
+        # Kept as a factor, so that an optimizer step means the same as for other weights.
+        self.scale = 1.0 if self.shared else math.sqrt(memory.basis)
+        for name in ("mu", "sigma"):
+            full = torch.empty(rows, memory.basis)
+            if self.shared:  # the paper's: a torch.nn.Linear without bias
+                normal(f"{layer}.memory.{name}", 1 / math.sqrt(3 * memory.basis))(full)
+            else:
+                normal(f"{layer}.memory.{name}", 1.0)(full)
+            self.register_parameter(f"weight_{name}", self._parameter(full))
+        self.bias_mu = self.bias_sigma = None
+        if memory.map_bias:
+            position = (torch.arange(rows) + 0.5) / rows  # heads begin by looking at different places
+            self.bias_mu = self._parameter(torch.logit(position)[:, None])
+            spread = torch.full((rows, 1), math.log(math.expm1(INITIAL_SIGMA**2)))
+            self.bias_sigma = self._parameter(spread)
+
+    def _parameter(self, full: Tensor) -> nn.Parameter:
+        return nn.Parameter(full) if self.shared else sharded_parameter(full)
+
+    def forward(self, heads: int) -> dict[str, Tensor | None]:
+        """float32 weights [H/tp, N] and biases [H/tp, 1] of this rank's `heads`."""
+        return {name: self._expand(p, heads) for name, p in
+                (("mu", self.weight_mu), ("sigma", self.weight_sigma),
+                 ("bias_mu", self.bias_mu), ("bias_sigma", self.bias_sigma))}
+
+    def _expand(self, p: Tensor | None, heads: int) -> Tensor | None:
+        if p is None:
+            return None
+        factor = self.scale if p.shape[1] > 1 else 1.0
+        p = p.float() * factor
+        return collectives.copy(p).expand(heads, -1) if self.shared else p
+
+
+class LongTermMemory(nn.Module):
+    """The continuous memory of one layer, its heads split over tensor-parallel ranks.
+
+    `signal: heads`: a head's signal is its attention keys and values (c = 2d), written as they are; reading and
+    writing need no communication. `signal: hidden`: the layer's hidden state (c = d for each head's slice), projected
+    to keys and values when read, which gathers the slices first.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.memory = config, config.memory
+        self.delay = config.stm_of(layer) // config.segment_length
+        self.kv_heads = config.kv_heads // groups.tensor_size()
+        self.signal_heads = config.memory_heads() // groups.tensor_size()
+        self.group = config.heads // config.kv_heads
+        self.core = ContinuousMemory(config.memory, config.segment_length)
+        self.maps = DensityMaps(config, layer)
+        e, d, init = config.hidden_size, config.head_size, config.init_std
+        if self.memory.signal == "hidden":
+            self.key = ColumnParallelLinear(e, config.kv_heads * d, normal(f"{layer}.memory.key", init))
+            self.value = ColumnParallelLinear(e, config.kv_heads * d, normal(f"{layer}.memory.value", init))
+        if self.memory.gate:
+            self.gate = ColumnParallelLinear(3 * e, e, normal(f"{layer}.memory.gate", init), bias=True)
+        if self.memory.output_gate:
+            self.output_gate = sharded_parameter(torch.zeros(config.heads))
+        self.out = RowParallelLinear(
+            config.heads * d, e, normal(f"{layer}.memory.out", init / math.sqrt(2 * config.layers)))
+
+    def content(self, h: Tensor) -> Tensor:
+        """`signal: hidden`: this rank's slices of the hidden state h [T, b, e] (whole), gated: [b, h, T, c]."""
+        x = collectives.split(h, -1)
+        if self.memory.gate:
+            x = x * torch.sigmoid(self.gate(self._neighbours(h)))
+        return x.unflatten(-1, (self.signal_heads, -1)).permute(1, 2, 0, 3)
+
+    def _neighbours(self, h: Tensor) -> Tensor:
+        """[T, b, e] -> [T, b, 3e]: each token beside its neighbours in its segment, zeros outside."""
+        h = h.unflatten(0, (-1, self.config.segment_length))
+        zero = torch.zeros_like(h[:, :1])
+        before, after = torch.cat([zero, h[:, :-1]], 1), torch.cat([h[:, 1:], zero], 1)
+        return torch.cat([before, h, after], -1).flatten(0, 1)
+
+    def forward(self, q: Tensor, stream: Tensor, seen: Tensor, state: MemoryState, *, enabled: bool = True,
+                statistics: bool = False) -> tuple[Reading, MemoryState]:
+        """Read and write all segments of a window.
+
+        q [b, K/tp, G, T, d]; stream [b, h, (D+S)*L, c] begins with the D segments that are not yet written; seen
+        int64 [b, S] is the number of segments of its document before each segment. `enabled=False` reads an empty
+        memory throughout (evaluation without memory).
+        """
+        S, L = seen.shape[1], self.config.segment_length
+        if not self.memory.backprop:
+            stream = stream.detach()
+        q = q.unflatten(3, (S, L))  # [b, K, G, S, L, d]
+        maps = self.maps(self.kv_heads * self.group)
+        places, values = [], []
+        for s in range(S):
+            state = self.core.reset(state, (seen[:, s] == 0) | (not enabled))
+            pooled, value = self._keys_and_values(state, maps)
+            place = self._densities(q[:, :, :, s], pooled, maps)
+            places.append(place)
+            values.append(value)
+            if self.memory.sticky != "off":
+                state = self.core.with_histogram(state, self._histogram(*place), state.written > 0)
+            ready = (seen[:, s] >= self.delay) & enabled
+            state = self.core.write(state, stream[:, :, s * L:(s + 1) * L], ready)
+        return self._read(places, torch.stack(values, 1), state, statistics), state
+
+    def _keys_and_values(self, state: MemoryState, maps: dict) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Pooled keys for mu and sigma, float32 [b, K, G, d]; values [b, K, N, d] in the compute dtype."""
+        B, d = state.coefficients, self.config.head_size
+        weights = torch.stack([maps["mu"], maps["sigma"]]).unflatten(1, (self.kv_heads, self.group))  # [2, K, G, N]
+        if self.memory.signal == "heads":
+            pooled = torch.einsum("pkgn,bknd->pbkgd", weights, B[..., :d])
+            return (pooled[0], pooled[1]), B[..., d:]
+        whole = collectives.gather(B.transpose(1, 2).flatten(2), -1)  # [b, N, e]
+        pooled = torch.einsum("pkgn,bne->pbkge", weights, whole)
+        projection = self.key.weight.float().unflatten(0, (self.kv_heads, d))
+        pooled = torch.einsum("pbkge,kde->pbkgd", pooled, projection)
+        value = self.value(whole.to(self.value.weight.dtype)).unflatten(-1, (self.kv_heads, d)).transpose(1, 2)
+        return (pooled[0], pooled[1]), value
+
+    def _densities(self, q: Tensor, pooled: tuple[Tensor, Tensor], maps: dict) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every token's density, float32 [b, H/tp, L]; q is [b, K, G, L, d]."""
+        key_mu, key_sigma = (k.flatten(1, 2) for k in pooled)
+        return density.parameters(
+            q.flatten(1, 2), key_mu, key_sigma, maps["bias_mu"], maps["bias_sigma"], self.memory.sigma_floor)
+
+    def _histogram(self, mu: Tensor, variance: Tensor) -> Tensor:
+        """Where a segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for each signal head."""
+        with torch.no_grad():
+            p = density.histogram(mu, variance, self.memory.bins)  # [b, H/tp, D]
+            if self.memory.sticky_heads == "per_head":
+                return p.unflatten(1, (self.signal_heads, -1)).mean(2)
+            return collectives.sum_(p.sum(1, keepdim=True)) / self.config.heads
+
+    def _read(self, places: list, values: Tensor, state: MemoryState, statistics: bool) -> Reading:
+        """One read for all segments: values [b, S, K, N, d]."""
+        mu, variance = (torch.stack(x, 1) for x in zip(*places))  # [b, S, H/tp, L]
+        b, S, H, L = mu.shape
+        grouped = (b, S, self.kv_heads, self.group * L)
+        z = density.read(mu.reshape(grouped), variance.reshape(grouped), values, self.core.basis)
+        z = z.reshape(b, S, H, L, -1)
+        if self.memory.output_gate:
+            z = z * self.output_gate.float()[:, None, None]
+        context = z.permute(1, 3, 0, 2, 4).reshape(S * L, b, -1)
+        divergence = None
+        if self.memory.kl_weight > 0:
+            total = density.kl(mu, variance, self.memory.kl_sigma).sum(2).flatten(1)
+            divergence = collectives.reduce(total) / self.config.heads
+        figures = self._statistics(mu, variance, state) if statistics else None
+        return Reading(context, divergence, figures)
+
+    @torch.no_grad()
+    def _statistics(self, mu: Tensor, variance: Tensor, state: MemoryState) -> dict[str, Tensor]:
+        """Means over all heads of the layer, and the mean norm of a lane's coefficients."""
+        norms = collectives.sum_(state.coefficients.square().sum((1, 2, 3))).sqrt().mean()
+        figures = {k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size()
+                   for k, v in density.statistics(mu, variance).items()}
+        return {"coefficient_norm": norms, **figures}

@@ -1,0 +1,182 @@
+"""The language model: embeddings, blocks with their memories, and the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from infty.errors import UserError
+from infty.layers.block import Block, Pass, make_norm
+from infty.layers.linear import ColumnParallelLinear, VocabParallelEmbedding, normal
+from infty.config import ModelConfig
+from infty.state import LaneState, LayerState
+from infty.parallel import groups, randomness
+from infty.parallel.region import Region
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass yields beside the loss; nothing here carries a gradient."""
+
+    state: LaneState
+    """The lanes' state after the window."""
+    nll_sum: Tensor | None
+    """float32 scalar: weighted sum of the tokens' negative log-likelihoods, without any regulariser."""
+    token_nll: Tensor | None
+    """float32 [b, S, L]: every token's negative log-likelihood."""
+    statistics: dict[str, Tensor] | None
+    """Figures of the memories, float32 [layers with a memory] each."""
+
+
+def segments_seen(segments: Tensor, reset: Tensor) -> Tensor:
+    """int64 [b, S]: how many segments of its document come before each segment of the window.
+
+    `segments` [b] counts those read before the window; `reset` bool [b, S] marks segments that begin a document.
+    """
+    seen, now = [], segments
+    for s in range(reset.shape[1]):
+        now = torch.where(reset[:, s], 0, now)
+        seen.append(now)
+        now = now + 1
+    return torch.stack(seen, 1)
+
+
+class InftyLM(nn.Module):
+    """A decoder with a short-term and a long-term memory, split over the tensor-parallel group.
+
+    megatron-core's parallel state must be initialised. Weights follow from torch's seed and are the same in every
+    layout.
+    """
+
+    def __init__(self, config: ModelConfig, *, sequence_parallel: bool = False, recompute: bool = False) -> None:
+        super().__init__()
+        check_divisible(config, groups.tensor_size())
+        self.config, self.recompute = config, recompute
+        self.region = Region(sequence_parallel)
+        init = normal("embedding", config.init_std, rows=config.vocab_size)
+        self.embedding = VocabParallelEmbedding(config.padded_vocab, config.hidden_size, init)
+        self.position = None
+        if config.positions == "learned":
+            self.position = nn.Embedding(config.stm_length + config.segment_length, config.hidden_size)
+            normal("position", config.init_std)(self.position.weight)
+        self.blocks = nn.ModuleList(Block(config, i, self.region) for i in range(config.layers))
+        self.norm = make_norm(config)
+        self.head = None
+        if not config.tie_embeddings:
+            init = normal("head", config.init_std, rows=config.vocab_size)
+            self.head = ColumnParallelLinear(config.hidden_size, config.padded_vocab, init)
+
+    def initial_state(self, lanes: int, device: torch.device | str = "cpu") -> LaneState:
+        """The state of lanes that have read nothing."""
+        return LaneState(torch.zeros(lanes, dtype=torch.int64, device=device),
+                         tuple(self._initial_layer(i, lanes, device) for i in range(self.config.layers)))
+
+    def _initial_layer(self, layer: int, lanes: int, device: torch.device | str) -> LayerState:
+        config, block = self.config, self.blocks[layer]
+        dtype = next(self.parameters()).dtype
+        heads, channels = config.memory_heads() // groups.tensor_size(), config.memory_channels()
+        stm, kv = config.stm_of(layer), config.kv_heads // groups.tensor_size()
+        memory = pending = key = value = None
+        if block.memory is not None:
+            memory = block.memory.core.empty(lanes, heads, channels, device=device)
+            if stm and config.memory.signal == "hidden":
+                pending = torch.zeros(lanes, heads, stm, channels, dtype=dtype, device=device)
+        if stm:
+            key, value = (torch.zeros(lanes, kv, stm, config.head_size, dtype=dtype, device=device) for _ in "kv")
+        return LayerState(memory, pending, key, value)
+
+    def forward(self, tokens: Tensor, reset: Tensor, state: LaneState, labels: Tensor | None = None,
+                weights: Tensor | None = None, *, memory_enabled: bool = True,
+                statistics: bool = False) -> tuple[Tensor, Output]:
+        """Read one window.
+
+        tokens, labels int64 [b, S, L]; weights float32 [b, S, L] (0 where a prediction does not count); reset bool
+        [b, S] marks segments that begin a document. Returns (loss, Output): with labels, the loss is the float32 sum
+        over tokens of weight * nll plus the regulariser, for the caller to divide; without labels, it is this rank's
+        share of the logits, float32 [b, S, L, V/tp], and the output has no losses.
+        """
+        b, S, L = tokens.shape
+        how = Pass(segments_seen(state.segments, reset), memory_enabled, statistics)
+        state = _cleared(state, how.seen[:, 0] == 0)
+        x = self._embed(tokens, how.seen)
+        layers, divergences, figures = [], [], []
+        for block, layer_state in zip(self.blocks, state.layers):
+            x, divergence, (layer_state, figure) = self._run(block, x, layer_state, how)
+            layers.append(layer_state)
+            divergences += [] if divergence is None else [divergence]
+            figures += [] if figure is None else [figure]
+        new_state = LaneState(how.seen[:, -1] + 1, tuple(layers))
+        stacked = {k: torch.stack([f[k] for f in figures]) for k in figures[0]} if figures else None
+        h = self.region.enter(self.norm(x))
+        if labels is None:
+            logits = self._logits(h).unflatten(0, (S, L)).permute(2, 0, 1, 3)
+            return logits, Output(new_state, None, None, stacked)
+        nll = self._token_losses(h, labels)
+        weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
+        loss = nll_sum = (nll * weights).sum()
+        if divergences:
+            loss = loss + self.config.memory.kl_weight * (sum(divergences) * weights).sum()
+        token_nll = nll.detach().view(b, S, L)
+        return loss, Output(new_state, nll_sum.detach(), token_nll, stacked)
+
+    def _run(self, block: Block, x: Tensor, state: LayerState, how: Pass) -> tuple:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, x, state, how, use_reentrant=False, context_fn=randomness.recompute_context)
+        return block(x, state, how)
+
+    def _embed(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        """[b, S, L] -> the residual stream [T, b, e]."""
+        x = self.embedding(tokens.flatten(1).t())
+        if self.position is not None:
+            # Positions repeat with a period of all that a token can see, so no two tokens in sight share one.
+            L = tokens.shape[2]
+            place = seen[:, :, None] * L + torch.arange(L, device=tokens.device)
+            x = x + self.position(place.flatten(1).t() % self.position.num_embeddings)
+        x = F.dropout(x, self.config.dropout, self.training)
+        return self.region.open(x)
+
+    def _logits(self, h: Tensor) -> Tensor:
+        """float32 [T, b, V/tp]; columns that only pad the vocabulary can never be predicted."""
+        logits = (F.linear(h, self.embedding.weight) if self.head is None else self.head(h)).float()
+        first = groups.tensor_rank() * logits.shape[-1]
+        padding = torch.arange(first, first + logits.shape[-1], device=h.device) >= self.config.vocab_size
+        return logits.masked_fill(padding, torch.finfo(torch.float32).min)
+
+    def _token_losses(self, h: Tensor, labels: Tensor) -> Tensor:
+        """float32 [b, T]; a segment at a time, recomputed in the backward pass, so that only one segment's logits
+        exist at once."""
+        losses = []
+        for part, target in zip(h.split(labels.shape[2]), labels.unbind(1)):
+            def segment_loss(part: Tensor, target: Tensor = target) -> Tensor:
+                return vocab_parallel_cross_entropy(self._logits(part), target.t().contiguous())
+
+            grad = torch.is_grad_enabled()
+            losses.append(checkpoint(segment_loss, part, use_reentrant=False) if grad else segment_loss(part))
+        return torch.cat(losses).t()
+
+
+def _cleared(state: LaneState, fresh: Tensor) -> LaneState:
+    """Zero the short-term memories of lanes that begin a document: nothing of the old one, not even a NaN, stays.
+
+    The long-term memories are reset by their own layers, segment by segment.
+    """
+    def clear(x: Tensor) -> Tensor:
+        return torch.where(fresh.view(-1, *[1] * (x.dim() - 1)), torch.zeros_like(x), x)
+
+    layers = (LayerState(l.memory, *(None if x is None else clear(x) for x in (l.pending, l.stm_key, l.stm_value)))
+              for l in state.layers)
+    return LaneState(state.segments, tuple(layers))
+
+
+def check_divisible(config: ModelConfig, tensor: int) -> None:
+    """Raise UserError, naming the key to change, when a model cannot be split over `tensor` ranks."""
+    for name in ("heads", "kv_heads", "ffn_size", "hidden_size", "padded_vocab"):
+        value = getattr(config, name)
+        if value % tensor:
+            key = "vocab_multiple" if name == "padded_vocab" else name
+            raise UserError(f"model.{key}: {name} {value} is not divisible by parallel.tensor {tensor}")

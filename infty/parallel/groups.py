@@ -1,0 +1,74 @@
+"""Process groups: the one place that knows megatron-core's parallel state and what DeepSpeed wants to see of it."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from megatron.core import parallel_state as ps
+
+from infty.errors import UserError
+
+
+def initialize(tensor: int = 1) -> None:
+    """Split the world into tensor-parallel groups of neighbouring ranks; the rest is data parallelism.
+
+    torch.distributed must be initialised. Raises UserError when the world is not a multiple of `tensor`.
+    """
+    world = dist.get_world_size()
+    if world % tensor:
+        raise UserError(
+            f"parallel.tensor: {tensor} does not divide the {world} processes of this run; "
+            f"start a multiple of {tensor} processes or change parallel.tensor"
+        )
+    ps.initialize_model_parallel(tensor_model_parallel_size=tensor)
+
+
+def destroy() -> None:
+    """Forget the groups, so that another layout can be initialised in the same process."""
+    ps.destroy_model_parallel()
+
+
+def tensor_rank() -> int:
+    return ps.get_tensor_model_parallel_rank()
+
+
+def tensor_size() -> int:
+    return ps.get_tensor_model_parallel_world_size()
+
+
+def tensor_group() -> dist.ProcessGroup:
+    return ps.get_tensor_model_parallel_group()
+
+
+def data_rank() -> int:
+    return ps.get_data_parallel_rank()
+
+
+def data_size() -> int:
+    return ps.get_data_parallel_world_size()
+
+
+def data_group() -> dist.ProcessGroup:
+    return ps.get_data_parallel_group()
+
+
+class MPU:
+    """What DeepSpeed asks of a model-parallel unit, answered from megatron-core's parallel state.
+
+    `parallel_state` itself will not do: DeepSpeed wants `get_model_parallel_*` to mean tensor parallelism alone.
+    Pass an instance to `deepspeed.initialize(mpu=...)` and to its activation checkpointing.
+    """
+
+    get_model_parallel_rank = get_tensor_model_parallel_rank = staticmethod(tensor_rank)
+    get_model_parallel_world_size = get_tensor_model_parallel_world_size = staticmethod(tensor_size)
+    get_model_parallel_group = get_tensor_model_parallel_group = staticmethod(tensor_group)
+    get_data_parallel_rank = staticmethod(data_rank)
+    get_data_parallel_world_size = staticmethod(data_size)
+    get_data_parallel_group = staticmethod(data_group)
+
+    @staticmethod
+    def get_tensor_model_parallel_src_rank() -> int:
+        return ps.get_tensor_model_parallel_src_rank()
+
+    @staticmethod
+    def get_data_parallel_group_ranks() -> list[int]:
+        return dist.get_process_group_ranks(data_group())

@@ -1,0 +1,28 @@
+"""Shared fixtures: small configs, and a single-process parallel state for tests that build the model in place."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import pytest
+import torch
+import torch.distributed as dist
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def single_process(tmp_path_factory):
+    """A process group of one, with no port: what `infty` itself sets up under plain execution."""
+    from infty.parallel import groups
+
+    if not dist.is_initialized():
+        store = tmp_path_factory.mktemp("store") / "rendezvous"
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    groups.initialize(tensor=1)
+    yield
+    groups.destroy()
+    dist.destroy_process_group()

@@ -1,0 +1,62 @@
+"""Run a test's function in several real processes that talk gloo."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def run(world: int, function: Callable[..., Any], *args: Any, tensor: int = 1, timeout: float = 240) -> list[Any]:
+    """Call `function(*args)` in `world` processes with the parallel state initialised; return what each returned.
+
+    `function` must be importable (defined at the top of a test module) and return what torch.save can write.
+    """
+    with tempfile.TemporaryDirectory(prefix="infty-test-") as folder:
+        context = mp.get_context("spawn")
+        processes = [context.Process(target=_worker, args=(rank, world, tensor, folder, function, args), daemon=True)
+                     for rank in range(world)]
+        for p in processes:
+            p.start()
+        for p in processes:
+            p.join(timeout)
+        alive = [p for p in processes if p.is_alive()]
+        for p in alive:
+            p.kill()
+            p.join()
+        errors = [f.read_text() for f in sorted(Path(folder).glob("error.*"))]
+        if errors:
+            raise AssertionError("a process failed:\n" + "\n".join(errors))
+        if alive or any(p.exitcode for p in processes):
+            raise AssertionError(f"processes hung or died: exit codes {[p.exitcode for p in processes]}")
+        return [torch.load(Path(folder) / f"result.{rank}", weights_only=False) for rank in range(world)]
+
+
+def _worker(rank: int, world: int, tensor: int, folder: str, function: Callable, args: tuple) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1",
+                      DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    code = 0
+    try:
+        import deepspeed
+        import torch.distributed as dist
+
+        from infty.parallel import groups
+
+        torch.set_num_threads(1)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+        groups.initialize(tensor=tensor)
+        torch.save(function(*args), Path(folder) / f"result.{rank}")
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        (Path(folder) / f"error.{rank}").write_text(traceback.format_exc())
+        code = 1
+    os._exit(code)  # gloo's threads can abort an ordinary interpreter exit
