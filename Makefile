@@ -1,0 +1,48 @@
+# Two commands: `make demo` (the whole journey on a small real corpus) and `make test`.
+# Both make their own environment in $(VENV) and touch nothing else; run them as often as you like.
+
+PYTHON ?= python3
+VENV   ?= .venv-infty
+DEMO   ?= demo
+BOOKS  ?=
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.infty-installed
+
+.PHONY: help demo test lint env check clean
+
+help:
+	@echo "make demo          books in, trained model out, in about 10 minutes on 2 CPU cores"
+	@echo "                   BOOKS=folder  use your own .txt books;  DEMO=folder  where results go"
+	@echo "make test          run all tests"
+	@echo "make env           only make the environment ($(VENV));  VENV=folder, PYTHON=python3.12"
+	@echo "make lint          check style"
+	@echo "make clean         remove what these commands made ($(VENV), and $(DEMO) if the demo made it)"
+
+demo: $(STAMP)
+	@$(BIN)/python -m infty_tools.demo --folder "$(DEMO)" $(if $(BOOKS),--books "$(BOOKS)")
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest tests $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+
+env: $(STAMP)
+
+check:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: install Python 3.10 or newer, or name one: make demo PYTHON=/path/to/python3"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V): infty needs Python 3.10 or newer (make demo PYTHON=python3.12)"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)"; exit 2; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "error: a C++ compiler is missing: install one (Debian, Ubuntu: apt-get install g++)"; exit 2; }
+	@if [ -e "$(VENV)" ] && [ ! -e "$(VENV)/.infty" ]; then echo "error: $(VENV) exists and was not made by this Makefile; leaving it alone. Name another: make demo VENV=.venv2"; exit 2; fi
+
+$(STAMP): pyproject.toml | check
+	@echo "making the environment in $(VENV) (once; about 1.5 GB)"
+	@mkdir -p $(VENV) && touch $(VENV)/.infty
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mpi,test]'
+	@touch $(STAMP)
+
+clean:
+	@if [ -e "$(VENV)/.infty" ]; then rm -rf "$(VENV)"; fi
+	@if [ -e "$(DEMO)/.infty-demo" ]; then rm -rf "$(DEMO)"; fi

@@ -1,0 +1,57 @@
+"""The same training in every layout: real processes, gloo, DeepSpeed's ZeRO stages, against one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import multiprocess
+import pytest
+import torch
+from small import VARIANTS
+
+from infty.config import ModelConfig
+
+STEPS = 10
+SPLIT = replace(VARIANTS["llama"], kv_heads=4)  # four key/value heads can be split over four ranks
+
+
+def several(config: ModelConfig, layouts: list[dict]) -> list[dict]:
+    """Runs in every process: one layout after another."""
+    import layouts as module
+
+    return [module.train(config, STEPS, **layout) for layout in layouts]
+
+
+def check(config: ModelConfig, processes: int, layouts: list[dict]) -> None:
+    reference = multiprocess.run(1, several, config, [{"stage": 1}])[0][0]
+    assert reference["losses"][-1] < reference["losses"][0]
+    for results in multiprocess.run(processes, several, config, layouts):
+        for layout, result in zip(layouts, results):
+            same(reference, result, layout)
+
+
+def same(expected: dict, got: dict, layout: dict) -> None:
+    assert got["losses"] == pytest.approx(expected["losses"], rel=1e-5), layout
+    if layout["stage"] > 0:  # DeepSpeed reports no norm at stage 0 in fp32
+        assert got["norms"] == pytest.approx(expected["norms"], rel=2e-5), layout
+    for name, weight in expected["weights"].items():
+        # Adam divides by the root of the second moment: a gradient of rounding size still moves a weight by up to
+        # the learning rate, so weights are compared to a hundredth of one step of 1e-3.
+        torch.testing.assert_close(got["weights"][name], weight, rtol=1e-5, atol=1e-5,
+                                   msg=lambda m, n=name: f"{layout} {n}: {m}")
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["llama", "hidden", "per-head sticky"])
+def test_two_processes_train_as_one(name):
+    check(VARIANTS[name], 2, [
+        {"tensor": 2, "stage": 3}, {"tensor": 1, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}])
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["llama", "hidden-gpt2"])
+def test_four_processes_train_as_one(name):
+    config = SPLIT if name == "llama" else VARIANTS[name]
+    check(config, 4, [
+        {"tensor": 2, "stage": 3, "recompute": True}, {"tensor": 4, "stage": 3, "sequence": True},
+        {"tensor": 2, "stage": 2, "accumulation": 2}, {"tensor": 2, "stage": 0}])

@@ -1,0 +1,203 @@
+"""The language model in one process: chaining, causality, isolation of lanes, padding, recompute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small import GPT2, LLAMA, VARIANTS, window
+
+from infty.config import ModelConfig
+from infty.errors import UserError
+from infty.models.lm import InftyLM, check_divisible
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+
+def build(config: ModelConfig, seed: int = 1, **options) -> InftyLM:
+    torch.manual_seed(seed)
+    model = InftyLM(config, **options)
+    if config.memory is not None and config.memory.output_gate:  # starts at zero: the memory would not show
+        for block in model.blocks:
+            torch.nn.init.normal_(block.memory.output_gate)
+    return model
+
+
+def logits(model: InftyLM, batch: dict, state=None, **options):
+    state = model.initial_state(len(batch["tokens"])) if state is None else state
+    return model(batch["tokens"], batch["reset"], state, **options)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_one_window_equals_its_segments_one_by_one(config):
+    model, batch = build(config), window(config, lanes=3, segments=5)
+    with torch.no_grad():
+        whole, out = logits(model, batch)
+        state, parts = model.initial_state(3), []
+        for s in range(5):
+            one = {k: v[:, s:s + 1] for k, v in batch.items()}
+            part, step = logits(model, one, state)
+            state, parts = step.state, [*parts, part]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+    for name, tensor in out.state.tensors().items():
+        torch.testing.assert_close(state.tensors()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_no_logit_depends_on_a_later_token(config):
+    model, batch = build(config), window(config, lanes=1, segments=4, resets=0.0)
+    L, at = config.segment_length, 2 * config.segment_length + 3
+    with torch.no_grad():
+        before, _ = logits(model, batch)
+        changed = dict(batch, tokens=batch["tokens"].clone())
+        changed["tokens"].flatten()[at] = (changed["tokens"].flatten()[at] + 1) % config.vocab_size
+        after, _ = logits(model, changed)
+    before, after = (x.flatten(1, 2)[0] for x in (before, after))
+    assert torch.equal(before[:at], after[:at])
+    assert not torch.equal(before[at], after[at])
+    if config.memory is not None and config.memory.layers is None:  # the next segments hear of it
+        assert not torch.equal(before[3 * L:], after[3 * L:])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "hidden", "hidden-gpt2", "per-head sticky"])
+def test_memory_reaches_beyond_the_local_attention(name):
+    """A token three segments back, out of every local view, changes the logits only through the memory."""
+    config = replace(VARIANTS[name], layers=1)
+    model, batch = build(config), window(config, lanes=1, segments=5, resets=0.0)
+    changed = dict(batch, tokens=batch["tokens"].clone())
+    changed["tokens"][0, 0] = (changed["tokens"][0, 0] + 1) % config.vocab_size
+    with torch.no_grad():
+        with_memory = [logits(model, x)[0][0, 4] for x in (batch, changed)]
+        without = [logits(model, x, memory_enabled=False)[0][0, 4] for x in (batch, changed)]
+    assert not torch.equal(*with_memory)
+    assert torch.equal(*without)
+
+
+@pytest.mark.parametrize("name", ["llama", "hidden", "hidden-gpt2", "per-head sticky"])
+def test_a_reset_touches_its_own_lane_only(name):
+    config = VARIANTS[name]
+    model, batch = build(config), window(config, lanes=3, segments=4, resets=0.0)
+    reset = dict(batch, reset=batch["reset"].clone())
+    reset["reset"][1, 2] = True
+    with torch.no_grad():
+        (plain, out), (other, changed) = logits(model, batch), logits(model, reset)
+    for lane in (0, 2):
+        assert torch.equal(plain[lane], other[lane])
+        for name, tensor in out.state.tensors().items():
+            assert torch.equal(tensor[lane], changed.state.tensors()[name][lane]), name
+    assert torch.equal(plain[1, :2], other[1, :2]) and not torch.equal(plain[1, 2:], other[1, 2:])
+
+
+@pytest.mark.parametrize("name", ["llama", "hidden-gpt2", "per-head sticky"])
+def test_a_reset_lane_reads_as_a_new_one_even_after_nan(name):
+    config = VARIANTS[name]
+    model = build(config)
+    with torch.no_grad():
+        _, first = logits(model, window(config, lanes=2, segments=3))
+        poisoned = first.state.map(lambda x: x * float("nan") if x.is_floating_point() else x)
+        fresh = window(config, lanes=2, segments=3, seed=0)
+        expected, _ = logits(model, fresh)
+        got, _ = logits(model, fresh, poisoned)
+    assert torch.equal(expected, got)
+
+
+def test_state_carries_no_gradient_and_is_not_changed_in_place():
+    model, batch = build(LLAMA), window(LLAMA, lanes=2, segments=3)
+    state = model.initial_state(2)
+    copies = {k: v.clone() for k, v in state.tensors().items()}
+    loss, out = logits(model, batch, state, labels=batch["labels"])
+    loss.backward()
+    assert all(not t.requires_grad for t in out.state.tensors().values())
+    assert all(torch.equal(copies[k], v) for k, v in state.tensors().items())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "hidden", "per-head sticky", "some layers", "no memory"])
+def test_every_parameter_gets_a_gradient_even_with_an_empty_memory(name):
+    """ZeRO-3 gives an unused parameter a stale gradient, so all must take part in every window."""
+    model, batch = build(VARIANTS[name]), window(VARIANTS[name], lanes=2, segments=1)
+    loss, _ = logits(model, batch, labels=batch["labels"], weights=batch["weights"])
+    loss.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["untied", "tied"])
+def test_vocabulary_padding_does_not_change_the_loss(config):
+    losses = []
+    for multiple in (1, 8, 128):
+        model = build(replace(config, vocab_multiple=multiple))
+        batch = window(config, lanes=2, segments=3)
+        loss, _ = logits(model, batch, labels=batch["labels"], weights=batch["weights"])
+        loss.backward()
+        losses.append(loss.item())
+        rows = model.embedding.weight.grad[config.vocab_size:]
+        assert torch.count_nonzero(rows) == 0
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] == pytest.approx(losses[2], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "hidden-gpt2"])
+def test_recompute_gives_the_same_gradients(name):
+    config = replace(VARIANTS[name], dropout=0.1)
+    gradients = []
+    for recompute in (False, True):
+        model, batch = build(config, recompute=recompute), window(config, lanes=2, segments=3)
+        torch.manual_seed(5)
+        loss, _ = logits(model, batch, labels=batch["labels"])
+        loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "hidden", "constant"])
+def test_gradients_of_a_window_by_finite_differences(name):
+    """The loss of three segments, through the memory, against central differences in float64 directions."""
+    config = VARIANTS[name]
+    if config.memory.sticky != "off":  # quantiles are placed without gradient: hold them still
+        config = replace(config, memory=replace(config.memory, sticky="off"))
+    model, batch = build(config), window(config, lanes=2, segments=4, resets=0.0)
+
+    def value() -> float:
+        with torch.no_grad():
+            return logits(model, batch, labels=batch["labels"])[0].double().item()
+
+    loss, _ = logits(model, batch, labels=batch["labels"])
+    loss.backward()
+    g = torch.Generator().manual_seed(0)
+    for n, p in model.named_parameters():
+        direction = p.grad / p.grad.norm().clamp(min=1e-12) + 0.1 * torch.randn(p.shape, generator=g) / p.numel() ** 0.5
+        step = 1e-2 / max(1.0, p.grad.norm().item() ** 0.5)
+        with torch.no_grad():
+            p += step * direction
+            up = value()
+            p -= 2 * step * direction
+            down = value()
+            p += step * direction
+        expected, slope = (p.grad * direction).sum().item(), (up - down) / (2 * step)
+        assert slope == pytest.approx(expected, rel=3e-2, abs=2e-2), n
+
+
+def test_backprop_through_the_memory_can_be_switched_off():
+    """With it off, a token's influence on later segments carries no gradient; the loss is the same."""
+    losses, gradients = [], []
+    for backprop in (True, False):
+        config = replace(VARIANTS["hidden"], stm_length=0, memory=replace(VARIANTS["hidden"].memory, backprop=backprop))
+        model, batch = build(config), window(config, lanes=1, segments=3, resets=0.0)
+        batch["weights"][:, :2] = 0  # only the last segment's predictions count
+        loss, _ = logits(model, batch, labels=batch["labels"], weights=batch["weights"])
+        loss.backward()
+        first = set(batch["tokens"][0, :2].flatten().tolist()) - set(batch["tokens"][0, 2].flatten().tolist())
+        rows = model.embedding.weight.grad[sorted(first)]
+        losses.append(loss.item())
+        gradients.append(rows.abs().max().item())
+    assert losses[0] == losses[1]
+    assert gradients[0] > 0 and gradients[1] == 0
+
+
+@pytest.mark.parametrize("change, key", [
+    ({"heads": 5, "hidden_size": 40, "kv_heads": 5}, "model.heads"), ({"kv_heads": 1}, "model.kv_heads"),
+    ({"ffn_size": 33}, "model.ffn_size"), ({"vocab_multiple": 1}, "model.vocab_multiple"),
+])
+def test_a_model_that_cannot_be_split_names_the_key(change, key):
+    with pytest.raises(UserError, match=key):
+        check_divisible(replace(LLAMA, **change), tensor=2)
