@@ -1,0 +1,54 @@
+"""The basis functions of the continuous signal: normalised Gaussians on [0, 1]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class GaussianBasis(nn.Module):
+    """N Gaussians psi_j(t) = N(t; m_j, s_j^2): N/len(widths) even centres, ends included, each with every width.
+
+    Buffers `centers` and `widths` are float32 [N], ordered centre by centre as in the paper's code. They follow
+    the module to its device but stay float32 when a model is cast.
+    """
+
+    centers: Tensor
+    widths: Tensor
+
+    def __init__(self, size: int, widths: tuple[float, ...]) -> None:
+        super().__init__()
+        self.size, self.each = size, tuple(widths)
+        centers, spread = placement(size, self.each)
+        self.register_buffer("centers", centers.float(), persistent=False)
+        self.register_buffer("widths", spread.float(), persistent=False)
+
+    def evaluate(self, t: Tensor) -> Tensor:
+        """psi(t) for t [...]: float32 [..., N] (float64 for a float64 t)."""
+        exact = t.dtype == torch.float64
+        centers, widths = placement(self.size, self.each) if exact else (self.centers, self.widths)
+        return gaussian(t if exact else t.float(), centers.to(t.device), widths.to(t.device))
+
+    def _apply(self, fn, recurse: bool = True):  # noqa: ANN001, ANN202 - torch's signature
+        super()._apply(fn, recurse)
+        if self.centers.dtype != torch.float32:
+            device = self.centers.device
+            centers, widths = placement(self.size, self.each)
+            self.centers, self.widths = centers.float().to(device), widths.float().to(device)
+        return self
+
+
+def placement(size: int, widths: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Centres and widths of the basis functions, float64 [N] each."""
+    places = size // len(widths)
+    centers = torch.linspace(0, 1, places, dtype=torch.float64) if places > 1 else torch.tensor([0.5]).double()
+    return (centers.repeat_interleave(len(widths)),
+            torch.tensor(widths, dtype=torch.float64).repeat(places))
+
+
+def gaussian(t: Tensor, centers: Tensor, widths: Tensor) -> Tensor:
+    """N(t; centers, widths^2) for t [...]: [..., N], in t's dtype."""
+    z = (t.unsqueeze(-1) - centers) / widths
+    return torch.exp(-0.5 * z * z) / (widths * math.sqrt(2 * math.pi))

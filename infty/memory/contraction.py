@@ -1,0 +1,74 @@
+"""Contraction policies: how much of [0, 1] the old signal keeps at a write, and where the new tokens go.
+
+A policy is one function: segments written so far -> `Plan`. Where old samples are taken from is the warp's
+business (sticky.py); every policy works with every warp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One write, lane by lane. All tensors are [b]."""
+
+    keep: Tensor
+    """float32: the old signal goes to [0, keep]."""
+    end: Tensor
+    """float32: the new tokens go to (keep, end]; the rest stays zero."""
+    append: Tensor
+    """bool: the old signal stays as it is: it already lies in [0, keep]."""
+
+
+class Policy(Protocol):
+    """A contraction policy."""
+
+    def plan(self, written: Tensor) -> Plan:
+        """The write that follows `written` segments (int64 [b], at least 1 where the plan is used)."""
+        ...
+
+
+class Constant:
+    """The paper's: the old signal always keeps the share tau. Forgets exponentially."""
+
+    def __init__(self, keep: float) -> None:
+        self.keep = keep
+
+    def plan(self, written: Tensor) -> Plan:
+        keep = torch.full_like(written, self.keep, dtype=torch.float32)
+        return Plan(keep, torch.ones_like(keep), torch.zeros_like(written, dtype=torch.bool))
+
+
+class Uniform:
+    """Every segment of the document gets the same share: after k segments the old signal keeps k/(k+1)."""
+
+    def plan(self, written: Tensor) -> Plan:
+        keep = (written.double() / (written.double() + 1)).float()
+        return Plan(keep, torch.ones_like(keep), torch.zeros_like(written, dtype=torch.bool))
+
+
+class Doubling:
+    """Room for 1, 2, 4, ... segments: append while there is room, contract to one half when there is none.
+
+    A token is resampled log2(segments) times instead of once a segment.
+    """
+
+    def plan(self, written: Tensor) -> Plan:
+        count = written.clamp(min=1).double()
+        # Room before this write: the smallest power of two that holds `count` segments. Exact for any real count.
+        room = torch.exp2(torch.ceil(torch.log2(count)))
+        full = count >= room
+        room = torch.where(full, 2 * room, room)
+        return Plan((count / room).float(), ((count + 1) / room).float(), ~full)
+
+
+def policy(contraction: float | str) -> Policy:
+    """The policy a config names: a number in (0, 1), 'uniform' or 'doubling'."""
+    if isinstance(contraction, str):
+        return {"uniform": Uniform, "doubling": Doubling}[contraction]()
+    return Constant(contraction)

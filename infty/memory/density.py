@@ -1,0 +1,105 @@
+"""Reading: each query turns into a density over [0, 1], and the context is the expected signal under it.
+
+The functions here are for the Gaussian family. mu = sigmoid(s . w_mu), sigma^2 = softplus(s . w_sigma) + floor,
+with scores s = K q / sqrt(d) over the basis. As s . w = q . (w^T K) / sqrt(d), the keys are pooled over the basis
+first (one vector `key_mu` = w_mu^T K instead of N), and the L x N scores are never formed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infty.memory.basis import GaussianBasis
+
+
+def parameters(q: Tensor, key_mu: Tensor, key_sigma: Tensor, bias_mu: Tensor | float | None,
+               bias_sigma: Tensor | float | None, floor: float, clamp: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every query's density: float32 [..., h, T] each.
+
+    q [..., h, T, d]; pooled keys [..., h, d]; biases [h], a scalar or None. `floor` is added to the variance, or
+    with `clamp` is its lower bound (the paper).
+    """
+    scale = q.shape[-1] ** -0.5
+    # One product for both maps; float32 from here on, whatever the queries' precision.
+    keys = torch.stack([key_mu, key_sigma], -1).float()
+    raw = torch.matmul(q.float(), keys) * scale
+    mu = torch.sigmoid(_biased(raw[..., 0], bias_mu))
+    variance = F.softplus(_biased(raw[..., 1], bias_sigma))
+    return mu, variance.clamp(min=floor) if clamp else variance + floor
+
+
+def read(mu: Tensor, variance: Tensor, values: Tensor, basis: GaussianBasis) -> Tensor:
+    """The expected signal z = E[psi] values under N(mu, variance): float32 [..., T, d].
+
+    mu, variance [..., T]; values [..., N, d] (leading dimensions equal).
+    """
+    return read_plain(mu, variance, values, basis)
+
+
+def read_plain(mu: Tensor, variance: Tensor, values: Tensor, basis: GaussianBasis) -> Tensor:
+    """`read` as the formula says, through the T x N weights: the specification of every faster path."""
+    return torch.matmul(expectation(mu, variance, basis), values.to(_working(mu)))
+
+
+def expectation(mu: Tensor, variance: Tensor, basis: GaussianBasis) -> Tensor:
+    """E[psi_j] under N(mu, variance) = N(mu; m_j, variance + s_j^2): [..., T, N], float32 (or float64)."""
+    dtype = _working(mu)
+    mu, variance = mu.to(dtype).unsqueeze(-1), variance.to(dtype).unsqueeze(-1)
+    total = variance + basis.widths.to(dtype) ** 2
+    return torch.exp(-0.5 * (mu - basis.centers.to(dtype)) ** 2 / total) * torch.rsqrt(2 * math.pi * total)
+
+
+@torch.no_grad()
+def histogram(mu: Tensor, variance: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
+    """Where attention fell: the mean over tokens of each density's mass in `bins` even bins of [0, 1].
+
+    mu, variance [b, h, T]; weights [b, T] or None. Returns float32 [b, h, bins], rows sum to 1 (uniform where no
+    token has weight).
+    """
+    edges = torch.linspace(0, 1, bins + 1, device=mu.device)
+    mu, scale = mu.float(), torch.rsqrt(2 * variance.float())
+    below = torch.special.erf((edges - mu.unsqueeze(-1)) * scale.unsqueeze(-1))
+    if weights is None:
+        total = below.sum(-2)
+    else:
+        total = torch.einsum("bt,bhtd->bhd", weights.float(), below)
+    mass = total.diff(dim=-1).clamp(min=0)
+    whole = mass.sum(-1, keepdim=True)
+    return torch.where(whole > 0, mass / whole.clamp(min=1e-30), 1 / bins)
+
+
+def kl(mu: Tensor, variance: Tensor, sigma0: float) -> Tensor:
+    """Divergence of N(mu, variance) from N(mu, sigma0^2), elementwise: [..., T]. Source: the paper's code."""
+    ratio = variance / sigma0**2
+    return 0.5 * (ratio - torch.log(ratio) - 1)
+
+
+@torch.no_grad()
+def statistics(mu: Tensor, variance: Tensor, bins: int = 128) -> dict[str, Tensor]:
+    """Scalars to watch: mean mu, mean sigma, share of mass outside [0, 1], entropy over `bins` bins (nats).
+
+    The entropy is that of the mean density, at most log(bins).
+    """
+    mu, sigma = mu.float(), variance.float().sqrt()
+    inside = torch.special.ndtr((1 - mu) / sigma) - torch.special.ndtr(-mu / sigma)
+    mean = histogram(mu.reshape(1, 1, -1), variance.reshape(1, 1, -1), bins)
+    return {"mu": mu.mean(), "sigma": sigma.mean(), "outside": 1 - inside.mean(),
+            "entropy": torch.special.entr(mean).sum()}
+
+
+def _biased(raw: Tensor, bias: Tensor | float | None) -> Tensor:
+    """Add a bias that is a scalar or one a head to raw [..., h, T]."""
+    if bias is None:
+        return raw
+    if isinstance(bias, Tensor):
+        bias = bias.float().unsqueeze(-1) if bias.ndim else bias.float()
+    return raw + bias
+
+
+def _working(mu: Tensor) -> torch.dtype:
+    """float64 stays (tests, gradient checks); everything else is computed in float32."""
+    return torch.float64 if mu.dtype == torch.float64 else torch.float32

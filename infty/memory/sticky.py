@@ -1,0 +1,90 @@
+"""The warp: where the old signal is sampled when it is rewritten.
+
+`u` in [0, 1] says how far along its new room a sample lies; the warp answers where it is taken from. The
+identity gives the plain contraction. Sticky memories use the inverse distribution function of past attention,
+so that what was read much keeps much room. No gradient flows through a warp.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mixed(histogram: Tensor, explore: float) -> Tensor:
+    """The histogram [..., D] with a share `explore` of uniform mass mixed in. Rows sum to 1."""
+    return (1 - explore) * histogram + explore / histogram.shape[-1]
+
+
+@torch.no_grad()
+def quantiles(histogram: Tensor, u: Tensor) -> Tensor:
+    """Inverse distribution function of a density that is constant in each of D bins over [0, 1].
+
+    histogram float32 [..., D], rows sum to 1; u float32 [..., n] (leading dimensions broadcast).
+    Returns float32 [..., n]. A uniform histogram gives u back; bins without mass are stepped over.
+    """
+    bins = histogram.shape[-1]
+    histogram, u = _broadcast(histogram.double(), u.double())
+    # float64: cumulated mass must be monotone to the last bit, and 128 terms are nothing.
+    upper = histogram.cumsum(-1)
+    upper = upper / upper[..., -1:]
+    index = torch.searchsorted(upper, u.contiguous()).clamp(max=bins - 1)
+    top, mass = upper.gather(-1, index), histogram.gather(-1, index)
+    inside = torch.where(mass > 0, 1 - (top - u) / mass.clamp(min=1e-300), 1.0).clamp(0, 1)
+    return ((index + inside) / bins).float()
+
+
+@torch.no_grad()
+def multinomial(histogram: Tensor, u: Tensor, seeds: Tensor, samples: int) -> Tensor:
+    """The paper's warp: `samples` bins drawn with replacement, their left edges sorted; sample ceil(u*samples).
+
+    histogram float32 [b, g, D]; u float32 [b, 1 or g, n]; seeds int64 [b]. Returns float32 [b, g, n]. Draws
+    depend on a lane's seed and histogram alone: the same on every device and parallel layout.
+    """
+    bins = histogram.shape[-1]
+    upper = histogram.double().cumsum(-1)
+    upper = upper / upper[..., -1:]
+    draws = uniforms(seeds, samples)[:, None, :].expand(*histogram.shape[:2], samples)
+    edges = torch.searchsorted(upper, draws.contiguous(), right=True).clamp(max=bins - 1).sort(-1).values
+    # A share of a float32 u may lie a rounding error above the whole number it stands for.
+    rank = (torch.ceil(u.double() * samples - 1e-3).long() - 1).clamp(0, samples - 1)
+    return (edges.gather(-1, rank.expand(*histogram.shape[:2], -1)) / bins).float()
+
+
+def uniforms(seeds: Tensor, count: int) -> Tensor:
+    """float64 [b, count] in [0, 1): a counter-based generator (splitmix64), keyed by int64 seeds [b]."""
+    counter = torch.arange(1, count + 1, device=seeds.device)
+    bits = _splitmix(_splitmix(seeds)[:, None] + counter * _GOLDEN)
+    return _shift(bits, 11).double() * 2.0**-53
+
+
+def seed(run: int, document: Tensor, segment: Tensor, layer: int) -> Tensor:
+    """The seed of one layer's draw: int64 [b] from the run's seed, the document, the segment and the layer."""
+    key = _splitmix(document.long() + _wrapped(run * 0x9E3779B9))
+    return _splitmix(_splitmix(key + segment) + layer)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+
+
+def _splitmix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 on int64 (arithmetic wraps)."""
+    x = x + _GOLDEN
+    x = (x ^ _shift(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ _shift(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _wrapped(value: int) -> int:
+    value &= 2**64 - 1
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _broadcast(histogram: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    lead = torch.broadcast_shapes(histogram.shape[:-1], u.shape[:-1])
+    return histogram.expand(*lead, -1).contiguous(), u.expand(*lead, -1)
