@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -55,15 +55,14 @@ class DensityMaps(nn.Module):
         self.bias_mu = self.bias_sigma = None
         if memory.map_bias:
             position = (torch.arange(rows) + 0.5) / rows  # heads begin by looking at different places
-            self.bias_mu = self._parameter(torch.logit(position)[:, None])
-            spread = torch.full((rows, 1), math.log(math.expm1(INITIAL_SIGMA**2)))
-            self.bias_sigma = self._parameter(spread)
+            self.bias_mu = self._parameter(torch.logit(position))
+            self.bias_sigma = self._parameter(torch.full((rows,), math.log(math.expm1(INITIAL_SIGMA**2))))
 
     def _parameter(self, full: Tensor) -> nn.Parameter:
         return nn.Parameter(full) if self.shared else sharded_parameter(full)
 
     def forward(self, heads: int) -> dict[str, Tensor | None]:
-        """float32 weights [H/tp, N] and biases [H/tp, 1] of this rank's `heads`."""
+        """float32 weights [H/tp, N] and biases [H/tp] (or None) of this rank's `heads`."""
         return {name: self._expand(p, heads) for name, p in
                 (("mu", self.weight_mu), ("sigma", self.weight_sigma),
                  ("bias_mu", self.bias_mu), ("bias_sigma", self.bias_sigma))}
@@ -71,9 +70,8 @@ class DensityMaps(nn.Module):
     def _expand(self, p: Tensor | None, heads: int) -> Tensor | None:
         if p is None:
             return None
-        factor = self.scale if p.shape[1] > 1 else 1.0
-        p = p.float() * factor
-        return collectives.copy(p).expand(heads, -1) if self.shared else p
+        p = p.float() * (self.scale if p.dim() == 2 else 1.0)
+        return collectives.copy(p).expand(heads, *p.shape[1:]) if self.shared else p
 
 
 class LongTermMemory(nn.Module):
@@ -142,7 +140,13 @@ class LongTermMemory(nn.Module):
                 state = self.core.with_histogram(state, self._histogram(*place), state.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
             state = self.core.write(state, stream[:, :, s * L:(s + 1) * L], ready)
-        return self._read(places, torch.stack(values, 1), state, statistics), state
+        reading = self._read(places, torch.stack(values, 1), state, statistics)
+        return replace(reading, context=reading.context + self._nothing_from_the_gate()), state
+
+    def _nothing_from_the_gate(self) -> Tensor | float:
+        """Zero, but with a gradient for the gate: what a short window writes last, it does not read, and ZeRO-3 gives
+        a parameter that takes no part in a step a stale gradient."""
+        return 0.0 * (self.gate.weight.sum() + self.gate.bias.sum()) if self.memory.gate else 0.0
 
     def _keys_and_values(self, state: MemoryState, maps: dict) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Pooled keys for mu and sigma, float32 [b, K, G, d]; values [b, K, N, d] in the compute dtype."""

@@ -20,7 +20,7 @@ def build(config: ModelConfig, seed: int = 1, **options) -> InftyLM:
     model = InftyLM(config, **options)
     if config.memory is not None and config.memory.output_gate:  # starts at zero: the memory would not show
         for block in model.blocks:
-            torch.nn.init.normal_(block.memory.output_gate)
+            torch.nn.init.normal_(block.memory.output_gate, std=0.3)
     return model
 
 
@@ -151,7 +151,7 @@ def test_recompute_gives_the_same_gradients(name):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "hidden", "constant"])
 def test_gradients_of_a_window_by_finite_differences(name):
-    """The loss of three segments, through the memory, against central differences in float64 directions."""
+    """The loss of three segments, through the memory, against central differences."""
     config = VARIANTS[name]
     if config.memory.sticky != "off":  # quantiles are placed without gradient: hold them still
         config = replace(config, memory=replace(config.memory, sticky="off"))
@@ -166,14 +166,15 @@ def test_gradients_of_a_window_by_finite_differences(name):
     g = torch.Generator().manual_seed(0)
     for n, p in model.named_parameters():
         direction = p.grad / p.grad.norm().clamp(min=1e-12) + 0.1 * torch.randn(p.shape, generator=g) / p.numel() ** 0.5
-        step = 1e-2 / max(1.0, p.grad.norm().item() ** 0.5)
+        expected = (p.grad * direction).sum().item()
+        step = min(1e-2, 0.1 / abs(expected))  # a change of the loss well above its rounding, well below its bends
         with torch.no_grad():
             p += step * direction
             up = value()
             p -= 2 * step * direction
             down = value()
             p += step * direction
-        expected, slope = (p.grad * direction).sum().item(), (up - down) / (2 * step)
+        slope = (up - down) / (2 * step)
         assert slope == pytest.approx(expected, rel=3e-2, abs=2e-2), n
 
 

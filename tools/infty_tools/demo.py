@@ -1,0 +1,194 @@
+"""The whole journey on a small real corpus, as `make demo` runs it: every station is an ordinary `infty` command.
+
+Each station is skipped when its result is already there, so an interrupted demo goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from infty.errors import UserError
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
+MARKER = ".infty-demo"
+PROMPT = "KING. "
+# The generating process proves that the export stands alone: it cannot import what trained the model.
+GENERATE = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"infty", "infty_tools", "infty_pretrain", "deepspeed", "megatron"}:
+            raise ImportError(f"{name} is blocked: the export must stand alone")
+sys.meta_path.insert(0, Blocked())
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, prompt = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+torch.manual_seed(0)
+ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+out = model.generate(ids, max_new_tokens=120, do_sample=True, temperature=0.8, top_p=0.95)
+print(tokenizer.decode(out[0], skip_special_tokens=True))
+"""
+
+console = Console()
+
+
+def main() -> None:
+    """Entry point of `make demo`: `python -m infty_tools.demo --folder demo [--books FOLDER]`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes")
+    parser.add_argument("--books", type=Path, help="a folder with your own .txt books, instead of the default corpus")
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("overrides", nargs="*", help="changes to the config, such as run.steps=20")
+    arguments = parser.parse_args()
+    try:
+        Demo(arguments.folder, arguments.books, arguments.config, arguments.overrides).run()
+    except UserError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("\nstopped; `make demo` goes on from here")
+        sys.exit(130)
+
+
+class Demo:
+    """The stations in order, and what each leaves behind."""
+
+    def __init__(self, folder: Path, books: Path | None, config: Path, overrides: list[str]) -> None:
+        if books is not None and not books.is_dir():
+            raise UserError(f"BOOKS={books} is not a folder: give one that holds .txt books")
+        if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+            raise UserError(f"{folder} exists and was not made by the demo; leaving it alone. "
+                            "Name another folder: make demo DEMO=folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).touch()
+        self.folder, self.books, self.config, self.overrides = folder, books, config, overrides
+        self.dataset, self.run_folder, self.export = folder / "dataset", folder / "run", folder / "export"
+        self.started = time.time()
+
+    def run(self) -> None:
+        stations = (self.get_books, self.prepare, self.pretrain, self.evaluate, self.export_model, self.generate)
+        for number, station in enumerate(stations, 1):
+            console.rule(f"[bold]{number}/{len(stations)}  {station.__doc__.splitlines()[0]}")
+            station()
+        self.summary()
+
+    def get_books(self) -> None:
+        """Books"""
+        self._infty("books", "--output", self.folder / "books", *(["--books", self.books] if self.books else []))
+
+    def prepare(self) -> None:
+        """Tokenizer and memory-mapped dataset"""
+        self._infty("prepare", "--input", self.folder / "books" / "train", "--validation",
+                    self.folder / "books" / "validation", "--output", self.dataset, "--vocab-size", "2048")
+
+    def pretrain(self) -> None:
+        """Pretraining in two processes: tensor parallel 2, ZeRO-3; interrupted once, then resumed"""
+        if not self._metrics():
+            console.print("[dim]part one: stopped on purpose by a signal at about a third of the way[/dim]")
+            self._infty(*self._pretrain_command(), processes=2, interrupt_after=1 / 3)
+            console.print("[dim]part two: the same command again; it picks up where it stopped[/dim]")
+        self._infty(*self._pretrain_command(), processes=2)
+
+    def _pretrain_command(self) -> list[str | Path]:
+        return ["pretrain", "--config", self.config, f"run.folder={self.run_folder}",
+                f"data.train={self.dataset / 'train'}", f"data.validation={self.dataset / 'validation'}",
+                *self.overrides]
+
+    def evaluate(self) -> None:
+        """A held-out book, with the memory on and off"""
+        self._infty("evaluate", "--checkpoint", self.run_folder, "--data", self.dataset / "validation",
+                    "--output", self.folder / "evaluation.json")
+
+    def export_model(self) -> None:
+        """Hugging Face export"""
+        if self.export.exists():
+            console.print(f"already in {self.export}")
+            return
+        self._infty("export", "--checkpoint", self.run_folder, "--output", self.export)
+
+    def generate(self) -> None:
+        """A paragraph by plain transformers, in a process that cannot import infty, deepspeed or megatron"""
+        command = [sys.executable, "-c", GENERATE, str(self.export.resolve()), PROMPT]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, check=False)
+        if done.returncode:
+            raise UserError(f"generation from {self.export} failed:\n{done.stderr[-2000:]}")
+        console.print(Panel(done.stdout.strip(), title=f"after the prompt {PROMPT!r}", border_style="dim"))
+
+    def summary(self) -> None:
+        """What a newcomer wants to know, and the next command."""
+        rows = [r for r in self._metrics() if "loss" in r]
+        table = Table(show_header=False, box=None, padding=(0, 2))
+        table.add_row("training loss", f"{rows[0]['loss']:.3f} at step {rows[0]['step']}  →  "
+                                       f"{rows[-1]['loss']:.3f} at step {rows[-1]['step']}  (nats a token)")
+        for name, value in self._perplexities().items():
+            table.add_row(name, value)
+        speeds = sorted(r["tokens_per_second"] for r in rows if r.get("tokens_per_second"))
+        if speeds:
+            table.add_row("training speed", f"{speeds[len(speeds) // 2]:,.0f} tokens/s on this machine")
+        table.add_row("TensorBoard", f"{self._bin('tensorboard')} --logdir {shlex.quote(str(self.run_folder))}")
+        table.add_row("exported model", str(self.export))
+        table.add_row("this demo took", f"{(time.time() - self.started) / 60:.1f} minutes")
+        console.print(Panel(table, title="[bold]done", border_style="green"))
+        console.print("Next, write on from a beginning of your own:", highlight=False)
+        console.print(f"  {self._bin('infty')} generate --model {self.export} --prompt 'Once more unto the breach'",
+                      highlight=False, soft_wrap=True)
+
+    def _perplexities(self) -> dict[str, str]:
+        result = json.loads((self.folder / "evaluation.json").read_text())
+        return {f"held-out perplexity, memory {mode}": f"{result[mode]['perplexity']:.2f}" for mode in ("on", "off")}
+
+    def _metrics(self) -> list[dict]:
+        path = self.run_folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @staticmethod
+    def _bin(name: str) -> str:
+        path = Path(sys.executable).parent / name
+        return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+    def _infty(self, *arguments: str | Path, processes: int = 1, interrupt_after: float | None = None) -> None:
+        """Run one verb, shown as one would type it; a failure ends the demo with what it said."""
+        words = [str(a) for a in arguments]
+        console.print(textwrap.indent(f"$ infty {shlex.join(words)}", "  "), style="cyan", soft_wrap=True,
+                      highlight=False)
+        command = [sys.executable, "-m", "infty_tools", *words]
+        if processes > 1:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                       str(processes), "-m", "infty_tools", *words]
+        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+        process = subprocess.Popen(command, env=environment)
+        if interrupt_after is not None:
+            self._interrupt(process, interrupt_after)
+        code = process.wait()
+        if code and interrupt_after is None:
+            raise UserError(f"`infty {words[0]}` ended with status {code}; what it said is above. "
+                            "Once that is mended, `make demo` goes on from here")
+
+    def _interrupt(self, process: subprocess.Popen, share: float) -> None:
+        """Ask a running `pretrain` to stop, as a cluster would, when this share of its steps is done."""
+        while process.poll() is None:
+            rows = self._metrics()
+            if rows and rows[-1]["step"] >= share * rows[-1]["steps"]:
+                (self.run_folder / "stop").touch()
+                return
+            time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    main()
