@@ -19,13 +19,13 @@ class MemoryConfig:
     ridge: float = 0.5
     """Ridge penalty of the regression [lambda]."""
     signal: Literal["heads", "hidden"] = "heads"
-    """What is stored: each head's own keys and values, or the head's slice of the hidden state (the paper)."""
+    """What is stored: each head's own keys and values, or its slice of the hidden state (the paper)."""
     content: Literal["normed", "residual"] = "normed"
     """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
     contraction: float | Literal["uniform", "doubling"] = "uniform"
     """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy."""
     sticky: Literal["off", "quantile", "multinomial"] = "quantile"
-    """How old samples are placed: evenly, at the quantiles of past attention, or drawn from it (the paper)."""
+    """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper)."""
     sticky_heads: Literal["shared", "per_head"] = "shared"
     """One density of past attention for the layer, or one for each head (needs `signal: heads`)."""
     bins: int = 128
@@ -34,6 +34,8 @@ class MemoryConfig:
     """Uniform mass mixed into that density, so that nothing unread vanishes at once."""
     samples: int | None = None
     """Samples of the old signal taken at each write [M]; None: as many as basis functions."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Arithmetic of a write. The basis is ill-conditioned: float32 costs about 5e-5 of what is read back."""
     density: Literal["gaussian", "truncated", "sparsemax", "gibbs"] = "gaussian"
     """The family of read densities."""
     maps: Literal["per_head", "shared"] = "per_head"
@@ -42,8 +44,10 @@ class MemoryConfig:
     """Give the maps a bias, so that densities start inside [0, 1]. The paper has none."""
     sigma_floor: float = 1e-4
     """Added to the variance of every read density."""
+    sigma_clamp: bool = False
+    """Take sigma_floor as a lower bound of the variance (the paper) instead of adding it."""
     gate: bool = False
-    """With `signal: hidden`: gate new tokens by sigmoid(conv over 3 tokens) before they are written (the paper)."""
+    """With `signal: hidden`: new tokens pass a gate sigmoid(conv over 3 tokens) first (the paper)."""
     output_gate: bool = False
     """Scale each head's output by a learned gate that starts at zero: a memory added to a trained model."""
     backprop: bool = True
@@ -59,7 +63,8 @@ class MemoryConfig:
         """Raises UserError for a value that cannot work, naming the key as it is written in a config."""
         _require(self.basis > 0 and self.basis % max(1, len(self.widths)) == 0, "basis",
                  f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})")
-        _require(len(self.widths) > 0 and all(w > 0 for w in self.widths), "widths", "need at least one, all > 0")
+        _require(len(self.widths) > 0 and all(w > 0 for w in self.widths), "widths",
+                 "need at least one, all > 0")
         _require(self.ridge > 0, "ridge", f"{self.ridge} must be > 0")
         if not isinstance(self.contraction, str):
             _require(0 < self.contraction < 1, "contraction", f"{self.contraction} must lie between 0 and 1")

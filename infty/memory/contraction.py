@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Plan:
-    """One write, lane by lane. All tensors are [b]."""
+    """One write, lane by lane. All tensors are [b], float64 or bool."""
 
     keep: Tensor
-    """float32: the old signal goes to [0, keep]."""
+    """The old signal goes to [0, keep]."""
     end: Tensor
-    """float32: the new tokens go to (keep, end]; the rest stays zero."""
+    """The new tokens go to (keep, end]; the rest stays zero."""
     append: Tensor
-    """bool: the old signal stays as it is: it already lies in [0, keep]."""
+    """The old signal stays as it is: it already lies in [0, keep]."""
 
 
 class Policy(Protocol):
@@ -40,7 +40,7 @@ class Constant:
         self.keep = keep
 
     def plan(self, written: Tensor) -> Plan:
-        keep = torch.full_like(written, self.keep, dtype=torch.float32)
+        keep = torch.full_like(written, self.keep, dtype=torch.float64)
         return Plan(keep, torch.ones_like(keep), torch.zeros_like(written, dtype=torch.bool))
 
 
@@ -48,7 +48,7 @@ class Uniform:
     """Every segment of the document gets the same share: after k segments the old signal keeps k/(k+1)."""
 
     def plan(self, written: Tensor) -> Plan:
-        keep = (written.double() / (written.double() + 1)).float()
+        keep = written.double() / (written.double() + 1)
         return Plan(keep, torch.ones_like(keep), torch.zeros_like(written, dtype=torch.bool))
 
 
@@ -60,11 +60,11 @@ class Doubling:
 
     def plan(self, written: Tensor) -> Plan:
         count = written.clamp(min=1).double()
-        # Room before this write: the smallest power of two that holds `count` segments. Exact for any real count.
+        # Room before this write: the smallest power of two that holds `count` segments. Exact.
         room = torch.exp2(torch.ceil(torch.log2(count)))
         full = count >= room
         room = torch.where(full, 2 * room, room)
-        return Plan((count / room).float(), ((count + 1) / room).float(), ~full)
+        return Plan(count / room, (count + 1) / room, ~full)
 
 
 def policy(contraction: float | str) -> Policy:

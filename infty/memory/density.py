@@ -1,8 +1,8 @@
 """Reading: each query turns into a density over [0, 1], and the context is the expected signal under it.
 
-The functions here are for the Gaussian family. mu = sigmoid(s . w_mu), sigma^2 = softplus(s . w_sigma) + floor,
-with scores s = K q / sqrt(d) over the basis. As s . w = q . (w^T K) / sqrt(d), the keys are pooled over the basis
-first (one vector `key_mu` = w_mu^T K instead of N), and the L x N scores are never formed.
+The functions here are for the Gaussian family: mu = sigmoid(s . w_mu), sigma^2 = softplus(s . w_sigma) +
+floor, with scores s = K q / sqrt(d) over the basis. As s . w = q . (w^T K) / sqrt(d), the keys are pooled
+over the basis first (one vector `key_mu` = w_mu^T K instead of N), and the L x N scores are never formed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def parameters(q: Tensor, key_mu: Tensor, key_sigma: Tensor, bias_mu: Tensor | f
                bias_sigma: Tensor | float | None, floor: float, clamp: bool = False) -> tuple[Tensor, Tensor]:
     """Mean and variance of every query's density: float32 [..., h, T] each.
 
-    q [..., h, T, d]; pooled keys [..., h, d]; biases [h], a scalar or None. `floor` is added to the variance, or
-    with `clamp` is its lower bound (the paper).
+    q [..., h, T, d]; pooled keys [..., h, d]; biases [h], a scalar or None. `floor` is added to the variance,
+    or with `clamp` is its lower bound (the paper).
     """
     scale = q.shape[-1] ** -0.5
     # One product for both maps; float32 from here on, whatever the queries' precision.
@@ -57,19 +57,18 @@ def expectation(mu: Tensor, variance: Tensor, basis: GaussianBasis) -> Tensor:
 def histogram(mu: Tensor, variance: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
     """Where attention fell: the mean over tokens of each density's mass in `bins` even bins of [0, 1].
 
-    mu, variance [b, h, T]; weights [b, T] or None. Returns float32 [b, h, bins], rows sum to 1 (uniform where no
-    token has weight).
+    mu, variance [b, h, T]; weights [b, T] or None. Returns float32 [b, h, bins], rows sum to 1 (uniform where
+    no token has weight).
     """
     edges = torch.linspace(0, 1, bins + 1, device=mu.device)
     mu, scale = mu.float(), torch.rsqrt(2 * variance.float())
     below = torch.special.erf((edges - mu.unsqueeze(-1)) * scale.unsqueeze(-1))
-    if weights is None:
-        total = below.sum(-2)
-    else:
-        total = torch.einsum("bt,bhtd->bhd", weights.float(), below)
-    mass = total.diff(dim=-1).clamp(min=0)
+    if weights is not None:
+        below = below * weights.float()[:, None, :, None]
+    # A bin's mass is a small difference of large sums: float64 for the sums.
+    mass = below.sum(-2, dtype=torch.float64).diff(dim=-1).clamp(min=0)
     whole = mass.sum(-1, keepdim=True)
-    return torch.where(whole > 0, mass / whole.clamp(min=1e-30), 1 / bins)
+    return torch.where(whole > 0, mass / whole.clamp(min=1e-30), 1 / bins).float()
 
 
 def kl(mu: Tensor, variance: Tensor, sigma0: float) -> Tensor:

@@ -1,9 +1,9 @@
 """Ridge regression of samples onto the basis, solved once in float64: the operators of every write.
 
 B = G^T x with G = F^T (F F^T + lambda I)^-1 and F = [psi(t_1) ... psi(t_P)]. The signal is taken to be zero
-outside [0, 1]: the sample positions are continued half a unit to both sides, with zeros there, and the rows of G
-that belong to those zeros are dropped. F F^T + lambda I has a condition number of about 5e5 for the paper's
-basis of 512, so that a float32 inverse is off by a percent: hence float64 and a Cholesky factorisation.
+outside [0, 1]: the sample positions are continued half a unit to both sides, with zeros there, and the rows
+of G that belong to those zeros are dropped. F F^T + lambda I has a condition number of about 5e5 for the
+paper's basis of 512, so that a float32 inverse is off by a percent: hence float64 and a Cholesky factorisation.
 Every function is cached by its arguments, so that the layers of a model share one solution.
 """
 
@@ -21,7 +21,7 @@ from infty.memory.basis import gaussian, placement
 def first_write(size: int, widths: tuple[float, ...], ridge: float, length: int) -> Tensor:
     """G of `length` tokens that fill an empty memory, at (i - 1/2) / length: float64 [length, N]."""
     inside = centers_of_cells(length)
-    # Continued with the same spacing to half a unit either side (the paper: l/2 points each, (l-1)/2 if l is odd).
+    # Continued with the same spacing to half a unit either side (paper: l/2 points each, (l-1)/2 for odd l).
     beyond = torch.arange(length // 2, dtype=torch.float64)
     left, right = -(beyond.flip(0) + 0.5) / length, 1 + (beyond + 0.5) / length
     return ridge_operator(size, widths, ridge, left, inside, right)

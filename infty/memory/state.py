@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MemoryState:
-    """The signal of one layer. An empty memory is the zero signal with a uniform histogram, not an absent one."""
+    """The signal of one layer. An empty memory is the zero signal with a uniform histogram."""
 
     coefficients: Tensor
     """float32 [b, h, N, c]: coefficients B of the basis functions, one signal a lane and head."""

@@ -20,8 +20,8 @@ def mixed(histogram: Tensor, explore: float) -> Tensor:
 def quantiles(histogram: Tensor, u: Tensor) -> Tensor:
     """Inverse distribution function of a density that is constant in each of D bins over [0, 1].
 
-    histogram float32 [..., D], rows sum to 1; u float32 [..., n] (leading dimensions broadcast).
-    Returns float32 [..., n]. A uniform histogram gives u back; bins without mass are stepped over.
+    histogram [..., D], rows sum to 1; u [..., n] (leading dimensions broadcast). Returns float64 [..., n].
+    A uniform histogram gives u back; bins without mass are stepped over.
     """
     bins = histogram.shape[-1]
     histogram, u = _broadcast(histogram.double(), u.double())
@@ -31,14 +31,14 @@ def quantiles(histogram: Tensor, u: Tensor) -> Tensor:
     index = torch.searchsorted(upper, u.contiguous()).clamp(max=bins - 1)
     top, mass = upper.gather(-1, index), histogram.gather(-1, index)
     inside = torch.where(mass > 0, 1 - (top - u) / mass.clamp(min=1e-300), 1.0).clamp(0, 1)
-    return ((index + inside) / bins).float()
+    return (index + inside) / bins
 
 
 @torch.no_grad()
 def multinomial(histogram: Tensor, u: Tensor, seeds: Tensor, samples: int) -> Tensor:
-    """The paper's warp: `samples` bins drawn with replacement, their left edges sorted; sample ceil(u*samples).
+    """The paper's warp: `samples` bins drawn with replacement, left edges sorted, read at ceil(u*samples).
 
-    histogram float32 [b, g, D]; u float32 [b, 1 or g, n]; seeds int64 [b]. Returns float32 [b, g, n]. Draws
+    histogram [b, g, D]; u [b, 1 or g, n]; seeds int64 [b]. Returns float64 [b, g, n]. Draws
     depend on a lane's seed and histogram alone: the same on every device and parallel layout.
     """
     bins = histogram.shape[-1]
@@ -46,9 +46,9 @@ def multinomial(histogram: Tensor, u: Tensor, seeds: Tensor, samples: int) -> Te
     upper = upper / upper[..., -1:]
     draws = uniforms(seeds, samples)[:, None, :].expand(*histogram.shape[:2], samples)
     edges = torch.searchsorted(upper, draws.contiguous(), right=True).clamp(max=bins - 1).sort(-1).values
-    # A share of a float32 u may lie a rounding error above the whole number it stands for.
-    rank = (torch.ceil(u.double() * samples - 1e-3).long() - 1).clamp(0, samples - 1)
-    return (edges.gather(-1, rank.expand(*histogram.shape[:2], -1)) / bins).float()
+    # u*samples may lie a rounding error above the whole number it stands for.
+    rank = (torch.ceil(u.double() * samples - 1e-6).long() - 1).clamp(0, samples - 1)
+    return edges.gather(-1, rank.expand(*histogram.shape[:2], -1)).double() / bins
 
 
 def uniforms(seeds: Tensor, count: int) -> Tensor:
@@ -59,7 +59,7 @@ def uniforms(seeds: Tensor, count: int) -> Tensor:
 
 
 def seed(run: int, document: Tensor, segment: Tensor, layer: int) -> Tensor:
-    """The seed of one layer's draw: int64 [b] from the run's seed, the document, the segment and the layer."""
+    """The seed of one layer's draw, int64 [b], from the run's seed, the document, segment and layer."""
     key = _splitmix(document.long() + _wrapped(run * 0x9E3779B9))
     return _splitmix(_splitmix(key + segment) + layer)
 
