@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.memory.state import MemoryState
-from infty.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal
 from infty.layers.positions import rotary_angles, rotate
-from infty.config import ModelConfig
 from infty.parallel import groups, randomness
 
 

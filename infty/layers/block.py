@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infty.layers.attention import LocalAttention
-from infty.layers.memory import LongTermMemory, Reading
-from infty.layers.mlp import MLP
 from infty.config import ModelConfig
-from infty.state import LayerState
+from infty.layers.attention import LocalAttention
+from infty.layers.memory import LongTermMemory
+from infty.layers.mlp import MLP
 from infty.parallel.region import Region, mark_stream
+from infty.state import LayerState
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, state: LayerState, how: Pass) -> tuple[Tensor, Tensor | None, tuple]:
         """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, divergence [b, T], (state, figures)).
 
-        The last item carries no gradient out of the window.
+        The state carries no gradient out of the window.
         """
         h = self.region.enter(self.attention_norm(x))
         q, keys, values = self.attention.project(h)
@@ -57,18 +57,19 @@ class Block(nn.Module):
             keys, values = (torch.cat([old.to(new.dtype), new], 2) for old, new in
                             ((state.stm_key, keys), (state.stm_value, values)))
         partial = self.attention.out(self.attention(q, keys, values, how.seen))
-        reading, pending, memory = None, None, None
+        divergence, figures, pending, memory = None, None, None, None
         if self.memory is not None:
             stream = self._stream(h, x, keys, values, state)
-            reading, memory = self.memory(q, stream, how.seen, state.memory, enabled=how.memory_enabled,
-                                          statistics=how.statistics)
-            partial = partial + self.memory.out(reading.context.to(partial.dtype))
+            context, divergence, figures, memory = self.memory(
+                q, stream, how.seen, state.memory, enabled=how.memory_enabled, statistics=how.statistics)
+            partial = partial + self.memory.out(context.to(partial.dtype))
             pending = self._tail(stream) if state.pending is not None else None
         x = self._add(x, partial, self.attention.out.bias)
         h = self.region.enter(self.mlp_norm(x))
         x = self._add(x, self.mlp(h), self.mlp.out.bias)
         stm = (self._tail(keys), self._tail(values)) if self.stm else (None, None)
-        return x, *self._results(reading, LayerState(memory, pending, *stm))
+        new_state = LayerState(memory, pending, *stm).map(Tensor.detach)
+        return x, divergence, (new_state, figures)
 
     def _stream(self, h: Tensor, x: Tensor, keys: Tensor, values: Tensor, state: LayerState) -> Tensor:
         """What the memory will write, in order: [b, heads, (D+S)*L, c]."""
@@ -87,10 +88,3 @@ class Block(nn.Module):
         if bias is not None:
             y = y + bias
         return x + F.dropout(y, self.dropout, self.training)
-
-    @staticmethod
-    def _results(reading: Reading | None, state: LayerState) -> tuple[Tensor | None, tuple]:
-        divergence = None if reading is None else reading.divergence
-        figures = None if reading is None else reading.statistics
-        return divergence, (state.map(lambda t: t.detach()), figures)
-

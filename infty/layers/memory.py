@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal, sharded_parameter
 from infty.memory import density
 from infty.memory.memory import ContinuousMemory
 from infty.memory.state import MemoryState
-from infty.config import ModelConfig
 from infty.parallel import collectives, groups
 
 # Spread of a fresh density that has a bias: its standard deviation is about this share of the document.
 INITIAL_SIGMA = 0.05
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a pass over a window's segments yields, beside the new state."""
-
-    context: Tensor
-    """[T, b, H/tp * d]: what each token's heads read."""
-    divergence: Tensor | None
-    """float32 [b, T]: divergence of the read densities from their prior, mean over all heads; None if unused."""
-    statistics: dict[str, Tensor] | None
-    """Scalars for monitoring; None unless asked for."""
 
 
 class DensityMaps(nn.Module):
@@ -117,8 +104,12 @@ class LongTermMemory(nn.Module):
         return torch.cat([before, h, after], -1).flatten(0, 1)
 
     def forward(self, q: Tensor, stream: Tensor, seen: Tensor, state: MemoryState, *, enabled: bool = True,
-                statistics: bool = False) -> tuple[Reading, MemoryState]:
+                statistics: bool = False) -> tuple[Tensor, Tensor | None, dict[str, Tensor] | None, MemoryState]:
         """Read and write all segments of a window.
+
+        Returns, as a plain tuple (ZeRO-3 finds the tensors that need a backward hook in tuples and dicts only): what
+        each token's heads read [T, b, H/tp * d]; the divergence of the read densities from their prior, mean over all
+        heads, float32 [b, T], or None if unused; scalars for monitoring, or None unless asked for; the new state.
 
         q [b, K/tp, G, T, d]; stream [b, h, (D+S)*L, c] begins with the D segments that are not yet written; seen
         int64 [b, S] is the number of segments of its document before each segment. `enabled=False` reads an empty
@@ -140,8 +131,10 @@ class LongTermMemory(nn.Module):
                 state = self.core.with_histogram(state, self._histogram(*place), state.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
             state = self.core.write(state, stream[:, :, s * L:(s + 1) * L], ready)
-        reading = self._read(places, torch.stack(values, 1), state, statistics)
-        return replace(reading, context=reading.context + self._nothing_from_the_gate()), state
+        mu, variance = (torch.stack(x, 1) for x in zip(*places))  # [b, S, H/tp, L]
+        context = self._read(mu, variance, torch.stack(values, 1)) + self._nothing_from_the_gate()
+        figures = self._statistics(mu, variance, state) if statistics else None
+        return context, self._divergence(mu, variance), figures, state
 
     def _nothing_from_the_gate(self) -> Tensor | float:
         """Zero, but with a gradient for the gate: what a short window writes last, it does not read, and ZeRO-3 gives
@@ -176,22 +169,21 @@ class LongTermMemory(nn.Module):
                 return p.unflatten(1, (self.signal_heads, -1)).mean(2)
             return collectives.sum_(p.sum(1, keepdim=True)) / self.config.heads
 
-    def _read(self, places: list, values: Tensor, state: MemoryState, statistics: bool) -> Reading:
-        """One read for all segments: values [b, S, K, N, d]."""
-        mu, variance = (torch.stack(x, 1) for x in zip(*places))  # [b, S, H/tp, L]
+    def _read(self, mu: Tensor, variance: Tensor, values: Tensor) -> Tensor:
+        """One read for all segments: densities [b, S, H/tp, L], values [b, S, K, N, d] -> [T, b, H/tp * d]."""
         b, S, H, L = mu.shape
         grouped = (b, S, self.kv_heads, self.group * L)
         z = density.read(mu.reshape(grouped), variance.reshape(grouped), values, self.core.basis)
         z = z.reshape(b, S, H, L, -1)
         if self.memory.output_gate:
             z = z * self.output_gate.float()[:, None, None]
-        context = z.permute(1, 3, 0, 2, 4).reshape(S * L, b, -1)
-        divergence = None
-        if self.memory.kl_weight > 0:
-            total = density.kl(mu, variance, self.memory.kl_sigma).sum(2).flatten(1)
-            divergence = collectives.reduce(total) / self.config.heads
-        figures = self._statistics(mu, variance, state) if statistics else None
-        return Reading(context, divergence, figures)
+        return z.permute(1, 3, 0, 2, 4).reshape(S * L, b, -1)
+
+    def _divergence(self, mu: Tensor, variance: Tensor) -> Tensor | None:
+        if self.memory.kl_weight == 0:
+            return None
+        total = density.kl(mu, variance, self.memory.kl_sigma).sum(2).flatten(1)
+        return collectives.reduce(total) / self.config.heads
 
     @torch.no_grad()
     def _statistics(self, mu: Tensor, variance: Tensor, state: MemoryState) -> dict[str, Tensor]:

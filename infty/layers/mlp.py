@@ -7,8 +7,8 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal
 from infty.config import ModelConfig
+from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal
 
 
 class MLP(nn.Module):

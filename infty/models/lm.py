@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.layers.block import Block, Pass, make_norm
 from infty.layers.linear import ColumnParallelLinear, VocabParallelEmbedding, normal
-from infty.config import ModelConfig
-from infty.state import LaneState, LayerState
 from infty.parallel import groups, randomness
 from infty.parallel.region import Region
+from infty.state import LaneState, LayerState
 
 
 @dataclass(frozen=True)

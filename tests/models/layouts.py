@@ -56,7 +56,8 @@ def _engine(model: InftyLM, stage: int, accumulation: int) -> deepspeed.DeepSpee
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
         "zero_allow_untested_optimizer": True, "steps_per_print": 10**9,
     }
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    # A large eps: with the usual one Adam turns a gradient of rounding size into a whole step, and hides differences.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3)
     return deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=model.parameters(),
                                 config=settings, mpu=groups.MPU())[0]
 

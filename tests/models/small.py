@@ -36,9 +36,10 @@ def window(config: ModelConfig, lanes: int, segments: int, seed: int = 0, resets
     reset = torch.rand(lanes, segments, generator=g) < resets
     if seed == 0:
         reset[:, 0] = True
+    tokens = torch.randint(0, config.vocab_size, shape, generator=g)
     return {
-        "tokens": torch.randint(0, config.vocab_size, shape, generator=g),
-        "labels": torch.randint(0, config.vocab_size, shape, generator=g),
+        "tokens": tokens,
+        "labels": (5 * tokens + 3) % config.vocab_size,  # something that can be learnt in a few steps
         "weights": (torch.rand(shape, generator=g) < 0.9).float(),
         "reset": reset,
     }
