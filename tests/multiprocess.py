@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def run(world: int, function: Callable[..., Any], *args: Any, tensor: int = 1, t
 def _worker(rank: int, world: int, tensor: int, folder: str, function: Callable, args: tuple) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1",
                       DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    warnings.filterwarnings("ignore")  # deprecations of libraries among each other
     code = 0
     try:
         import deepspeed

@@ -16,14 +16,14 @@ LANES = 4
 
 
 def train(config: ModelConfig, steps: int, *, tensor: int = 1, stage: int = 0, sequence: bool = False,
-          recompute: bool = False, accumulation: int = 1, segments: int = 3) -> dict:
+          recompute: bool = False, accumulation: int = 1, segments: int = 3, bf16: bool = False) -> dict:
     """Losses, gradient norms and final weights (whole, by name) of `steps` steps; the state is carried along."""
     groups.destroy()
     groups.initialize(tensor=tensor)
     torch.manual_seed(1)
     model = InftyLM(config, sequence_parallel=sequence, recompute=recompute)
     region.sum_stream_gradients(model, model.region)
-    engine = _engine(model, stage, accumulation)
+    engine = _engine(model, stage, accumulation, bf16)
     lanes = LANES // groups.data_size() // accumulation
     states = [model.initial_state(lanes) for _ in range(accumulation)]
     losses, norms = [], []
@@ -50,11 +50,11 @@ def train(config: ModelConfig, steps: int, *, tensor: int = 1, stage: int = 0, s
     return result
 
 
-def _engine(model: InftyLM, stage: int, accumulation: int) -> deepspeed.DeepSpeedEngine:
+def _engine(model: InftyLM, stage: int, accumulation: int, bf16: bool) -> deepspeed.DeepSpeedEngine:
     settings = {
         "train_batch_size": LANES, "gradient_accumulation_steps": accumulation, "gradient_clipping": 1.0,
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
-        "zero_allow_untested_optimizer": True, "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True, "steps_per_print": 10**9, "bf16": {"enabled": bf16},
     }
     # A large eps: with the usual one Adam turns a gradient of rounding size into a whole step, and hides differences.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3)
