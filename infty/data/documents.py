@@ -1,0 +1,120 @@
+"""A prepared dataset: one memory-mapped file of tokens, one document a book, and the tokenizer that made it.
+
+| file | what it holds |
+|---|---|
+| `tokens.bin`, `tokens.idx` | the tokens, in megatron-core's IndexedDataset format; one sequence = one document |
+| `dataset.json` | counts, names, fingerprints of data and tokenizer: `DatasetInfo` |
+| `tokenizer/` | the tokenizer's own files |
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infty.data.tokenizer import Tokenizer
+from infty.errors import UserError
+
+INFO, PREFIX, TOKENIZER = "dataset.json", "tokens", "tokenizer"
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a dataset without reading its tokens."""
+
+    documents: int
+    tokens: int
+    dtype: str
+    vocab_size: int
+    fingerprint: str
+    """sha256 over all tokens and document lengths."""
+    tokenizer_fingerprint: str
+    words: int
+    """White-space separated words in the texts, for perplexity per word."""
+    names: list[str]
+    word_counts: list[int] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    """What was left out and why."""
+
+    def save(self, folder: Path) -> None:
+        (folder / INFO).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+class Documents:
+    """Read access to a prepared dataset. Nothing is held in memory but the index."""
+
+    def __init__(self, folder: Path, info: DatasetInfo, index: Any) -> None:
+        self.folder, self.info, self._index = folder, info, index
+        self.lengths = np.asarray(index.sequence_lengths, dtype=np.int64)
+        self._tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Documents:
+        """Open a dataset and check that it is whole. Raises UserError saying what is missing or cut short."""
+        folder = Path(folder)
+        info = _read_info(folder)
+        for suffix in ("bin", "idx"):
+            if not (folder / f"{PREFIX}.{suffix}").is_file():
+                raise UserError(f"{folder}: {PREFIX}.{suffix} is missing; prepare the dataset again")
+        size, itemsize = (folder / f"{PREFIX}.bin").stat().st_size, np.dtype(info.dtype).itemsize
+        if size != info.tokens * itemsize:
+            raise UserError(f"{folder}/{PREFIX}.bin holds {size} bytes where {info.tokens * itemsize} are expected: "
+                            "it was cut short or changed; prepare the dataset again or copy it again")
+        from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+        try:
+            index = IndexedDataset(str(folder / PREFIX), multimodal=False, mmap=True)
+            lengths = np.asarray(index.sequence_lengths, dtype=np.int64)
+        except Exception as error:
+            raise UserError(f"{folder}/{PREFIX}.idx cannot be read ({error}); prepare the dataset again") from error
+        if len(lengths) != info.documents or int(lengths.sum()) != info.tokens:
+            raise UserError(f"{folder}/{PREFIX}.idx does not match {INFO}: prepare the dataset again")
+        return cls(folder, info, index)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.info.fingerprint
+
+    @property
+    def names(self) -> list[str]:
+        return self.info.names
+
+    @property
+    def vocab_size(self) -> int:
+        return self.info.vocab_size
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Loaded when first asked for; checked against the fingerprint the dataset was made with."""
+        if self._tokenizer is None:
+            tokenizer = Tokenizer.load(self.folder / TOKENIZER)
+            if tokenizer.fingerprint != self.info.tokenizer_fingerprint:
+                raise UserError(f"{self.folder / TOKENIZER} is not the tokenizer this dataset was made with; "
+                                "put the right one back or prepare the dataset again")
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def read(self, document: int, start: int, stop: int) -> np.ndarray:
+        """Tokens start..stop-1 of a document, int64."""
+        return self._index.get(document, offset=start, length=stop - start).astype(np.int64)
+
+
+def _read_info(folder: Path) -> DatasetInfo:
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: prepare a dataset first (infty prepare --input BOOKS --output DATA)")
+    path = folder / INFO
+    if not path.is_file():
+        inner = sorted(p.parent.name for p in folder.glob(f"*/{INFO}"))
+        hint = f"; did you mean {folder / inner[0]}?" if inner else " (infty prepare makes one)"
+        raise UserError(f"{folder} is not a prepared dataset: it has no {INFO}{hint}")
+    try:
+        return DatasetInfo(**json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from error
