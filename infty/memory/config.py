@@ -14,8 +14,8 @@ class MemoryConfig:
 
     basis: int = 512
     """Number of Gaussian basis functions [N]; a multiple of the number of widths."""
-    widths: tuple[float, ...] = (0.005, 0.01)
-    """Widths s of the basis functions; every centre carries one function of each width."""
+    widths: tuple[float, ...] | None = None
+    """Widths s of the basis functions; every centre carries one function of each. Left out: one, 0.75 / basis."""
     ridge: float = 0.5
     """Ridge penalty of the regression [lambda]."""
     signal: Literal["heads", "hidden"] = "heads"
@@ -33,7 +33,7 @@ class MemoryConfig:
     explore: float = 0.1
     """Uniform mass mixed into that density, so that nothing unread vanishes at once."""
     samples: int | None = None
-    """Samples of the old signal taken at each write [M]; None: as many as basis functions."""
+    """Samples of the signal taken at each write [M]; None: two for each basis function."""
     precision: Literal["float32", "float64"] = "float32"
     """Arithmetic of a write. The basis is ill-conditioned: float32 costs about 5e-5 of what is read back."""
     density: Literal["gaussian", "truncated", "sparsemax", "gibbs"] = "gaussian"
@@ -42,7 +42,7 @@ class MemoryConfig:
     """The maps from scores to the density's mean and variance: one a head, or one a layer (the paper)."""
     map_bias: bool = True
     """Give the maps a bias, so that densities start inside [0, 1]. The paper has none."""
-    sigma_floor: float = 1e-4
+    sigma_floor: float = 1e-6
     """Added to the variance of every read density."""
     sigma_clamp: bool = False
     """Take sigma_floor as a lower bound of the variance (the paper) instead of adding it."""
@@ -61,7 +61,11 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot work, naming the key as it is written in a config."""
-        _require(self.basis > 0 and self.basis % max(1, len(self.widths)) == 0, "basis",
+        _require(self.basis > 0, "basis", f"{self.basis} must be > 0")
+        if self.widths is None:
+            # As narrow as the centres are close: the regression is well-conditioned and all N functions count.
+            object.__setattr__(self, "widths", (0.75 / self.basis,))
+        _require(self.basis % max(1, len(self.widths)) == 0, "basis",
                  f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})")
         _require(len(self.widths) > 0 and all(w > 0 for w in self.widths), "widths",
                  "need at least one, all > 0")
@@ -74,6 +78,10 @@ class MemoryConfig:
         _require(0 <= self.explore <= 1, "explore", f"{self.explore} must lie in [0, 1]")
         _require(self.bins >= 2, "bins", f"{self.bins} must be at least 2")
         _require(self.samples is None or self.samples >= 2, "samples", f"{self.samples} must be at least 2")
+        # One sample a function leaves the highest frequencies undetermined: rewriting then amplifies them.
+        _require(not isinstance(self.contraction, str) or self.samples is None
+                 or 4 * self.samples >= 5 * self.basis, "samples",
+                 f"{self.samples} is too few for contraction: {self.contraction}; needs at least 1.25 x basis")
         _require(self.sigma_floor > 0, "sigma_floor", f"{self.sigma_floor} must be > 0")
         _require(self.kl_weight >= 0 and self.kl_sigma > 0, "kl_weight", "must be >= 0, with kl_sigma > 0")
 

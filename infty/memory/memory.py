@@ -27,7 +27,7 @@ class ContinuousMemory(nn.Module):
         self.policy = policy(config.contraction)
         self.paper = not isinstance(config.contraction, str)
         self.dtype = getattr(torch, config.precision)
-        self.samples = config.samples or (config.basis if self.paper else 2 * config.basis)
+        self.samples = config.samples or 2 * config.basis
         for name, value in self._operators(segment_length).items():
             self.register_buffer(name, value, persistent=False)
 
