@@ -1,0 +1,304 @@
+"""The configuration of a run: typed sections, read from YAML with overrides from the command line.
+
+An unknown key is an error that names the nearest valid one, and everything that can be known to be wrong is refused
+here, before any process group starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from infty.config import ModelConfig
+from infty.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    folder: Path = Path("runs/run")
+    """Everything the run writes: checkpoints, logs, its resolved config."""
+    seed: int = 1
+    steps: int | None = None
+    """Length of the run in optimizer steps; or give `tokens`."""
+    tokens: int | None = None
+    """Length of the run in tokens read, rounded up to whole steps."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: Path = Path("data/train")
+    """A folder made by `infty prepare`."""
+    validation: Path | None = None
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    lanes: int = 8
+    """Rows of the global batch, each an endless reading of whole documents."""
+    window_segments: int = 4
+    """Segments of a lane that one step sees [S]; gradients flow inside a window."""
+    micro_batch: int | None = None
+    """Lanes of a rank that go through the model at once; left out: all of them. Fewer: gradients accumulate."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    lr: float = 3e-4
+    memory_lr: float | None = None
+    """Learning rate of the long-term memory's parameters; left out: `lr`."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    min_ratio: float = 0.1
+    """Learning rate at the end, as a share of the peak."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    tensor: int = 1
+    """Ranks that share every layer's heads and widths."""
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    """What DeepSpeed partitions over data-parallel ranks: 1 optimizer, 2 + gradients, 3 + parameters."""
+    sequence: bool = False
+    """Split the residual stream over the tensor-parallel ranks, too."""
+    recompute: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 500
+    """Steps between checkpoints; one is always written at the end and on a stop."""
+    keep_last: int = 2
+    keep_every: int | None = None
+    """Also keep, for good, those at multiples of this many steps."""
+    minutes: float | None = None
+    """Also write one when this much time has passed since the last."""
+    memory: Literal["save", "reset", "replay"] = "save"
+    """The lanes' memories: saved with the checkpoint; emptied at resume; or rebuilt at resume by reading the current
+    documents again from their start."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    every: int = 10
+    """Steps between log lines."""
+    tensorboard: bool = True
+    peak_tflops: float | None = None
+    """Peak speed of one device, for the MFU; left out: known for common GPUs, measured on a CPU."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    every: int | None = None
+    """Steps between evaluations on data.validation; left out: none while training."""
+    windows: int = 8
+    """Windows of each lane read in such an evaluation."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _check_values(self)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.lanes * self.batch.window_segments * self.model.segment_length
+
+    @property
+    def total_steps(self) -> int:
+        return self.run.steps if self.run.steps is not None else -(-self.run.tokens // self.tokens_per_step)
+
+    def check_layout(self, world: int) -> None:
+        """Refuse a number of processes that this config cannot be spread over. Raises UserError."""
+        tensor, lanes = self.parallel.tensor, self.batch.lanes
+        if world % tensor:
+            raise UserError(f"parallel.tensor: {tensor} does not divide the {world} process(es) of this run. Start a "
+                            f"multiple of {tensor} processes (torchrun --nproc-per-node {tensor} ...), or set "
+                            "parallel.tensor=1")
+        data = world // tensor
+        if lanes % data:
+            raise UserError(f"batch.lanes: {lanes} lanes cannot be shared evenly by {data} data-parallel ranks")
+        if self.batch.micro_batch and (lanes // data) % self.batch.micro_batch:
+            raise UserError(f"batch.micro_batch: {self.batch.micro_batch} does not divide the {lanes // data} lanes "
+                            "of a rank")
+
+    def micro_batches(self, data_ranks: int) -> int:
+        """Forward passes a rank makes in one step."""
+        lanes = self.batch.lanes // data_ranks
+        return lanes // (self.batch.micro_batch or lanes)
+
+    def with_vocab(self, vocab_size: int) -> Config:
+        """Take the vocabulary from the dataset's tokenizer. Raises UserError if the config names another size."""
+        given = self.model.vocab_size
+        if given is not None and given != vocab_size:
+            raise UserError(f"model.vocab_size is {given}, but the tokenizer of data.train has {vocab_size} tokens: "
+                            "leave model.vocab_size out, or give the dataset that belongs to this model")
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=vocab_size))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML and JSON hold them."""
+        return _plain(self)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file and apply overrides such as `optimizer.lr=1e-4`. Raises UserError."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no config at {path}")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections (run:, model:, data:, ...), not a {type(values).__name__}")
+    for text in overrides or []:
+        _override(values, text)
+    return from_dict(values, str(path))
+
+
+def from_dict(values: dict[str, Any], source: str = "config") -> Config:
+    """Build and validate a config from plain values. Raises UserError naming the key."""
+    _check_keys(Config, values, source)
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(_floats(values))
+    except pydantic.ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            where = ".".join(str(p) for p in problem["loc"] if not str(p).startswith(("function", "constrained")))
+            lines.append(f"{where}: {problem['msg']} (got {problem['input']!r})")
+        raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from error
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise UserError(f"'{text}' is not an override: write section.key=value, such as optimizer.lr=1e-4")
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            inner = values[section] = {}
+        values = inner
+    try:
+        values[name] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"the value of '{text}' is not valid YAML: {error}") from error
+
+
+def _floats(value: Any) -> Any:
+    """YAML reads 1e-4 as text; so does everybody expect a number."""
+    if isinstance(value, dict):
+        return {k: _floats(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_floats(v) for v in value]
+    if isinstance(value, str):
+        try:
+            return float(value) if value[:1] in "0123456789.-+" and "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def _check_keys(kind: type, values: Any, where: str) -> None:
+    """Raise UserError for a key that `kind` does not have, at any depth, naming the nearest that it has."""
+    if not isinstance(values, dict):
+        return
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    for key, value in values.items():
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(names)}"
+            raise UserError(f"{where}: unknown key '{key}'; {hint}")
+        inner = _dataclass_of(hints[key])
+        if inner is not None:
+            _check_keys(inner, value, f"{where}: {key}" if ":" not in where else f"{where}.{key}")
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    """The dataclass in a type hint, through Optional."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((o for o in options if dataclasses.is_dataclass(o)), None)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _check_values(config: Config) -> None:
+    """What concerns more than a type: ranges, and keys that contradict each other."""
+    run, batch, optimizer, parallel = config.run, config.batch, config.optimizer, config.parallel
+    checks = [
+        ((run.steps is None) != (run.tokens is None), "run.steps", "give either run.steps or run.tokens"),
+        ((run.steps or run.tokens or 0) > 0, "run.steps", "must be > 0"),
+        (batch.lanes > 0, "batch.lanes", "must be > 0"),
+        (batch.window_segments > 0, "batch.window_segments", "must be > 0"),
+        (batch.micro_batch is None or batch.micro_batch > 0, "batch.micro_batch", "must be > 0"),
+        (optimizer.lr > 0, "optimizer.lr", "must be > 0"),
+        (optimizer.clip >= 0, "optimizer.clip", "must be >= 0 (0: no clipping)"),
+        (0 <= config.schedule.min_ratio <= 1, "schedule.min_ratio", "must lie in [0, 1]"),
+        (config.schedule.warmup_steps >= 0, "schedule.warmup_steps", "must be >= 0"),
+        (parallel.tensor > 0, "parallel.tensor", "must be > 0"),
+        (config.precision == "fp32" or parallel.zero_stage > 0, "parallel.zero_stage",
+         "bf16 needs a stage of 1 or more (stage 0 computes a wrong gradient norm under tensor parallelism)"),
+        (not (parallel.sequence and parallel.tensor == 1), "parallel.sequence", "true needs parallel.tensor > 1"),
+        (batch.window_segments * config.model.segment_length % parallel.tensor == 0 or not parallel.sequence,
+         "parallel.sequence", "the tokens of a window must be divisible by parallel.tensor"),
+        (config.checkpoint.every > 0, "checkpoint.every", "must be > 0"),
+        (config.checkpoint.keep_last > 0, "checkpoint.keep_last", "must be > 0"),
+        (config.logging.every > 0, "logging.every", "must be > 0"),
+        (config.evaluation.every is None or config.data.validation is not None, "evaluation.every",
+         "needs data.validation"),
+    ]
+    memory = config.model.memory
+    if memory is not None and memory.gate:
+        needed = config.model.stm_length // config.model.segment_length + 2
+        checks.append((batch.window_segments >= needed, "batch.window_segments",
+                       f"model.memory.gate is trained only when a window reads what it has written: at least {needed}"))
+    for name in ("heads", "kv_heads", "ffn_size"):
+        value = getattr(config.model, name)
+        checks.append((value % parallel.tensor == 0, f"model.{name}",
+                       f"{value} is not divisible by parallel.tensor {parallel.tensor}"))
+    checks.append((config.model.vocab_multiple % parallel.tensor == 0, "model.vocab_multiple",
+                   f"{config.model.vocab_multiple} is not divisible by parallel.tensor {parallel.tensor}"))
+    for holds, key, problem in checks:
+        if not holds:
+            raise UserError(f"{key}: {problem}")
