@@ -28,13 +28,18 @@ class Plan:
 class Policy(Protocol):
     """A contraction policy."""
 
+    appends: bool
+    """Whether any plan appends."""
+
     def plan(self, written: Tensor) -> Plan:
-        """The write that follows `written` segments (int64 [b], at least 1 where the plan is used)."""
+        """The write that follows `written` segments (int64 [b])."""
         ...
 
 
 class Constant:
     """The paper's: the old signal always keeps the share tau. Forgets exponentially."""
+
+    appends = False
 
     def __init__(self, keep: float) -> None:
         self.keep = keep
@@ -47,6 +52,8 @@ class Constant:
 class Uniform:
     """Every segment of the document gets the same share: after k segments the old signal keeps k/(k+1)."""
 
+    appends = False
+
     def plan(self, written: Tensor) -> Plan:
         keep = written.double() / (written.double() + 1)
         return Plan(keep, torch.ones_like(keep), torch.zeros_like(written, dtype=torch.bool))
@@ -58,12 +65,14 @@ class Doubling:
     A token is resampled log2(segments) times instead of once a segment.
     """
 
+    appends = True
+
     def plan(self, written: Tensor) -> Plan:
-        count = written.clamp(min=1).double()
-        # Room before this write: the smallest power of two that holds `count` segments. Exact.
-        room = torch.exp2(torch.ceil(torch.log2(count)))
+        count = written.double()
+        # Room before this write: the smallest power of two that holds what is there; none when empty.
+        room = torch.exp2(torch.ceil(torch.log2(count.clamp(min=1)))) * (count > 0)
         full = count >= room
-        room = torch.where(full, 2 * room, room)
+        room = torch.where(full, (2 * room).clamp(min=1), room)
         return Plan(count / room, (count + 1) / room, ~full)
 
 

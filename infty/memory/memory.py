@@ -9,7 +9,8 @@ from infty.errors import UserError
 from infty.memory import regression, sticky
 from infty.memory.basis import GaussianBasis, gaussian, placement
 from infty.memory.config import MemoryConfig
-from infty.memory.contraction import Plan, policy
+from infty.memory.contraction import policy
+from infty.memory.resample import old_cells, pool, sample
 from infty.memory.state import MemoryState
 
 
@@ -64,34 +65,31 @@ class ContinuousMemory(nn.Module):
             raise UserError(f"memory write: expected [lanes, heads, tokens, channels], got {tuple(x.shape)}")
         before = state.coefficients if self.config.backprop else state.coefficients.detach()
         x, old = x.to(self.dtype), before.to(self.dtype)
-        operators = self._operators_of(x)
-        first = torch.matmul(operators["first"].T, x)
-        later = (self._write_paper if self.paper else self._write_grid)(state, old, x, operators, seeds)
-        new = torch.where((state.written == 0)[:, None, None, None], first, later).float()
-        new = torch.where(active[:, None, None, None], new, before)
+        new = (self._write_paper if self.paper else self._write_grid)(state, old, x, seeds)
+        new = torch.where(active[:, None, None, None], new.float(), before)
         return MemoryState(new, state.histogram, state.written + active)
 
-    def _write_paper(self, state: MemoryState, old: Tensor, x: Tensor, operators: dict[str, Tensor],
-                     seeds: Tensor | None) -> Tensor:
+    def _write_paper(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None) -> Tensor:
         """Constant share: old samples and new tokens side by side in one regression."""
-        new = torch.matmul(operators["new"].T, x)
+        operators = self._operators_of(x)
+        later = torch.matmul(operators["new"].T, x)
         if self.config.sticky == "off":
-            return torch.matmul(operators["carry"], old) + new
-        u = torch.arange(1, self.samples + 1, device=x.device, dtype=torch.float64) / self.samples
-        warp = self._warp(state, u.expand(len(x), 1, -1), seeds)
-        samples = torch.matmul(self.basis.evaluate(warp, self.dtype), old)
-        return torch.matmul(operators["old"].T, samples) + new
+            later = later + torch.matmul(operators["carry"], old)
+        else:
+            u = torch.arange(1, self.samples + 1, device=x.device, dtype=torch.float64) / self.samples
+            warp = self._warp(state, u.expand(len(x), 1, -1), seeds)
+            later = later + torch.matmul(operators["old"].T, sample(self.basis, warp, None, old))
+        first = torch.matmul(operators["first"].T, x)
+        return torch.where((state.written == 0)[:, None, None, None], first, later)
 
-    def _write_grid(self, state: MemoryState, old: Tensor, x: Tensor, operators: dict[str, Tensor],
-                    seeds: Tensor | None) -> Tensor:
+    def _write_grid(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None) -> Tensor:
         """Any share: both signals are put on a fixed grid of cells, and one operator fits the grid."""
-        plan = self.policy.plan(state.written.clamp(min=1))
+        plan = self.policy.plan(state.written)
         weight, u = old_cells(plan.keep, self.samples)
-        samples = torch.matmul(self.basis.evaluate(self._warp(state, u[:, None], seeds), self.dtype), old)
-        kept = torch.matmul(operators["grid"].T, weight.to(self.dtype)[:, None, :, None] * samples)
-        kept = torch.where(plan.append[:, None, None, None], old, kept)
-        pooled = torch.matmul(new_cells(plan, x.shape[2], self.samples).to(self.dtype)[:, None], x)
-        return kept + torch.matmul(operators["grid"].T, pooled)
+        weight = torch.where(plan.append[:, None], 0.0, weight)  # what stays as it is is not sampled
+        kept = sample(self.basis, self._warp(state, u[:, None], seeds), weight, old)
+        new = torch.matmul(self.grid.T, kept + pool(plan.keep, plan.end, x, self.samples))
+        return torch.where(plan.append[:, None, None, None], new + old, new) if self.policy.appends else new
 
     def _warp(self, state: MemoryState, u: Tensor, seeds: Tensor | None) -> Tensor:
         """Where the samples that go to u [b, 1, n] of the old signal's room are taken from: [b, g, n]."""
@@ -105,19 +103,18 @@ class ContinuousMemory(nn.Module):
     def _operators(self, length: int) -> dict[str, Tensor]:
         """Operators for segments of `length` tokens, by name, in the precision of writes."""
         c = self.config
-        out = {"first": regression.first_write(c.basis, c.widths, c.ridge, length)}
-        if self.paper:
-            keep = float(c.contraction)
-            both = regression.later_write(c.basis, c.widths, c.ridge, self.samples, length, keep)
-            old, out["new"] = both[:self.samples], both[self.samples:]
-            if c.sticky == "off":  # sampling is the same for every lane: one N x N product
-                even = torch.arange(1, self.samples + 1, dtype=torch.float64) / self.samples
-                out["carry"] = old.T @ gaussian(even, *placement(c.basis, c.widths))
-            else:
-                out["old"] = old
+        if not self.paper:
+            grid = regression.grid_write(c.basis, c.widths, c.ridge, self.samples)
+            return {"grid": regression.cast(grid, self.dtype)}
+        both = regression.later_write(c.basis, c.widths, c.ridge, self.samples, length, float(c.contraction))
+        old = both[:self.samples]
+        out = {"first": regression.first_write(c.basis, c.widths, c.ridge, length), "new": both[self.samples:]}
+        if c.sticky == "off":  # sampling is the same for every lane: one N x N product
+            even = torch.arange(1, self.samples + 1, dtype=torch.float64) / self.samples
+            out["carry"] = old.T @ gaussian(even, *placement(c.basis, c.widths))
         else:
-            out["grid"] = regression.grid_write(c.basis, c.widths, c.ridge, self.samples)
-        return {name: value.to(self.dtype) for name, value in out.items()}
+            out["old"] = old
+        return {name: regression.cast(value, self.dtype) for name, value in out.items()}
 
     def _operators_of(self, x: Tensor) -> dict[str, Tensor]:
         """The buffers, or operators made for a shorter last segment."""
@@ -127,28 +124,8 @@ class ContinuousMemory(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
-        if self.first.dtype != self.dtype:
-            for name, value in self._operators(self.segment_length).items():
-                setattr(self, name, value.to(self.first.device))
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            if buffer.dtype != self.dtype:
+                setattr(self, name, self._operators(self.segment_length)[name].to(buffer.device))
         return self
 
-
-def old_cells(keep: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """The part of each of `cells` even cells that the old signal in [0, keep] covers, and where it lies.
-
-    keep [b]. Returns weight [b, cells] in [0, 1] and u [b, cells]: the middle of the covered part as a share
-    of [0, keep] (1 where nothing is covered).
-    """
-    lower = torch.arange(cells, device=keep.device, dtype=keep.dtype) / cells
-    upper = torch.minimum(lower + 1 / cells, keep[:, None])
-    weight = ((upper - lower) * cells).clamp(0, 1)
-    return weight, ((lower + upper) / (2 * keep[:, None])).clamp(0, 1)
-
-
-def new_cells(plan: Plan, tokens: int, cells: int) -> Tensor:
-    """How much of each cell each new token covers: [b, cells, tokens]; tokens fill (keep, end] evenly."""
-    step = (plan.end - plan.keep)[:, None, None] / tokens
-    start = plan.keep[:, None, None] + step * torch.arange(tokens, device=step.device, dtype=step.dtype)
-    lower = torch.arange(cells, device=step.device, dtype=step.dtype)[:, None] / cells
-    overlap = torch.minimum(start + step, lower + 1 / cells) - torch.maximum(start, lower)
-    return (overlap * cells).clamp(min=0)

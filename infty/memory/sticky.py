@@ -12,8 +12,9 @@ from torch import Tensor
 
 
 def mixed(histogram: Tensor, explore: float) -> Tensor:
-    """The histogram [..., D] with a share `explore` of uniform mass mixed in. Rows sum to 1."""
-    return (1 - explore) * histogram + explore / histogram.shape[-1]
+    """The histogram [..., D] with a share `explore` of uniform mass mixed in: float64, rows sum to 1."""
+    histogram = histogram.double()  # float32 rows sum to 1 only nearly, which would shift every quantile
+    return (1 - explore) * histogram / histogram.sum(-1, keepdim=True) + explore / histogram.shape[-1]
 
 
 @torch.no_grad()
