@@ -167,6 +167,11 @@ class Window:
         return Window(self.tokens[lanes], self.labels[lanes], self.weights[lanes], self.reset[lanes],
                       self.document[lanes], self.tokens_in_step)
 
+    def to(self, device: torch.device | str) -> Window:
+        """The same window on a device."""
+        tensors = (self.tokens, self.labels, self.weights, self.reset, self.document)
+        return Window(*(t.to(device, non_blocking=True) for t in tensors), self.tokens_in_step)
+
 
 class LaneReader:
     """Fetches the tokens of the lanes one rank owns."""
@@ -176,9 +181,12 @@ class LaneReader:
 
     def next_window(self, segments: int) -> Window:
         """Advance all lanes by `segments` segments and read this rank's."""
-        plan = self.schedule.advance(segments)
+        return self.read(self.schedule.advance(segments))
+
+    def read(self, plan: list[list[Piece]]) -> Window:
+        """This rank's part of a window planned for all lanes: [lane][segment]."""
         counted = sum(piece.count for lane in plan for piece in lane)
-        b, L = len(self.lanes), self.schedule.segment_length
+        b, segments, L = len(self.lanes), len(plan[0]), self.schedule.segment_length
         tokens, labels = (torch.zeros(b, segments, L, dtype=torch.int64) for _ in range(2))
         weights = torch.zeros(b, segments, L)
         reset = torch.zeros(b, segments, dtype=torch.bool)

@@ -30,6 +30,8 @@ class RunConfig:
     """Length of the run in optimizer steps; or give `tokens`."""
     tokens: int | None = None
     """Length of the run in tokens read, rounded up to whole steps."""
+    minutes: float | None = None
+    """Stop by itself, with a checkpoint, after this much time; the next start goes on."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,288 @@
+"""Checkpoints that are whole or absent, and that any layout can read.
+
+    step-00000500/
+      manifest.json             sizes and sha256 of every file; written last
+      run.json                  step, reading of the lanes, layout, fingerprints
+      config.yaml               the resolved config
+      weights-*.safetensors     whole float32 parameters, shared out over the ranks that wrote them
+      optimizer-*.safetensors   `<parameter>.exp_avg`, `<parameter>.exp_avg_sq`
+      lanes-*.safetensors       memories, one file a data-parallel rank; rows are lanes, whole over tensor parallelism
+      random-*.safetensors      random streams, one file a rank
+
+A checkpoint is written to a folder of another name, flushed to disk, given its manifest and renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from infty.errors import UserError
+from infty.parallel import groups, randomness
+from infty.state import LaneState, split_over_heads
+from infty_pretrain import canonical
+from infty_pretrain.engine import Engine
+
+FORMAT = 1
+MANIFEST, RUN, CONFIG = "manifest.json", "run.json", "config.yaml"
+PARTIAL = ".partial"
+
+
+def save(engine: Engine, folder: Path, run: dict[str, Any]) -> Path:
+    """Write the checkpoint of step `run["step"]` into the run's checkpoint folder. A collective.
+
+    Raises UserError on every rank, and leaves nothing behind, when a rank cannot write (a full disk).
+    """
+    final = folder / f"step-{run['step']:08d}"
+    partial = final.with_name(final.name + PARTIAL)
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    dist.barrier()
+    shards = _collect(engine)
+    digests, problem = {}, None
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        for name, tensors in shards.items():
+            _write(partial / name, lambda path, t=tensors: save_file(t, path))
+        if dist.get_rank() == 0:
+            run = run | {"format": FORMAT, "layout": _layout(), "optimizer_step": canonical.optimizer_step(
+                engine.deepspeed), "zero_stage": engine.config.parallel.zero_stage}
+            _write(partial / RUN, lambda path: path.write_text(json.dumps(run, indent=1)))
+            _write(partial / CONFIG, lambda path: path.write_text(engine.config.to_yaml()))
+        names = [*shards, *((RUN, CONFIG) if dist.get_rank() == 0 else ())]
+        digests = {name: _digest(partial / name) for name in names}
+    except OSError as error:
+        problem = _explain(error, folder)
+    _publish(partial, final, digests, problem)
+    return final
+
+
+def _publish(partial: Path, final: Path, digests: dict, problem: str | None) -> None:
+    """Agree that every rank has written, add the manifest, rename."""
+    everything: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everything, (digests, problem))
+    problems = sorted({p for _, p in everything if p})
+    if not problems and dist.get_rank() == 0:
+        files = {k: v for d, _ in everything for k, v in d.items()}
+        try:
+            _write(partial / MANIFEST, lambda path: path.write_text(json.dumps({"format": FORMAT, "files": files},
+                                                                               indent=1)))
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            _sync_folder(final.parent)
+        except OSError as error:
+            problems = [_explain(error, final.parent)]
+    agreed = [problems]
+    dist.broadcast_object_list(agreed, src=0)
+    if agreed[0]:
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{'; '.join(agreed[0])}. No checkpoint was written at {final.name}; earlier ones are unharmed. "
+                        "Make room and start the same command again")
+
+
+def _collect(engine: Engine) -> dict[str, dict[str, Tensor]]:
+    """What this rank writes, by file name, in host memory."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    weights, moments = {}, {}
+    for i, (name, parts) in enumerate(canonical.export(engine.deepspeed)):
+        if i % world == rank:
+            weights[name] = parts["weight"].cpu().clone()
+            moments |= {f"{name}.{m}": parts[m].cpu().clone() for m in canonical.MOMENTS}
+    suffix = f"{rank:05d}.safetensors"
+    shards = {f"weights-{suffix}": weights, f"optimizer-{suffix}": moments,
+              f"random-{suffix}": randomness.states()}
+    lanes = _whole_lanes(engine)
+    if groups.tensor_rank() == 0:
+        shards[f"lanes-{groups.data_rank():05d}.safetensors"] = lanes
+    return {name: tensors for name, tensors in shards.items() if tensors}
+
+
+def _whole_lanes(engine: Engine) -> dict[str, Tensor]:
+    """This rank's lanes with the heads of all tensor-parallel ranks, and the lanes' ids."""
+    whole = {"id": torch.tensor(list(engine.lanes))}
+    for name, tensor in engine.lane_state().tensors().items():
+        if groups.tensor_size() > 1 and split_over_heads(name, engine.config.model):
+            parts = [torch.empty_like(tensor) for _ in range(groups.tensor_size())]
+            dist.all_gather(parts, tensor.contiguous(), group=groups.tensor_group())
+            tensor = torch.cat(parts, 1)
+        whole[name] = tensor.cpu().contiguous().clone()
+    return whole
+
+
+def _layout() -> dict[str, int]:
+    return {"tensor": groups.tensor_size(), "data": groups.data_size()}
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file and see it to the disk."""
+    write(path)
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as f:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()
+                if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()}
+
+
+def _explain(error: OSError, folder: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk that holds {folder} is full"
+    return f"{folder} cannot be written: {error}"
+
+
+def problem_with(folder: Path) -> str | None:
+    """Why a checkpoint folder is not a whole checkpoint; None when it is."""
+    if not (folder / MANIFEST).is_file():
+        return f"it has no {MANIFEST}"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = manifest["files"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return f"its {MANIFEST} is damaged"
+    if manifest.get("format") != FORMAT:
+        return f"its format is {manifest.get('format')}, this version reads {FORMAT}"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        if _digest(path) != expected:
+            return f"{name} is damaged: its sha256 is not the one in the manifest"
+    return None
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Checkpoint folders, the newest first, whether whole or not."""
+    found = [p for p in folder.glob("step-*") if p.is_dir() and not p.name.endswith(PARTIAL)]
+    return sorted(found, key=lambda p: p.name, reverse=True)
+
+
+def newest_valid(folder: Path, tell: Callable[[str], None] = print) -> Path | None:
+    """The newest whole checkpoint in a run's checkpoint folder; says what it skips and why."""
+    for path in candidates(folder):
+        problem = problem_with(path)
+        if problem is None:
+            return path
+        tell(f"skipping checkpoint {path.name}: {problem}")
+    return None
+
+
+def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
+    """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps."""
+    for path in candidates(folder)[keep_last:]:
+        step = int(path.name.removeprefix("step-"))
+        if not keep_every or step % keep_every:
+            doomed = path.with_name(path.name + PARTIAL)  # first it stops looking like a checkpoint
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+class Reader:
+    """Reads a checkpoint's tensors by name, whichever file holds them. Nothing is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run: dict[str, Any] = json.loads((folder / RUN).read_text())
+        self._files = {kind: [safe_open(p, "pt") for p in sorted(folder.glob(f"{kind}-*.safetensors"))]
+                       for kind in ("weights", "optimizer", "lanes")}
+        self._where = {(kind, key): f for kind in ("weights", "optimizer") for f in self._files[kind]
+                       for key in f.keys()}  # noqa: SIM118 - not a dict
+
+    def names(self) -> list[str]:
+        """The parameters."""
+        return sorted(key for kind, key in self._where if kind == "weights")
+
+    def parameter(self, name: str, part: str = "weight") -> Tensor:
+        """One whole parameter, or its `exp_avg` or `exp_avg_sq`, float32."""
+        key = ("weights", name) if part == "weight" else ("optimizer", f"{name}.{part}")
+        return self._where[key].get_tensor(key[1])
+
+    def shape(self, name: str) -> list[int]:
+        return self._where["weights", name].get_slice(name).get_shape()
+
+    def lanes(self) -> dict[int, Callable[[str], Tensor]]:
+        """For every lane id, a function from a state tensor's name to its row."""
+        rows = {}
+        for f in self._files["lanes"]:
+            for row, lane in enumerate(f.get_tensor("id").tolist()):
+                rows[lane] = lambda name, f=f, row=row: f.get_slice(name)[row:row + 1]
+        return rows
+
+    def random(self, rank: int) -> dict[str, Tensor]:
+        path = self.folder / f"random-{rank:05d}.safetensors"
+        with safe_open(path, "pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+
+
+def load(engine: Engine, folder: Path, kept_lanes: list[int]) -> Reader:
+    """Put a checkpoint into the engine: weights, moments, memories of `kept_lanes`, random streams.
+
+    Raises UserError when it is the checkpoint of another model.
+    """
+    reader = Reader(folder)
+    _check_model(engine, reader)
+    canonical.load(engine.deepspeed, reader.parameter, reader.run["optimizer_step"])
+    if engine.config.checkpoint.memory == "save":
+        engine.set_lane_state(_restored_lanes(engine, reader, set(kept_lanes)))
+    if reader.run["layout"] == _layout():
+        randomness.restore(reader.random(dist.get_rank()))
+    else:
+        randomness.seed(engine.config.run.seed + 7919 * reader.run["step"])
+    return reader
+
+
+def _check_model(engine: Engine, reader: Reader) -> None:
+    expected = {}
+    for name, p in engine.model.named_parameters():
+        shape = list(getattr(p, "ds_shape", p.shape))
+        if getattr(p, "tensor_model_parallel", False):
+            shape[p.partition_dim] *= groups.tensor_size()
+        expected[name] = shape
+    saved = {name: list(reader.shape(name)) for name in reader.names()}
+    if saved != expected:
+        odd = next(n for n in sorted(saved.keys() | expected.keys()) if saved.get(n) != expected.get(n))
+        raise UserError(f"{reader.folder} is the checkpoint of another model: {odd} has shape {saved.get(odd)} there, "
+                        f"{expected.get(odd)} in this config. Use the config it was made with "
+                        f"({reader.folder / CONFIG}) or another run.folder")
+
+
+def _restored_lanes(engine: Engine, reader: Reader, kept: set[int]) -> LaneState:
+    """The states of this rank's lanes: from the checkpoint where it has them, empty otherwise."""
+    fresh, saved = engine.lane_state(), reader.lanes()
+    tensors = {}
+    for name, default in fresh.tensors().items():
+        rows = []
+        for i, lane in enumerate(engine.lanes):
+            if lane in kept and lane in saved:
+                row = saved[lane](name)
+                if split_over_heads(name, engine.config.model):
+                    row = row.chunk(groups.tensor_size(), 1)[groups.tensor_rank()]
+                rows.append(row.to(default.dtype).to(default.device))
+            else:
+                rows.append(default[i:i + 1])
+        tensors[name] = torch.cat(rows)
+    return LaneState.from_tensors(fresh, tensors)

@@ -1,0 +1,81 @@
+"""Perplexity of held-out documents, with the memory on and off. Never touches training state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from infty.data.documents import Documents
+from infty.data.lanes import LaneReader, single_pass
+from infty.parallel import groups
+
+
+@torch.no_grad()
+def evaluate(forward: Callable[..., tuple], initial_state: Callable[..., Any], documents: Documents, *, lanes: int,
+             segment_length: int, window_segments: int, device: str, windows: int | None = None,
+             memory: bool = True, progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
+    """Read every document once from its start (or only the first `windows` windows of each lane).
+
+    `lanes` is a number for the whole run, shared out evenly over data-parallel ranks (rounded up; a lane without a
+    document reads nothing with weight 0, so every rank does the same passes). Returns nll (nats a token), perplexity,
+    tokens, and where the dataset counts words and is read whole, perplexity per word.
+    """
+    share = -(-lanes // groups.data_size())
+    mine = range(groups.data_rank() * share, (groups.data_rank() + 1) * share)
+    reader = single_pass(documents, share * groups.data_size(), mine, segment_length)
+    state = initial_state(share, device)
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    done, expected = 0, int(sum(max(0, n - 1) for n in documents.lengths))
+    passes = 0
+    while not reader.schedule.exhausted and (windows is None or passes < windows):
+        window = reader.next_window(window_segments)
+        if window.tokens_in_step == 0:
+            break
+        window = window.to(device)
+        _, out = forward(window.tokens, window.reset, state, labels=window.labels, weights=window.weights,
+                         memory_enabled=memory)
+        state = out.state
+        total += torch.stack([out.nll_sum.double(), window.weights.double().sum()])
+        done, passes = done + window.tokens_in_step, passes + 1
+        if progress is not None:
+            progress(done, expected)
+    dist.all_reduce(total, group=groups.data_group())
+    return _figures(total[0].item(), int(total[1].item()), documents, whole=windows is None)
+
+
+def _figures(nll_sum: float, tokens: int, documents: Documents, whole: bool) -> dict[str, float]:
+    nll = nll_sum / max(1, tokens)
+    figures = {"nll": nll, "perplexity": math.exp(min(nll, 700)), "tokens": tokens}
+    if whole and documents.info.words:
+        figures["words"] = documents.info.words
+        figures["word_perplexity"] = math.exp(min(nll_sum / documents.info.words, 700))
+    return figures
+
+
+def replay(forward: Callable[..., tuple], state: Any, reader: LaneReader, window_segments: int, device: str) -> Any:
+    """Rebuild the memories of lanes that stand in the middle of a document: read it again from its start.
+
+    Lanes that stand further back begin later, so that all arrive together; every rank makes the same passes. Returns
+    the state.
+    """
+    from infty.data.lanes import NOTHING, Piece
+
+    schedule = reader.schedule
+    L = schedule.segment_length
+    behind = [c.position // L if c.document >= 0 else 0 for c in schedule.cursors]
+    longest = max(behind, default=0)
+    longest = -(-longest // window_segments) * window_segments
+    plans = []
+    for cursor, n in zip(schedule.cursors, behind):
+        pieces = [Piece(cursor.document, i * L, L, i == 0) for i in range(n)]
+        plans.append([NOTHING] * (longest - n) + pieces)
+    with torch.no_grad():
+        for first in range(0, longest, window_segments):
+            plan = [lane[first:first + window_segments] for lane in plans]
+            window = reader.read(plan).to(device)
+            state = forward(window.tokens, window.reset, state, labels=window.labels, weights=window.weights)[1].state
+    return state

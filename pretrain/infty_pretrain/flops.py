@@ -1,0 +1,70 @@
+"""Floating-point operations of a model, for the utilisation that the monitor reports."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+
+from infty.config import ModelConfig
+
+# Dense bf16 peaks in TFLOP/s, by a part of the name that torch reports (manufacturers' data sheets).
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "B200": 2250, "A100": 312, "L40": 181, "A10": 125, "V100": 125, "4090": 165}
+
+
+def forward_per_token(config: ModelConfig) -> dict[str, float]:
+    """Operations of one token's forward pass, by part; a multiply-add counts as two.
+
+    The memory's write and read of a segment are divided by the segment's tokens.
+    """
+    e, d, L = config.hidden_size, config.head_size, config.segment_length
+    H, K, layers = config.heads, config.kv_heads, config.layers
+    parts = {"projections": layers * 2.0 * e * d * (2 * H + 2 * K),
+             "attention": sum(4.0 * H * d * (config.stm_of(i) + L / 2) for i in range(layers)),
+             "mlp": layers * 2.0 * e * config.ffn_size * (3 if config.activation == "swiglu" else 2),
+             "head": 2.0 * e * config.vocab_size, "memory": 0.0}
+    for i in range(layers):
+        if config.has_memory(i):
+            parts["memory"] += memory_layer_per_token(config)
+    return parts
+
+
+def memory_layer_per_token(config: ModelConfig) -> float:
+    """One layer's long-term memory: output projection, read, write, and what `signal: hidden` projects."""
+    memory, e, d, L = config.memory, config.hidden_size, config.head_size, config.segment_length
+    N, h, c = memory.basis, config.memory_heads(), config.memory_channels()
+    samples = memory.samples or N
+    read = 2.0 * N * d * config.heads + 10.0 * N * config.heads  # weights times values, and the weights themselves
+    write = 2.0 * h * c * N * (2 * samples + L) / L
+    total = 2.0 * e * config.heads * d + read + write + 4.0 * config.heads * d
+    if memory.signal == "hidden":
+        total += 2.0 * N * e * config.kv_heads * d / L
+    if memory.gate:
+        total += 2.0 * 3 * e * e
+    return total
+
+
+def training_per_token(config: ModelConfig) -> float:
+    """Forward and backward: three times the forward."""
+    return 3 * sum(forward_per_token(config).values())
+
+
+def peak(device: str) -> float | None:
+    """Peak operations a second of one device; None for a GPU that is not in the table. A CPU is measured."""
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+        return next((1e12 * v for k, v in PEAK_TFLOPS.items() if k in name), None)
+    return _measured_on_cpu()
+
+
+@functools.cache
+def _measured_on_cpu(size: int = 768, repeats: int = 4) -> float:
+    """Operations a second of a matrix product with the threads this process has."""
+    a = torch.rand(size, size)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best

@@ -1,0 +1,137 @@
+"""What a run tells: a line on the console, TensorBoard, and `metrics.jsonl` with one row a step."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from infty.parallel import groups
+from infty_pretrain import flops
+from infty_pretrain.config import Config
+from infty_pretrain.engine import StepResult
+
+
+class Monitor:
+    """Only rank 0 writes; the others' calls do nothing."""
+
+    def __init__(self, config: Config, device: str, rank: int, first_step: int, tokens: int) -> None:
+        self.config, self.rank, self.tokens = config, rank, tokens
+        self.peak = None
+        self.first_step, self.started = first_step, time.monotonic()
+        self.interval_start, self.interval_tokens, self.interval_steps = self.started, 0, 0
+        self.writer = None
+        if rank != 0:
+            return
+        given = config.logging.peak_tflops
+        self.peak = 1e12 * given if given else flops.peak(device)
+        self.rows = config.run.folder / "metrics.jsonl"
+        _forget_after(self.rows, first_step)
+        self.file = open(self.rows, "a")  # noqa: SIM115 - open as long as the run
+        if config.logging.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(config.run.folder / "tensorboard"), purge_step=first_step + 1)
+
+    def wants_statistics(self, step: int) -> bool:
+        """Whether this step (counted from 1) is one that is reported."""
+        return step % self.config.logging.every == 0 or step == self.config.total_steps or step == 1
+
+    def step(self, step: int, result: StepResult, rate: float) -> None:
+        """Record a finished step (counted from 1)."""
+        self.tokens += result.tokens
+        self.interval_tokens += result.tokens
+        self.interval_steps += 1
+        if self.rank != 0:
+            return
+        row = {"step": step, "steps": self.config.total_steps, "loss": result.loss, "lr": rate,
+               "grad_norm": result.grad_norm, "tokens": self.tokens}
+        if self.wants_statistics(step):
+            row |= self._speed()
+            self._report(step, row, result)
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def _speed(self) -> dict[str, float]:
+        now = time.monotonic()
+        seconds = max(1e-9, now - self.interval_start)
+        speed = self.interval_tokens / seconds
+        figures = {"tokens_per_second": speed, "seconds_per_step": seconds / max(1, self.interval_steps)}
+        if self.peak:
+            devices = groups.tensor_size() * groups.data_size()
+            figures["mfu"] = speed * flops.training_per_token(self.config.model) / (self.peak * devices)
+        self.interval_start, self.interval_tokens, self.interval_steps = now, 0, 0
+        return figures
+
+    def _report(self, step: int, row: dict, result: StepResult) -> None:
+        left = row["seconds_per_step"] * (self.config.total_steps - step)
+        text = (f"step {step}/{self.config.total_steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
+                f"norm {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s")
+        if "mfu" in row:
+            text += f"  mfu {100 * row['mfu']:.0f}%"
+        self.say(f"{text}  left {_duration(left)}")
+        if self.writer is None:
+            return
+        for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu"):
+            if name in row:
+                self.writer.add_scalar(f"train/{name}", row[name], step)
+        for name, values in (result.statistics or {}).items():
+            for layer, value in zip(self._memory_layers(), values.tolist()):
+                self.writer.add_scalar(f"memory_{name}/layer_{layer:02d}", value, step)
+
+    def _memory_layers(self) -> Iterable[int]:
+        return [i for i in range(self.config.model.layers) if self.config.model.has_memory(i)]
+
+    def evaluation(self, step: int, figures: dict[str, dict[str, float]]) -> None:
+        """Record what an evaluation found."""
+        self.interval_start = time.monotonic()
+        if self.rank != 0:
+            return
+        text = ", ".join(f"memory {mode}: {f['perplexity']:.2f}" for mode, f in figures.items())
+        self.say(f"step {step}: validation perplexity, {text}")
+        if self.writer is not None:
+            for mode, f in figures.items():
+                self.writer.add_scalar(f"validation/nll_memory_{mode}", f["nll"], step)
+
+    def pause(self) -> None:
+        """Do not count the time of a checkpoint as training."""
+        self.interval_start = time.monotonic() if self.interval_tokens == 0 else self.interval_start
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self.rank == 0:
+            self.file.close()
+            if self.writer is not None:
+                self.writer.close()
+            sys.stdout.flush()
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop rows of steps after the checkpoint that the run goes on from: they are done again."""
+    if not path.exists():
+        return
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                rows.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue  # the last line of a killed run
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(r + "\n" for r in rows))
+    temporary.replace(path)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02d}h"
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,57 @@
+"""Stopping at the end of a step, on which all ranks agree."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+REQUEUE = 85
+"""Exit code of a run that was asked to stop before its end and has saved: start it again to go on."""
+
+_HANDLED = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
+
+class StopFlag:
+    """Set by SIGUSR1, SIGTERM, SIGINT, a file `stop` in the run's folder, or a wall-clock budget.
+
+    A second signal ends the process at once; checkpoints are whole or absent, so the last one is unharmed.
+    """
+
+    def __init__(self, folder: Path, device: str, budget_minutes: float | None = None) -> None:
+        self.file, self.device = folder / "stop", device
+        self.deadline = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+        self.reason: str | None = None
+        for number in _HANDLED:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if self.reason is not None:
+            os._exit(128 + number)
+        self.reason = signal.Signals(number).name
+
+    def agreed(self) -> bool:
+        """Whether any rank wants to stop; every rank must call this at the same point of the step."""
+        if self.reason is None and self.file.exists():
+            self.reason = f"the file {self.file}"
+        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
+            self.reason = "the time budget"
+        flag = torch.tensor(float(self.reason is not None), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        if flag.item() and self.reason is None:
+            self.reason = "another rank"
+        return bool(flag.item())
+
+    def clear_file(self) -> None:
+        """Remove a stop file that has been obeyed, so that the next start goes on."""
+        self.file.unlink(missing_ok=True)
+
+
+def ignore_in_worker() -> None:
+    """For child processes (data workers, preprocessing): the parent decides when to stop."""
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_IGN)

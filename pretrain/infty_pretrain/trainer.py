@@ -1,0 +1,191 @@
+"""The training program, read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+from infty.data.documents import Documents
+from infty.data.lanes import LaneReader, LaneSchedule
+from infty.errors import UserError
+from infty.parallel import groups
+from infty_pretrain import checkpoint, evaluation, schedule
+from infty_pretrain.config import Config
+from infty_pretrain.engine import Engine
+from infty_pretrain.launch import Launch, connect
+from infty_pretrain.monitor import Monitor
+from infty_pretrain.signals import REQUEUE, StopFlag
+
+
+def validate(config: Config, world: int) -> Config:
+    """Everything that can be known to be wrong before any process is connected. Returns the resolved config."""
+    documents = Documents.open(config.data.train)
+    config = config.with_vocab(documents.vocab_size)
+    if config.data.validation is not None:
+        held_out = Documents.open(config.data.validation)
+        if held_out.info.tokenizer_fingerprint != documents.info.tokenizer_fingerprint:
+            raise UserError(f"data.validation ({config.data.validation}) was made with another tokenizer than "
+                            f"data.train ({config.data.train}): prepare them together")
+    config.check_layout(world)
+    folder = config.run.folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run.folder: {folder} is a file")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
+        raise UserError(f"run.folder: {folder} holds other things; give a new or empty folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.folder: {folder} cannot be made: {error}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"run.folder: {folder} is not writable")
+    return config
+
+
+class Trainer:
+    """One run: from a new folder or from its newest checkpoint, to its last step or to a stop."""
+
+    def __init__(self, config: Config, launch: Launch) -> None:
+        self.config = config = validate(config, launch.world)
+        self.rank, self.folder = launch.rank, config.run.folder
+        self.checkpoints = self.folder / "checkpoints"
+        self.device = connect(launch, config.parallel.tensor)
+        self.stop = StopFlag(self.folder, self.device, config.run.minutes)
+        self.train_data = Documents.open(config.data.train)
+        self.validation = Documents.open(config.data.validation) if config.data.validation else None
+        self.engine = Engine(config, self.device)
+        lanes = LaneSchedule(self.train_data.lengths, config.batch.lanes, config.model.segment_length, config.run.seed)
+        self.reader = LaneReader(self.train_data, lanes, self.engine.lanes)
+        self.step, tokens = self._resume()
+        self.monitor = Monitor(config, self.device, self.rank, self.step, tokens)
+        self.last_saved, self.last_saved_at = self.step, time.monotonic()
+
+    def run(self) -> int:
+        """Train. Returns the exit code: 0 at the end, `signals.REQUEUE` when stopped before it."""
+        self._greet()
+        total = self.config.total_steps
+        while self.step < total:
+            self._train_step()
+            if self._due(self.config.evaluation.every):
+                self._evaluate()
+            stopping = self.stop.agreed() and self.step < total
+            if stopping or self.step == total or self._due(self.config.checkpoint.every) or self._overdue():
+                self._save()
+            if stopping:
+                return self._stopped()
+        self.monitor.say(f"done: {total} steps, {self.monitor.tokens:,} tokens; checkpoint in {self.checkpoints}")
+        self.monitor.close()
+        return 0
+
+    def _train_step(self) -> None:
+        window = self.reader.next_window(self.config.batch.window_segments)
+        rate = self.engine.set_rate(schedule.factor(self.step, self.config.total_steps, self.config.schedule))
+        result = self.engine.step(window, self.monitor.wants_statistics(self.step + 1))
+        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
+            raise UserError(f"step {self.step + 1}: the loss is {result.loss}, the gradient norm {result.grad_norm}. "
+                            f"Nothing was saved after step {self.last_saved}; lower optimizer.lr or look at the data, "
+                            "and start again")
+        self.step += 1
+        self.monitor.step(self.step, result, rate)
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def _overdue(self) -> bool:
+        """Whether a checkpoint is due by the clock; rank 0's clock decides."""
+        minutes = self.config.checkpoint.minutes
+        if minutes is None:
+            return False
+        import torch
+        import torch.distributed as dist
+
+        flag = torch.tensor(float(time.monotonic() - self.last_saved_at > 60 * minutes), device=self.device)
+        dist.broadcast(flag, src=0)
+        return bool(flag.item())
+
+    def _evaluate(self) -> None:
+        config = self.config
+        self.engine.deepspeed.eval()
+        figures = {mode: evaluation.evaluate(
+            self.engine.deepspeed, self.engine.model.initial_state, self.validation, lanes=config.batch.lanes,
+            segment_length=config.model.segment_length, window_segments=config.batch.window_segments,
+            device=self.device, windows=config.evaluation.windows, memory=mode == "on") for mode in self._modes()}
+        self.engine.deepspeed.train()
+        self.monitor.evaluation(self.step, figures)
+
+    def _modes(self) -> tuple[str, ...]:
+        return ("on", "off") if self.config.model.memory is not None else ("off",)
+
+    def _save(self) -> None:
+        if self.last_saved == self.step:
+            return
+        run = {"step": self.step, "tokens": self.monitor.tokens, "lanes": self.reader.schedule.state(),
+               "data_fingerprint": self.train_data.fingerprint,
+               "tokenizer_fingerprint": self.train_data.info.tokenizer_fingerprint,
+               "tokenizer": str((self.train_data.folder / "tokenizer").resolve())}
+        checkpoint.save(self.engine, self.checkpoints, run)
+        if self.rank == 0:
+            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
+        self.last_saved, self.last_saved_at = self.step, time.monotonic()
+        self.monitor.pause()
+
+    def _stopped(self) -> int:
+        self.monitor.say(f"stopped by {self.stop.reason} after step {self.step}/{self.config.total_steps}, with a "
+                         "checkpoint; the same command goes on from here")
+        if self.rank == 0:
+            self.stop.clear_file()
+        self.monitor.close()
+        return REQUEUE
+
+    def _resume(self) -> tuple[int, int]:
+        """Go on from the newest whole checkpoint, if there is one. Returns (step, tokens)."""
+        import torch.distributed as dist
+
+        chosen: list[Path | None] = [None]
+        if self.rank == 0:
+            self._prepare_folder()
+            chosen = [checkpoint.newest_valid(self.checkpoints)]
+        dist.broadcast_object_list(chosen, src=0)
+        path = chosen[0]
+        if path is None:
+            return 0, 0
+        run = checkpoint.Reader(path).run
+        self._check_data(run, path)
+        kept = self.reader.schedule.restore(run["lanes"])
+        checkpoint.load(self.engine, path, kept)
+        if self.config.checkpoint.memory == "replay":
+            self._replay()
+        if self.rank == 0:
+            print(f"resumed from {path} at step {run['step']}", flush=True)
+        return run["step"], run["tokens"]
+
+    def _prepare_folder(self) -> None:
+        """Store the resolved config; remove what a killed run was in the middle of writing."""
+        (self.folder / "config.yaml").write_text(self.config.to_yaml())
+        (self.folder / "stop").unlink(missing_ok=True)
+        for leftover in self.checkpoints.glob(f"*{checkpoint.PARTIAL}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _check_data(self, run: dict, path: Path) -> None:
+        for key, name, value in (
+                ("tokenizer_fingerprint", "tokenizer", self.train_data.info.tokenizer_fingerprint),
+                ("data_fingerprint", "dataset", self.train_data.fingerprint)):
+            if run[key] != value:
+                raise UserError(f"{path} was trained with another {name} than data.train ({self.config.data.train}): "
+                                "give the one the run began with, or another run.folder")
+
+    def _replay(self) -> None:
+        state = evaluation.replay(self.engine.deepspeed, self.engine.model.initial_state(len(self.engine.lanes),
+                                  self.device), self.reader, self.config.batch.window_segments, self.device)
+        self.engine.set_lane_state(state)
+
+    def _greet(self) -> None:
+        c, layout = self.config, f"{groups.data_size()} data x {groups.tensor_size()} tensor parallel"
+        self.monitor.say(
+            f"{self.engine.parameter_count:,} parameters on {groups.data_size() * groups.tensor_size()} process(es) "
+            f"({layout}, ZeRO-{c.parallel.zero_stage}, {c.precision}, {self.device.split(':')[0]}); "
+            f"{c.batch.lanes} lanes x {c.batch.window_segments} segments x {c.model.segment_length} tokens = "
+            f"{c.tokens_per_step:,} tokens a step; {len(self.train_data)} documents, "
+            f"{self.train_data.info.tokens:,} tokens")

@@ -1,0 +1,91 @@
+"""The `infty` command. Every verb lives in a module of its own and imports what is heavy only when it runs."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.util
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from infty import __version__
+from infty.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Pretrain language models with an unbounded continuous memory on whole books.\n\n"
+         "The usual order: prepare, pretrain, evaluate, export, generate.")
+bench = typer.Typer(no_args_is_help=True, help="Measure: every figure side by side in one run.")
+
+# verb -> (module, function); a verb whose module is not part of this installation is not offered.
+VERBS = {"prepare": ("prepare", "prepare"), "inspect": ("prepare", "inspect"), "books": ("books", "books"),
+         "pretrain": ("pretrain", "pretrain"), "evaluate": ("evaluate", "evaluate"),
+         "export": ("export", "export"), "generate": ("generate", "generate"),
+         "plan": ("plan", "plan"), "submit": ("submit", "submit"), "doctor": ("doctor", "doctor")}
+BENCHES = {"memory": ("bench_memory", "memory"), "retention": ("bench_retention", "retention")}
+
+
+def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:
+    for name, (module, function) in verbs.items():
+        if importlib.util.find_spec(f"infty_tools.{module}") is not None:
+            verb = getattr(importlib.import_module(f"infty_tools.{module}"), function, None)
+            if verb is not None:
+                target.command(name)(verb)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+_register(app, VERBS)
+_register(bench, BENCHES)
+app.add_typer(bench, name="bench")
+
+
+def main() -> NoReturn:
+    """Run a verb; say what a person can mend in one message, and end with a status that tells what happened.
+
+    2: a mistake in what was given. 130: Ctrl-C. 85: a run that was stopped and goes on when started again.
+    """
+    # The deepspeed launcher adds --local_rank=N; the environment says the same.
+    arguments = [a for a in sys.argv[1:] if not a.startswith(("--local_rank", "--local-rank"))]
+    code = 1
+    try:
+        app(args=arguments, prog_name="infty", standalone_mode=False)
+        code = 0
+    except UserError as error:
+        code = _say(str(error), 2)
+    except typer.Exit as leaving:
+        code = leaving.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = _say("stopped", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        code = _say(f"the disk is full ({error.filename or error}): make room and run the same command again", 1)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not a usage error of the command line
+            raise
+        code = _say(error.format_message(), 2)
+    _end(code)
+
+
+def _say(message: str, code: int) -> int:
+    if os.environ.get("RANK", "0") == "0" or code == 2:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _end(code: int) -> NoReturn:
+    """Leave at once when process groups are up: another rank may never come, and gloo can abort a teardown."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,51 @@
+"""`infty evaluate`: perplexity of held-out documents, with the memory on and off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option(help="A run's folder (its newest whole checkpoint), or one checkpoint")],
+    data: Annotated[Path, typer.Option(help="A dataset made by `infty prepare` with the run's tokenizer")],
+    lanes: Annotated[int, typer.Option(help="Documents read side by side")] = 8,
+    windows: Annotated[int | None, typer.Option(help="Read only this many windows of each lane")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file")] = None,
+) -> None:
+    """Evaluate a checkpoint on whole documents, with the long-term memory on and off.
+
+    Example:
+
+      infty evaluate --checkpoint runs/first --data data/books/validation
+
+    Every document is read once from its start. "Off" means that every segment finds an empty memory; the weights are
+    the same. Works in one process and under launchers (with the run's parallel.tensor or any other).
+    """
+    from infty_pretrain import launch
+
+    here = launch.detect()
+    launch.quiet()
+    from infty_pretrain.evaluator import Evaluator
+
+    figures = Evaluator(checkpoint, data, here).run(lanes, windows)
+    if here.rank == 0:
+        _show(figures)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(figures, indent=1) + "\n")
+    launch.leave(here, 0)
+
+
+def _show(figures: dict[str, dict[str, float]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("memory", "tokens", "nats a token", "perplexity", "perplexity a word")
+    for mode, f in figures.items():
+        word = f"{f['word_perplexity']:,.1f}" if "word_perplexity" in f else "-"
+        table.add_row(mode, f"{f['tokens']:,}", f"{f['nll']:.4f}", f"{f['perplexity']:.2f}", word)
+    Console().print(table)
