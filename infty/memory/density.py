@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infty.memory.basis import GaussianBasis
+from infty.memory.kernels import blocked
 
 
 def parameters(q: Tensor, key_mu: Tensor, key_sigma: Tensor, bias_mu: Tensor | float | None,
@@ -35,8 +36,13 @@ def parameters(q: Tensor, key_mu: Tensor, key_sigma: Tensor, bias_mu: Tensor | f
 def read(mu: Tensor, variance: Tensor, values: Tensor, basis: GaussianBasis) -> Tensor:
     """The expected signal z = E[psi] values under N(mu, variance): float32 [..., T, d].
 
-    mu, variance [..., T]; values [..., N, d] (leading dimensions equal).
+    mu, variance [..., T]; values [..., N, d] (leading dimensions equal). The T x N weights are never stored:
+    kernels/blocked.py on a CPU, kernels/fused.py on a GPU with Triton. float64 takes the plain path.
     """
+    if mu.dtype == torch.float64 or mu.numel() == 0:
+        return read_plain(mu, variance, values, basis)
+    if mu.device.type == "cpu":
+        return blocked.read(mu, variance, values, basis.centers, basis.widths, len(basis.each))
     return read_plain(mu, variance, values, basis)
 
 
