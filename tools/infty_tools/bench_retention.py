@@ -1,0 +1,196 @@
+"""`infty bench retention`: what a memory still knows of a long document, by age, chunk size and policy."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from infty.memory import ContinuousMemory, MemoryConfig
+
+AGES = 10
+"""Parts of a document, oldest first, that are reported apart."""
+POINTS = 4
+"""Places at which a chunk is read back; their mean is compared with the chunk's mean."""
+
+
+def retention(
+    policies: Annotated[str, typer.Option(help="Comma-separated: uniform, doubling, a share such as 0.5, or a preset "
+                                               "such as paper-gpt2.")] = "uniform,doubling,0.5,paper-gpt2",
+    basis: Annotated[str, typer.Option(help="Comma-separated numbers of basis functions.")] = "512",
+    tokens: Annotated[str, typer.Option(help="Comma-separated document lengths.")] = "8192,32768,102400",
+    chunks: Annotated[str, typer.Option(help="Comma-separated chunk sizes in tokens.")] = "16,64,512",
+    segment: Annotated[int, typer.Option(help="Tokens in a segment.")] = 512,
+    channels: Annotated[int, typer.Option(help="Independent signals that are averaged over.")] = 32,
+    seed: int = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for retention.json and retention.png.")] = None,
+) -> None:
+    """Write noise with a mean for each chunk; correlate what is read back with the true means."""
+    sizes, lengths = _numbers(chunks, "chunks"), sorted(_numbers(tokens, "tokens"))
+    _check(sizes, lengths, segment)
+    rows: list[dict[str, Any]] = []
+    for name in policies.split(","):
+        for size in _numbers(basis, "basis"):
+            found = measure(_config(name.strip(), size), [n // segment for n in lengths], sizes, segment,
+                            channels, seed)
+            rows += [{"policy": name.strip(), "basis": size, **row} for row in found]
+    typer.echo(_table(rows))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "retention.json").write_text(json.dumps(rows, indent=1) + "\n")
+        _plot(rows, out / "retention.png")
+        typer.echo(f"wrote {out / 'retention.json'} and {out / 'retention.png'}")
+
+
+def measure(config: MemoryConfig, segments: list[int], chunks: list[int], segment: int = 512,
+            channels: int = 32, seed: int = 0) -> list[dict[str, Any]]:
+    """Figures for one memory after each of `segments` segments, for every chunk size.
+
+    A row has tokens, chunk, correlation, mse (relative to the variance of the means), limit (the correlation of
+    the best linear code with N numbers), and by_age: correlations in `AGES` parts of the document, oldest first.
+    """
+    import torch
+
+    from infty.memory import ContinuousMemory
+
+    generator = torch.Generator().manual_seed(seed)
+    core = ContinuousMemory(config, segment)
+    state, active = core.empty(1, len(chunks), channels), torch.tensor([True])
+    truth: list[list[Tensor]] = [[] for _ in chunks]
+    spans: list[tuple[float, float]] = []
+    rows = []
+    for k in range(max(segments)):
+        x = torch.randn(1, len(chunks), segment, channels, generator=generator)
+        for i, chunk in enumerate(chunks):
+            means = torch.randn(segment // chunk, channels, generator=generator)
+            x[0, i] += means.repeat_interleave(chunk, 0)
+            truth[i].append(x[0, i].unflatten(0, (-1, chunk)).mean(1))
+        spans = _moved(spans, core.policy.plan(torch.tensor([k])), k == 0)
+        with torch.no_grad():
+            state = core.write(state, x, active)
+        if k + 1 in segments:
+            for i, chunk in enumerate(chunks):
+                found = _read_back(core, state.coefficients[:, i:i + 1], spans, segment // chunk)
+                rows.append({"tokens": (k + 1) * segment, "chunk": chunk,
+                             **_figures(found, torch.cat(truth[i]), config.basis)})
+    return rows
+
+
+def _moved(spans: list[tuple[float, float]], plan: Any, first: bool) -> list[tuple[float, float]]:
+    """Where every segment lies after a write, oldest first."""
+    keep, end = float(plan.keep), float(plan.end)
+    if first:
+        return [(0.0, 1.0)]
+    scale = 1.0 if bool(plan.append) else keep / spans[-1][1]
+    return [(a * scale, b * scale) for a, b in spans] + [(keep, end)]
+
+
+def _read_back(core: ContinuousMemory, coefficients: Tensor, spans: list[tuple[float, float]], parts: int) -> Tensor:
+    """Means of the signal over `parts` even parts of every span: [spans * parts, c]."""
+    import torch
+
+    from infty.memory.resample import sample
+
+    within = (torch.arange(parts * POINTS, dtype=torch.float64) + 0.5) / (parts * POINTS)
+    edges = torch.tensor(spans, dtype=torch.float64)
+    times = (edges[:, :1] + (edges[:, 1:] - edges[:, :1]) * within).reshape(1, 1, -1)
+    pieces = [sample(core.basis, t, None, coefficients)[0, 0] for t in times.split(1 << 15, -1)]
+    return torch.cat(pieces).unflatten(0, (-1, POINTS)).mean(1)
+
+
+def _figures(found: Tensor, truth: Tensor, basis: int) -> dict[str, Any]:
+    ages = [round(_correlation(a, b), 4) for a, b in zip(found.chunk(AGES), truth.chunk(AGES))]
+    return {"correlation": round(_correlation(found, truth), 4),
+            "mse": round(float((found - truth).square().mean() / truth.var()), 4),
+            "limit": round(math.sqrt(min(1.0, basis / len(truth))), 4), "by_age": ages}
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-30))
+
+
+def _config(name: str, basis: int) -> MemoryConfig:
+    from infty.errors import UserError
+    from infty.memory import MemoryConfig
+    from infty.memory.presets import PRESETS, preset
+
+    if name in PRESETS:
+        return preset(name, basis=basis, samples=basis, sticky="off", precision="float32")
+    if name in ("uniform", "doubling"):
+        return MemoryConfig(basis=basis, contraction=name, sticky="off")
+    try:
+        return MemoryConfig(basis=basis, contraction=float(name), sticky="off")
+    except ValueError:
+        raise UserError(f"--policies: '{name}' is not uniform, doubling, a number in (0, 1) or one of "
+                        f"{', '.join(sorted(PRESETS))}") from None
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    from infty.errors import UserError
+
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--{option}: '{text}' is not a comma-separated list of whole numbers") from None
+    if min(numbers) < 1:
+        raise UserError(f"--{option}: '{text}' must be above 0 throughout")
+    return numbers
+
+
+def _check(chunks: list[int], lengths: list[int], segment: int) -> None:
+    from infty.errors import UserError
+
+    for chunk in chunks:
+        if segment % chunk:
+            raise UserError(f"--chunks: {chunk} does not divide a segment of {segment} tokens")
+    for length in lengths:
+        if length % segment:
+            raise UserError(f"--tokens: {length} is not a multiple of the segment of {segment} tokens")
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    head = f"{'policy':<18} {'N':>5} {'tokens':>8} {'chunk':>6} {'corr.':>6} {'limit':>6} {'mse':>6}  oldest ... newest"
+    lines = [head]
+    for r in rows:
+        ages = " ".join(f"{a:5.2f}" for a in r["by_age"])
+        lines.append(f"{r['policy']:<18} {r['basis']:>5} {r['tokens']:>8} {r['chunk']:>6} {r['correlation']:>6.3f} "
+                     f"{r['limit']:>6.3f} {r['mse']:>6.2f}  {ages}")
+    return "\n".join(lines)
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Correlation against document length, and against age at the longest length; one column a chunk size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    chunks = sorted({r["chunk"] for r in rows})
+    kinds = sorted({(r["policy"], r["basis"]) for r in rows})
+    longest = max(r["tokens"] for r in rows)
+    figure, axes = plt.subplots(2, len(chunks), figsize=(3.6 * len(chunks), 5.6), squeeze=False, sharey=True)
+    for column, chunk in enumerate(chunks):
+        above, below = axes[0][column], axes[1][column]
+        for policy, basis in kinds:
+            mine = [r for r in rows if (r["policy"], r["basis"], r["chunk"]) == (policy, basis, chunk)]
+            above.plot([r["tokens"] for r in mine], [r["correlation"] for r in mine], "o-", ms=3,
+                       label=f"{policy}, N={basis}")
+            ages = next(r["by_age"] for r in mine if r["tokens"] == longest)
+            below.plot([(i + 0.5) / len(ages) for i in range(len(ages))], ages, "o-", ms=3)
+        limit = {r["tokens"]: r["limit"] for r in rows if r["chunk"] == chunk and r["basis"] == kinds[0][1]}
+        above.plot(list(limit), list(limit.values()), "k:", label=f"linear limit, N={kinds[0][1]}")
+        above.set(xscale="log", title=f"chunks of {chunk} tokens", xlabel="tokens in the document")
+        below.set(xlabel="place in the document (0 = oldest)", title=f"{longest:,} tokens")
+    for row in axes:
+        row[0].set(ylabel="correlation", ylim=(-0.05, 1.03))
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
