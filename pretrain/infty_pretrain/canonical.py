@@ -39,10 +39,7 @@ def export(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, dict[str, T
 
 def load(engine: deepspeed.DeepSpeedEngine, read: Callable[[str, str], Tensor], step: int) -> None:
     """Put every parameter's `read(name, part)` into the engine, and set the optimizer's step count."""
-    if engine.zero_optimization_stage() == 0:
-        optimizer = engine.optimizer
-        for p in engine.module.parameters():
-            optimizer.state[p] = {"step": torch.tensor(float(step))} | {m: torch.zeros_like(p) for m in MOMENTS}
+    _make_moments(engine)
     with torch.no_grad():
         for name, p in engine.module.named_parameters():
             for part in ("weight", *MOMENTS):
@@ -59,6 +56,18 @@ def optimizer_step(engine: deepspeed.DeepSpeedEngine) -> int:
 def _optimizer(engine: deepspeed.DeepSpeedEngine) -> torch.optim.Optimizer:
     """The torch optimizer inside whatever DeepSpeed wrapped around it."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _make_moments(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Give the optimizer the state that it would make in its first step."""
+    optimizer, wrapper = _optimizer(engine), engine.optimizer
+    held = list(engine.module.parameters())
+    for attribute in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+        held = getattr(wrapper, attribute, held)  # ZeRO-3; ZeRO-1 and 2; bf16 with ZeRO-1
+    for p in held:
+        optimizer.state[p] = {"step": torch.tensor(0.0)} | {m: torch.zeros_like(p) for m in MOMENTS}
+    if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
+        wrapper._lazy_init_hp_params_optimizer_state()
 
 
 def _set_step(engine: deepspeed.DeepSpeedEngine, step: int) -> None:

@@ -88,6 +88,10 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*")
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
 
@@ -98,7 +102,6 @@ def connect(launch: Launch, tensor: int) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, _cores() // _local_world(launch))))
     import deepspeed
     from deepspeed.accelerator import get_accelerator
