@@ -31,7 +31,7 @@ def convert_weights(weights: Iterable[tuple[str, Tensor]], config: ModelConfig) 
                             "program's")
         if name in VOCABULARY:
             if len(weight) < config.vocab_size:
-                raise UserError(f"{name} has {len(weight)} rows, fewer than the vocabulary's {config.vocab_size} tokens")
+                raise UserError(f"{name} has {len(weight)} rows, but the vocabulary {config.vocab_size} tokens")
             weight = weight[:config.vocab_size]
         out[RENAMED[prefix] + name.removeprefix(prefix)] = weight
     return out

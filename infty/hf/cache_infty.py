@@ -1,0 +1,140 @@
+"""What an infty model carries from call to call while it reads and generates: a constant amount, however long the
+text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from infty.memory.state import MemoryState
+
+
+@dataclass(frozen=True)
+class InftyLayerState:
+    """One layer's memories and what it has of the segment being read. Rows of the batch are dimension 0.
+
+    w is the number of tokens of the current segment that have been read (of the row that is furthest).
+    """
+
+    memory: MemoryState | None = None
+    """The long-term memory."""
+    pending: Tensor | None = None
+    """[b, h, stm, c]: segments in the short-term memory that are not written yet (signal: hidden)."""
+    stm_key: Tensor | None = None
+    """[b, K, stm, d]: keys of the tokens before the segment, unrotated."""
+    stm_value: Tensor | None = None
+    """[b, K, stm, d]."""
+    key: Tensor | None = None
+    """[b, K, w, d]: keys of the segment so far, unrotated."""
+    value: Tensor | None = None
+    """[b, K, w, d]."""
+    content: Tensor | None = None
+    """[b, 1, w, e]: what the segment will add to the long-term memory (signal: hidden)."""
+    mu: Tensor | None = None
+    """float32 [b, H, w]: where the segment's tokens read the long-term memory; for the sticky histogram."""
+    variance: Tensor | None = None
+    """float32 [b, H, w]."""
+    pooled_mu: Tensor | None = None
+    """float32 [b, H, d]: the long-term memory's keys, pooled; they change only when it is written."""
+    pooled_sigma: Tensor | None = None
+    """float32 [b, H, d]."""
+    readout: Tensor | None = None
+    """[b, K, N, d]: the long-term memory's values."""
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> InftyLayerState:
+        """Apply f to every tensor."""
+        def g(x: Tensor | MemoryState | None) -> Tensor | MemoryState | None:
+            return x.map(f) if isinstance(x, MemoryState) else None if x is None else f(x)
+
+        return InftyLayerState(**{field.name: g(getattr(self, field.name)) for field in fields(self)})
+
+
+class InftyCache(Cache):
+    """The state of a batch of texts, for `past_key_values`.
+
+    Make an empty one with `InftyCache()`, or let the model make it. Unlike a cache of keys and values it cannot be
+    cropped: what has been written to the long-term memory cannot be taken out again.
+    """
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.states: tuple[InftyLayerState, ...] | None = None
+        self.fill: Tensor | None = None  # int64 [b], on the host: tokens read of each row's segment
+        self.segments: Tensor | None = None  # int64 [b], on the host: whole segments read of each row's document
+        self.tokens = 0  # columns of input seen, padding included: what transformers calls the sequence length
+
+    def store(self, states: tuple[InftyLayerState, ...], fill: Tensor, segments: Tensor, tokens: int) -> None:
+        """Replace the state, after `tokens` more columns of input. It carries no gradient out of a call."""
+        self.states = tuple(state.map(Tensor.detach) for state in states)
+        self.fill, self.segments, self.tokens = fill, segments, self.tokens + tokens
+
+    def start_document(self, rows: Tensor) -> None:
+        """Let the rows in `rows` (bool [b]) begin a new document with their next token; the others go on as before."""
+        if self.states is None:
+            return
+        states = []
+        for state in self.states:
+            memory = state.memory
+            if memory is not None:
+                where = rows.to(memory.written.device)
+                wide = where[:, None, None]
+                memory = MemoryState(torch.where(wide[..., None], 0.0, memory.coefficients),
+                                     torch.where(wide, 1 / memory.histogram.shape[-1], memory.histogram),
+                                     torch.where(where, 0, memory.written))
+            values = vars(state) | {"memory": memory, "pooled_mu": None, "pooled_sigma": None, "readout": None}
+            states.append(InftyLayerState(**values))
+        self.states = tuple(states)
+        self.fill, self.segments = (torch.where(rows.cpu(), 0, x) for x in (self.fill, self.segments))
+
+    def _select(self, f: Callable[[Tensor], Tensor]) -> None:
+        if self.states is not None:
+            self.states = tuple(state.map(f) for state in self.states)
+            self.fill, self.segments = f(self.fill), f(self.segments)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i becomes what row beam_idx[i] was: for beam search."""
+        self._select(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        self._select(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.tokens
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """-1: no limit."""
+        return -1
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.tokens + query_length, 0
+
+    def crop(self, *args: int, **kwargs: int) -> None:
+        raise ValueError("the memory of an infty model cannot be cropped: assisted generation and continuing from an "
+                         "earlier point of a text need a copy of the cache made at that point (copy.deepcopy)")
+
+    def __len__(self) -> int:
+        return 0 if self.states is None else len(self.states)
+
+    def __repr__(self) -> str:
+        return f"InftyCache(tokens={self.tokens}, layers={len(self)})"
+
+
+__all__ = ["InftyCache", "InftyLayerState"]

@@ -1,0 +1,91 @@
+"""Configuration of an infty model for transformers: the shape of the decoder and of its memories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from infty.memory.config import MemoryConfig
+
+
+class InftyConfig(PretrainedConfig):
+    """A pre-norm decoder with a short-term and a long-term memory.
+
+    Decoder fields have the names that transformers gives them; `memory` holds the fields of `MemoryConfig` as plain
+    values, or is None for a model without a long-term memory. Every value is stored, none is derived when loaded.
+    """
+
+    model_type = "infty"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        num_key_value_heads: int | None = None,
+        intermediate_size: int = 2048,
+        segment_length: int = 512,
+        stm_length: int = 0,
+        stm_layers: list[int] | None = None,
+        norm: str = "rmsnorm",
+        activation: str = "swiglu",
+        positions: str = "rotary",
+        bias: bool = False,
+        norm_eps: float = 1e-5,
+        rope_theta: float = 10_000.0,
+        dropout: float = 0.0,
+        initializer_range: float = 0.02,
+        memory: dict[str, Any] | None = None,
+        use_cache: bool = True,
+        tie_word_embeddings: bool = False,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.segment_length = segment_length
+        self.stm_length = stm_length
+        self.stm_layers = stm_layers
+        self.norm = norm
+        self.activation = activation
+        self.positions = positions
+        self.bias = bias
+        self.norm_eps = norm_eps
+        self.rope_theta = rope_theta
+        self.dropout = dropout
+        self.initializer_range = initializer_range
+        self.memory = memory
+        self.use_cache = use_cache
+        super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
+                         tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def memory_config(self) -> MemoryConfig | None:
+        """The long-term memory's configuration, validated. Raises UserError."""
+        if self.memory is None:
+            return None
+        return MemoryConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.memory.items()})
+
+    def has_memory(self, layer: int) -> bool:
+        """Whether this layer has a long-term memory."""
+        return self.memory is not None and (self.memory.get("layers") is None or layer in self.memory["layers"])
+
+    def stm_of(self, layer: int) -> int:
+        """Length of this layer's short-term memory in tokens."""
+        return self.stm_length if self.stm_layers is None or layer in self.stm_layers else 0
+
+
+__all__ = ["InftyConfig"]

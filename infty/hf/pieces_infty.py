@@ -1,0 +1,120 @@
+"""How text of any length, and rows that stand at different places, become pieces that end where a segment ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that go through the model at once: of each row at most the rest of its segment. Tensors are int64 [b]."""
+
+    tokens: int
+    """Columns t; rows with fewer tokens are filled up with what does not count."""
+    fill: Tensor
+    """Tokens of the row's segment before the piece."""
+    segments: Tensor
+    """Segments of the row's document before this one."""
+    complete: Tensor
+    """bool [b]: the row's segment ends with the piece."""
+    even: bool
+    """All rows stand at the same place and get t tokens."""
+    width: int
+    """Tokens of the segment after the piece, of the row that is furthest."""
+    rest: int
+    """The same, once complete segments have been put away."""
+    ends: bool
+    """Whether any row's segment ends."""
+
+    def places(self) -> Tensor:
+        """int64 [b, t]: where in its segment each token stands."""
+        return self.fill[:, None] + torch.arange(self.tokens, device=self.fill.device)
+
+    def extend(self, old: Tensor | None, new: Tensor) -> Tensor:
+        """The segment so far [b, x, w, ...] with the piece [b, x, t, ...] after it, each row at its own place."""
+        if old is None:
+            old = new[:, :, :0]
+        if self.even:
+            return torch.cat([old, new], 2)
+        slot = torch.arange(self.width, device=new.device)
+        source = (slot - self.fill[:, None]).clamp(0, self.tokens - 1)
+        index = source.view(len(new), 1, -1, *[1] * (new.dim() - 3))
+        moved = new.gather(2, index.expand(-1, new.shape[1], -1, *new.shape[3:]))
+        padded = torch.cat([old, old.new_zeros(*old.shape[:2], self.width - old.shape[2], *old.shape[3:])], 2)
+        return where(slot < self.fill[:, None], padded, moved, dimensions=(0, 2))
+
+    def put_away(self, x: Tensor | None) -> Tensor | None:
+        """What is left of a segment's tokens [b, x, w, ...] after the piece."""
+        return x[:, :, :self.rest] if x is not None and self.rest else None
+
+    def where_complete(self, new: Tensor, old: Tensor) -> Tensor:
+        return new if self.even else where(self.complete, new, old, dimensions=(0,))
+
+
+def where(condition: Tensor, x: Tensor, y: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+    """torch.where with the condition's dimensions being these ones of x and y."""
+    shape = [x.shape[i] if i in dimensions else 1 for i in range(x.dim())]
+    return torch.where(condition.reshape(shape), x, y)
+
+
+class Reading:
+    """Cuts columns of input into pieces, and keeps count of where each row stands; all on the host."""
+
+    def __init__(self, segment_length: int, fill: Tensor | None, segments: Tensor | None, rows: int) -> None:
+        self.segment_length = segment_length
+        self.fill = torch.zeros(rows, dtype=torch.int64) if fill is None else fill
+        self.segments = torch.zeros(rows, dtype=torch.int64) if segments is None else segments
+        self.source: Tensor | None = None
+
+    def pieces(self, mask: Tensor | None, columns: int, device: torch.device) -> Iterator[tuple[Tensor | slice, Piece]]:
+        """Pieces and the columns they come from, int64 [b, t] or the same slice for all rows.
+
+        mask bool [b, T]: which columns hold a token of each row; None: all.
+        """
+        if mask is None and bool((self.fill == self.fill[0]).all()):
+            first = 0
+            while first < columns:
+                count = min(self.segment_length - int(self.fill[0]), columns - first)
+                yield slice(first, first + count), self._piece(torch.full_like(self.fill, count), device)
+                first += count
+            return
+        mask = torch.ones(len(self.fill), columns, dtype=torch.bool) if mask is None else mask
+        order, left = (~mask).long().argsort(dim=1, stable=True), mask.sum(1)
+        done, read = torch.zeros_like(left), 0
+        self.source = torch.full_like(order, -1)
+        while bool((left > 0).any()):
+            counts = torch.minimum(self.segment_length - self.fill, left)
+            i = torch.arange(int(counts.max()))
+            where = order.gather(1, (done[:, None] + i).clamp(max=columns - 1))
+            row, column = (i < counts[:, None]).nonzero(as_tuple=True)
+            self.source[row, where[row, column]] = read + column
+            done, left, read = done + counts, left - counts, read + len(i)
+            yield where.to(device), self._piece(counts, device)
+
+    def _piece(self, counts: Tensor, device: torch.device) -> Piece:
+        """The piece that takes `counts` [b] tokens of each row, whose place moves on."""
+        after = self.fill + counts
+        complete = after == self.segment_length
+        rest = torch.where(complete, 0, after)
+        even = bool((self.fill == self.fill[0]).all() and (counts == counts[0]).all())
+        piece = Piece(int(counts.max()), self.fill.to(device), self.segments.to(device), complete.to(device), even,
+                      int(after.max()), int(rest.max()), bool(complete.any()))
+        self.fill, self.segments = rest, self.segments + complete
+        return piece
+
+    def in_columns(self, pieces: list[Tensor], x: Tensor) -> Tensor:
+        """The pieces' outputs [b, t, e] in the columns of the input x [b, T, e], zero where there is no token."""
+        if not pieces:
+            return torch.zeros_like(x)
+        y = torch.cat(pieces, 1)
+        if self.source is None:
+            return y
+        source = self.source.to(x.device)[..., None]
+        return torch.where(source < 0, 0.0, y.take_along_dim(source.clamp(min=0), 1))
+
+
+__all__ = ["Piece", "Reading"]

@@ -1,0 +1,251 @@
+"""The transformers model: the same logits as the training model, however the text is cut."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from infty.config import ModelConfig
+from infty.hf.cache_infty import InftyCache
+from infty.hf.configuration_infty import InftyConfig
+from infty.hf.modeling_infty import InftyForCausalLM
+from infty.memory.config import MemoryConfig
+from infty.models.lm import InftyLM
+from infty_tools.export_weights import convert_config, convert_weights
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+MEMORY = MemoryConfig(basis=16, bins=16)
+LLAMA = ModelConfig(family="llama", vocab_size=61, hidden_size=32, layers=2, heads=4, kv_heads=2, segment_length=8,
+                    stm_length=8, vocab_multiple=8, init_std=0.1, memory=MEMORY)
+GPT2 = ModelConfig(family="gpt2", vocab_size=61, hidden_size=32, layers=2, heads=4, segment_length=8, vocab_multiple=8,
+                   init_std=0.1, memory=MEMORY)
+HIDDEN = replace(MEMORY, signal="hidden")
+PAPER = replace(HIDDEN, content="residual", gate=True, maps="shared", map_bias=False, contraction=0.5, samples=16)
+
+VARIANTS = {
+    "llama": LLAMA,
+    "llama tied": replace(LLAMA, tie_embeddings=True, stm_length=0),
+    "gpt2": GPT2,
+    "gpt2 untied": replace(GPT2, tie_embeddings=False, stm_length=16),
+    "hidden": replace(LLAMA, memory=HIDDEN),
+    "paper": replace(GPT2, memory=PAPER),
+    "paper with stm": replace(GPT2, stm_length=16, memory=replace(PAPER, sticky="multinomial")),
+    "per head": replace(LLAMA, memory=replace(MEMORY, sticky_heads="per_head", output_gate=True)),
+    "not sticky": replace(LLAMA, memory=replace(MEMORY, sticky="off")),
+    "constant": replace(LLAMA, stm_length=0, memory=replace(MEMORY, contraction=0.75, precision="float64")),
+    "doubling": replace(LLAMA, positions="none", memory=replace(MEMORY, contraction="doubling")),
+    "some layers": replace(LLAMA, layers=3, stm_layers=(1, 2), memory=replace(MEMORY, layers=(0, 2))),
+    "no memory": replace(LLAMA, memory=None),
+}
+SOME = ["llama", "gpt2", "paper with stm", "hidden", "per head"]
+
+
+def pair(config: ModelConfig) -> tuple[InftyLM, InftyForCausalLM]:
+    """A training model with random weights everywhere, and its twin."""
+    torch.manual_seed(1)
+    trained = InftyLM(config)
+    with torch.no_grad():
+        for name, p in trained.named_parameters():
+            if p.dim() == 1:
+                p.add_(0.3 * torch.randn_like(p))
+            elif name in ("embedding.weight", "head.weight"):
+                p[config.vocab_size:] = 7.0  # must not matter
+    twin = InftyForCausalLM(convert_config(config)).eval()
+    missing, unexpected = twin.load_state_dict(convert_weights(trained.named_parameters(), config), strict=False)
+    assert unexpected == [] and missing in ([], ["lm_head.weight"])
+    twin.tie_weights()
+    return trained.eval(), twin
+
+
+def twin(name: str) -> InftyForCausalLM:
+    return pair(VARIANTS[name])[1]
+
+
+def tokens(rows: int, count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 61, (rows, count), generator=torch.Generator().manual_seed(seed))
+
+
+def training_logits(model: InftyLM, ids: torch.Tensor, resets: dict[int, int] | None = None) -> torch.Tensor:
+    """[b, T, V]; `resets`: lane -> the segment that begins a new document there."""
+    segments = ids.unflatten(1, (-1, model.config.segment_length))
+    reset = torch.zeros(segments.shape[:2], dtype=torch.bool)
+    reset[:, 0] = True
+    for lane, segment in (resets or {}).items():
+        reset[lane, segment] = True
+    return model(segments, reset, model.initial_state(len(ids)))[0].flatten(1, 2)[..., :model.config.vocab_size]
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * scale)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_logits_equal_the_training_models_over_six_segments(config):
+    trained, model = pair(config)
+    ids = tokens(3, 6 * config.segment_length)
+    close(model(ids).logits, training_logits(trained, ids))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "hidden", "per head", "some layers", "no memory"])
+def test_logits_equal_the_training_models_to_the_bit_without_rotation(name):
+    """Angles that count from the window's start round differently; nothing else may."""
+    config = replace(VARIANTS[name], positions="none")
+    trained, model = pair(config)
+    ids = tokens(3, 6 * config.segment_length)
+    assert torch.equal(model(ids).logits, training_logits(trained, ids))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", VARIANTS)
+def test_token_by_token_equals_all_at_once(name):
+    model, ids = twin(name), tokens(2, 37)
+    whole, cache, parts = model(ids).logits, InftyCache(), []
+    for t in range(ids.shape[1]):
+        parts.append(model(ids[:, t:t + 1], past_key_values=cache).logits)
+    close(torch.cat(parts, 1), whole)
+    assert cache.get_seq_length() == 37
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SOME)
+def test_any_cut_equals_all_at_once(name):
+    model, ids = twin(name), tokens(2, 61)
+    cache, parts = InftyCache(), []
+    for part in ids.split([3, 5, 1, 30, 8, 14], 1):
+        parts.append(model(part, past_key_values=cache).logits)
+    close(torch.cat(parts, 1), model(ids).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SOME)
+def test_rows_do_not_change_one_another_by_a_bit(name):
+    model, ids = twin(name), tokens(3, 40)
+    expected = model(ids).logits
+    changed = ids.clone()
+    changed[1] = tokens(1, 40, seed=5)
+    got = model(changed).logits
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[2], expected[2])
+    assert not torch.equal(got[1], expected[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_equal_rows_alone(name, side):
+    model, lengths = twin(name), [41, 23, 8, 0]
+    ids, mask = tokens(4, 41), torch.zeros(4, 41, dtype=torch.long)
+    for row, n in enumerate(lengths):
+        mask[row, 41 - n if side == "left" else 0:41 if side == "left" else n] = 1
+    cache = InftyCache()
+    first = model(ids, attention_mask=mask, past_key_values=cache).logits
+    more = tokens(4, 20, seed=3)
+    second = [model(part, attention_mask=torch.ones(4, 61), past_key_values=cache).logits
+              for part in more.split([1, 1, 11, 7], 1)]
+    for row, n in enumerate(lengths):
+        own = ids[row, mask[row].bool()]
+        expected = model(torch.cat([own, more[row]])[None]).logits[0]
+        close(first[row, mask[row].bool()], expected[:n])
+        close(torch.cat(second, 1)[row], expected[n:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SOME)
+def test_a_row_that_begins_a_document_equals_training_with_a_reset(name):
+    trained, model = pair(VARIANTS[name])
+    ids, cache = tokens(2, 48), InftyCache()
+    before = model(ids[:, :24], past_key_values=cache).logits
+    cache.start_document(torch.tensor([False, True]))
+    after = model(ids[:, 24:], past_key_values=cache).logits
+    close(torch.cat([before, after], 1), training_logits(trained, ids, {1: 3}))
+
+
+@torch.no_grad()
+def test_a_document_may_begin_in_the_middle_of_a_segment():
+    model, ids, cache = twin("paper with stm"), tokens(2, 60), InftyCache()
+    model(ids[:, :29], past_key_values=cache)
+    cache.start_document(torch.tensor([True, False]))
+    after = model(ids[:, 29:], past_key_values=cache).logits
+    close(after[0], model(ids[:1, 29:]).logits[0])
+    close(after[1], model(ids[1:]).logits[0, 29:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SOME)
+def test_a_reordered_cache_goes_on_as_the_chosen_rows(name):
+    model, ids, cache = twin(name), tokens(3, 29), InftyCache()
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    model(ids, attention_mask=mask, past_key_values=cache)
+    expected = model(tokens(3, 13, seed=2), past_key_values=copy.deepcopy(cache)).logits
+    cache.reorder_cache(torch.tensor([2, 0, 0]))
+    more = tokens(3, 13, seed=2)[[2, 0, 0]]
+    close(model(more, past_key_values=cache).logits, expected[[2, 0, 0]])
+
+
+@torch.no_grad()
+def test_memory_can_be_switched_off():
+    trained, model = pair(VARIANTS["llama"])
+    ids = tokens(2, 40)
+    segments, reset = ids.unflatten(1, (-1, 8)), torch.tensor([[True] + [False] * 4] * 2)
+    expected = trained(segments, reset, trained.initial_state(2), memory_enabled=False)[0].flatten(1, 2)[..., :61]
+    close(model(ids, memory_enabled=False).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "constant"])
+def test_loss_and_gradients_equal_the_training_models_in_one_window(name):
+    config = VARIANTS[name]
+    trained, model = pair(config)
+    ids = tokens(2, 40)
+    labels = torch.cat([ids[:, 1:], torch.full((2, 1), -100)], 1)
+    segments, reset = ids.unflatten(1, (-1, 8)), torch.tensor([[True] + [False] * 4] * 2)
+    loss, _ = trained(segments, reset, trained.initial_state(2), labels=labels.clamp(min=0).unflatten(1, (-1, 8)),
+                      weights=(labels >= 0).float().unflatten(1, (-1, 8)))
+    (loss / (labels >= 0).sum()).backward()
+    out = model(ids, labels=ids, use_cache=False)
+    assert out.past_key_values is None
+    assert out.loss.item() == pytest.approx(loss.item() / 78, rel=1e-5)
+    out.loss.backward()
+    expected = convert_weights(((n, p.grad) for n, p in trained.named_parameters()), config)
+    gradients = dict(model.named_parameters())
+    for key, gradient in expected.items():
+        torch.testing.assert_close(gradients[key].grad, gradient, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_config_survives_json_and_names_all_of_the_training_config(tmp_path):
+    for name, config in VARIANTS.items():
+        first = convert_config(config, eos_token_id=2)
+        first.save_pretrained(tmp_path)
+        again = InftyConfig.from_pretrained(tmp_path)
+        assert again.to_diff_dict() == first.to_diff_dict(), name
+        assert again.memory_config == config.memory
+        assert [again.stm_of(i) for i in range(config.layers)] == [config.stm_of(i) for i in range(config.layers)]
+        assert [again.has_memory(i) for i in range(config.layers)] == [config.has_memory(i)
+                                                                       for i in range(config.layers)]
+        assert again.eos_token_id == 2 and again.tie_word_embeddings == config.tie_embeddings
+
+
+def test_a_new_model_has_finite_logits_and_initialised_maps():
+    model = InftyForCausalLM(convert_config(VARIANTS["per head"]))
+    maps = model.model.layers[0].memory.maps
+    assert 0.5 < maps.weight_mu.std() < 1.5
+    torch.testing.assert_close(torch.sigmoid(maps.bias_mu).detach(), torch.tensor([0.125, 0.375, 0.625, 0.875]))
+    assert torch.isfinite(model(tokens(1, 30)).logits).all()
+
+
+@pytest.mark.parametrize("problem, call", [
+    ("InftyCache", lambda m: m(tokens(1, 4), past_key_values=object())),
+    ("holds 1 texts", lambda m: m(tokens(2, 4), past_key_values=m(tokens(1, 4)).past_key_values)),
+    ("attention_mask", lambda m: m(tokens(1, 4), attention_mask=torch.ones(1, 1, 4, 4))),
+    ("exactly one", lambda m: m()),
+    ("cropped", lambda m: m(tokens(1, 4)).past_key_values.crop(1)),
+])
+def test_wrong_use_is_refused_with_a_reason(problem, call):
+    with pytest.raises(ValueError, match=problem):
+        call(twin("llama"))

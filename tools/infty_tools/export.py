@@ -1,0 +1,50 @@
+"""`infty export`: a checkpoint as a folder that plain transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="A run's folder (its newest whole checkpoint), or one checkpoint")],
+    output: Annotated[Path, typer.Option(help="The folder to make")],
+    dtype: Annotated[str, typer.Option(help=f"Numbers of the weights: {', '.join(DTYPES)}")] = "float32",
+    tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer, if it is no longer where the run found it: a "
+                                                        "dataset's folder, a .model or a tokenizer.json")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export that is already there")] = False,
+    max_shard: Annotated[str, typer.Option(help="Largest weight file")] = "5GB",
+) -> None:
+    """Write a checkpoint as a Hugging Face model that stands alone.
+
+    Example:
+
+      infty export --checkpoint runs/first --output exports/first
+
+    The folder holds weights, tokenizer and code: transformers loads it with trust_remote_code=True on a machine that
+    has torch and transformers only. Before it appears under its name, it is loaded in such a process, and its logits
+    and tokens are compared with those of the trained model.
+    """
+    from infty_pretrain import launch
+
+    here = launch.detect()
+    launch.quiet()
+    from rich.console import Console
+
+    from infty.errors import UserError
+    from infty_tools.exporter import Exporter
+
+    if here.world > 1:
+        raise UserError("infty export runs in one process: start it without a launcher")
+    launch.connect(here, tensor=1)
+    console = Console(highlight=False)
+    with console.status("reading the checkpoint") as status:
+        size, report = Exporter(checkpoint, dtype, tokenizer, max_shard, status.update).write(output, force)
+    console.print(f"{output}: {size}. {report}")
+    console.print("Next: write on from a beginning of your own\n"
+                  f"  infty generate --model {output} --prompt 'Once more unto the breach'", soft_wrap=True)
+    launch.leave(here, 0)
