@@ -1,0 +1,109 @@
+"""What autograd keeps of one forward pass, in bytes on one rank: one line for each tensor that the code saves.
+
+`device` is "cuda" or "cpu": the memory has other kernels on each, and fused norms save less on a GPU. Tests count the
+saved tensors of real CPU runs.
+"""
+
+from __future__ import annotations
+
+import math
+
+from infty.config import ModelConfig
+from infty_tools.plan_memory import Layout
+
+
+def activations(config: ModelConfig, layout: Layout, device: str = "cuda") -> float:
+    """Bytes at the end of the forward pass; with recompute, at the worst moment of the backward pass."""
+    layers = [layer_bytes(config, i, layout, device) for i in range(config.layers)]
+    n, w, e = _tokens(config, layout), layout.width, config.hidden_size
+    ends = n * (2 * 8 + 4) + _norm(config, layout, device) + w * n * e
+    if layout.recompute:
+        stream = w * n * e / (layout.tensor if layout.sequence else 1)
+        return ends + stream * config.layers + max(layers)
+    return ends + sum(layers)
+
+
+def layer_bytes(config: ModelConfig, layer: int, layout: Layout, device: str = "cuda") -> float:
+    """One block's saved tensors."""
+    n, w, t = _tokens(config, layout), layout.width, layout.tensor
+    d, stm, L = config.head_size, config.stm_of(layer), config.segment_length
+    heads, kv = config.heads / t, config.kv_heads / t
+    entered = 2 * w * n * config.hidden_size  # inputs of the query/key/value and of the feed-forward matrices
+    seen = (stm + L) / L  # keys of neighbouring segments overlap
+    attention = w * n * d * (3 * heads + 2 * kv * seen) + 4 * n * heads
+    attention += w * n * (stm + L) if stm else 0.0  # the mask
+    if config.positions == "rotary":
+        attention += 2 * 4 * (2 * layout.window_segments * L + stm) * d
+    mlp = w * n * config.ffn_size / t * (4 if config.activation == "swiglu" else 2)
+    masks = 2 * n * config.hidden_size if config.dropout else 0.0
+    memory = _memory(config, stm, layout, device) if config.has_memory(layer) else 0.0
+    return 2 * _norm(config, layout, device) + entered + attention + mlp + masks + memory
+
+
+def _tokens(config: ModelConfig, layout: Layout) -> float:
+    """Tokens of a forward pass on one rank."""
+    return layout.micro_lanes * layout.window_segments * config.segment_length
+
+
+def _norm(config: ModelConfig, layout: Layout, device: str) -> float:
+    """A norm saves its input; on a CPU an RMS norm is made of parts and saves two tensors in float32."""
+    rms = config.norm == "rmsnorm"
+    each = 2 * 4 if rms and device == "cpu" else layout.width
+    split = layout.tensor if layout.sequence else 1
+    return _tokens(config, layout) * (each * config.hidden_size + 4 * (1 if rms else 2)) / split
+
+
+def _memory(config: ModelConfig, stm: int, layout: Layout, device: str) -> float:
+    """Reads and writes of a window."""
+    memory, d, w, t = config.memory, config.head_size, layout.width, layout.tensor
+    b, S, n = layout.micro_lanes, layout.window_segments, _tokens(config, layout)
+    heads, kv, N = config.heads / t, config.kv_heads / t, memory.basis
+    whole = w == 4 and config.heads == config.kv_heads  # queries are a view of the whole product then
+    queries = 4 * n * d * (heads + 2 * kv if whole else heads)
+    pooled = S * b * heads * d * 2 * 4
+    maps = 2 * 2 * 4 * heads * N
+    widths = len(memory.widths)
+    densities = 4 * n * heads * (2 + 1 + (widths if device == "cpu" else 1))
+    values = 4 * S * b * kv * N * d  # the slices for each width share one storage
+    read = (4 if device == "cpu" else 0) * n * heads * d * (widths if device == "cpu" else 1)
+    into_projection = w * n * heads * d
+    return (queries + pooled + maps + densities + values + read + into_projection
+            + _signal(config, layout) + _write(config, layout, device))
+
+
+def _signal(config: ModelConfig, layout: Layout) -> float:
+    """From a stored signal to pooled keys and values, and from the hidden state to what is stored."""
+    memory, e, d, w, t = config.memory, config.hidden_size, config.head_size, layout.width, layout.tensor
+    b, S, n, N = layout.micro_lanes, layout.window_segments, _tokens(config, layout), memory.basis
+    if memory.signal == "heads":
+        return 4 * S * b * config.kv_heads / t * N * d
+    gathered = S * b * N * e * (4 + w)
+    pooled = 2 * S * b * config.heads / t * e * 4
+    projection = 0.0 if w == 4 else 4 * S * config.kv_heads / t * d * e
+    gate = w * n * (3 * e + e / t + (e / t if t > 1 else 0)) if memory.gate else 0.0
+    return gathered + pooled + projection + gate
+
+
+def _write(config: ModelConfig, layout: Layout, device: str) -> float:
+    """Operators that autograd keeps of every write, for the gradients of the old signal and of the new tokens."""
+    memory, L = config.memory, config.segment_length
+    b, S, N = layout.micro_lanes, layout.window_segments, memory.basis
+    if not memory.backprop:
+        return 0.0
+    samples = memory.samples or 2 * N
+    groups = config.heads / layout.tensor if memory.sticky_heads == "per_head" else 1
+    rewritten = 4 * (S - 1) * b * groups * samples * _band(config, device)
+    if not isinstance(memory.contraction, str):
+        return 0.0 if memory.sticky == "off" else rewritten
+    heads, channels = config.memory_heads() / layout.tensor, config.memory_channels()
+    spread = math.ceil(samples / L) + 1  # cells that a token of a document's first segment touches
+    if device == "cpu" and spread <= 6:
+        return rewritten + S * b * L * spread * (4 + 8 * heads + 4 * heads * channels)
+    return rewritten + 4 * S * b * samples * L
+
+
+def _band(config: ModelConfig, device: str) -> float:
+    """Functions that a sample of the old signal is made of: all of them, or with the CPU's sparse form a band."""
+    memory, each = config.memory, len(config.memory.widths)
+    band = (math.floor(12 * max(memory.widths) * max(memory.basis // each - 1, 1)) + 1) * each
+    return band + 2 if device == "cpu" and 8 * band <= memory.basis else memory.basis
