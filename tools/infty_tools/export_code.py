@@ -11,9 +11,11 @@ import importlib.util
 from pathlib import Path
 
 ROOT = "infty.hf.modeling_infty"
-# transformers copies the files that it finds in imports of one form only.
+# Packages that only some machines have. transformers refuses code that imports what is missing, except in a `try`.
+OPTIONAL = ("triton",)
+# transformers copies the files that it finds in imports of one form only, wherever they stand.
 NAMED = """
-# Each of these lines makes transformers take a file along that another file imports.
+if TYPE_CHECKING:  # never run: each line makes transformers take a file along that another file imports
 {lines}
 """
 
@@ -29,7 +31,8 @@ def write_code(folder: Path) -> list[str]:
         sources[module] = text
         waiting += used
     others = sorted(flat_name(m) for m in sources if m != ROOT)
-    lines = "\n".join(f"from .{name} import __name__ as _  # noqa" for name in others)
+    lines = "\n".join(f"    from .{name} import __doc__  # noqa" for name in others)
+    sources[ROOT] = sources[ROOT].replace("from typing import ", "from typing import TYPE_CHECKING, ", 1)
     sources[ROOT] += NAMED.format(lines=lines)
     for module, text in sources.items():
         (folder / f"{flat_name(module)}.py").write_text(text, encoding="utf-8")
@@ -46,11 +49,15 @@ def flat_name(module: str) -> str:
 def flatten(text: str) -> tuple[str, list[str]]:
     """A module's source with its imports from infty made relative and flat, and the modules they name."""
     lines, used = text.splitlines(keepends=True), []
-    imports = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom) and not n.level
-               and (n.module or "").split(".")[0] == "infty"]
+    imports = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import | ast.ImportFrom)]
     for node in sorted(imports, key=lambda n: -n.lineno):
-        indent = " " * node.col_offset
+        indent, package = " " * node.col_offset, _package(node)
         new, names = [], []
+        if package in OPTIONAL:
+            inner = "".join(f"    {line}" for line in lines[node.lineno - 1:node.end_lineno])
+            lines[node.lineno - 1:node.end_lineno] = [f"{indent}try:\n{inner}{indent}finally:\n{indent}    pass\n"]
+        if package != "infty" or isinstance(node, ast.Import):
+            continue
         for alias in node.names:
             module = f"{node.module}.{alias.name}"
             if _exists(module):
@@ -63,6 +70,12 @@ def flatten(text: str) -> tuple[str, list[str]]:
             used.append(node.module)
         lines[node.lineno - 1:node.end_lineno] = new
     return "".join(lines), used
+
+
+def _package(node: ast.Import | ast.ImportFrom) -> str:
+    """What an import takes its names from: `torch` in `from torch.nn import functional`."""
+    name = node.names[0].name if isinstance(node, ast.Import) else "" if node.level else node.module
+    return name.split(".")[0]
 
 
 def _exists(module: str) -> bool:

@@ -93,9 +93,12 @@ def convert_sentencepiece(proto) -> tokenizers.Tokenizer:
         steps += [normalizers.Strip(), normalizers.Replace(_spaces(), " ")]
     undo = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if normal.add_dummy_prefix:
-        result.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
         undo.append(decoders.Strip(" ", 1, 0))
+    if normal.add_dummy_prefix and any(p.type == USER_DEFINED for p in proto.pieces):
+        # Text is normalised piecewise between user-defined symbols; only its very beginning gets the space.
+        result.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     else:
+        steps += [normalizers.Prepend("▁")] if normal.add_dummy_prefix else []
         steps.append(normalizers.Replace(" ", "▁"))
     result.normalizer = normalizers.Sequence(steps)
     result.decoder = decoders.Sequence(undo)
