@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -113,25 +114,29 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
-def train_sentencepiece(texts: Iterable[str], vocab_size: int, prefix: str | Path, *, threads: int = 1) -> Path:
-    """Train a byte-pair model with byte fallback, so that every text can be written; return the `.model` file.
+def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: str | Path) -> None:
+    """Train a byte-pair model with byte fallback, so that every text can be written, and save it to `path`.
 
-    Line breaks and runs of spaces are kept: they matter in books. Raises UserError when there is too little text.
+    Line breaks and runs of spaces are kept: they matter in books. The same texts give the same bytes. Raises UserError
+    when there is too little text.
     """
     import sentencepiece
 
-    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    model = io.BytesIO()
     try:
+        # A writer instead of a prefix, and a fixed number of threads: the model records both.
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts), model_prefix=str(prefix), vocab_size=vocab_size, model_type="bpe",
+            sentence_iterator=_lines(texts), model_writer=model, vocab_size=vocab_size, model_type="bpe",
             byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
             add_dummy_prefix=False, split_digits=True, character_coverage=0.9999, max_sentence_length=65536,
-            user_defined_symbols=["\n"], unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=threads,
-            minloglevel=2)
+            user_defined_symbols=["\n"], unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=4, minloglevel=2)
     except RuntimeError as error:
         raise UserError(f"cannot train a vocabulary of {vocab_size} tokens on these texts: "
                         f"{str(error).splitlines()[-1]}. Give more text or a smaller --vocab-size") from error
-    return Path(f"{prefix}.model")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{path}.partial")
+    partial.write_bytes(model.getvalue())
+    partial.replace(path)
 
 
 def _lines(texts: Iterable[str]) -> Iterable[str]:

@@ -1,0 +1,135 @@
+"""Making a dataset: tokenize every source into a shard of its own, in any order, then merge them in one order.
+
+A shard is written aside and renamed, so an interrupted run goes on with the shards that are missing, and the result
+does not depend on who made which shard or when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infty.data import sources
+from infty.data.documents import PREFIX, TOKENIZER, DatasetInfo
+from infty.data.sources import Source
+from infty.data.tokenizer import Tokenizer
+from infty.errors import UserError
+
+SHARDS = "shards"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know to make any shard."""
+
+    folder: Path
+    """Where shards go."""
+    tokenizer: Path
+    field: str = "text"
+    min_words: int = 1
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of IndexedDataset's types that holds every id."""
+    return np.dtype(np.uint16 if vocab_size < 65_500 else np.int32)
+
+
+def shard_path(job: Job, index: int) -> Path:
+    return job.folder / f"{index:06d}.json"
+
+
+def make_shard(job: Job, tokenizer: Tokenizer, index: int, source: Source) -> dict[str, Any]:
+    """Tokenize one source unless its shard is there already. Returns its record."""
+    path = shard_path(job, index)
+    if path.is_file():
+        return json.loads(path.read_text())
+    dtype, documents = token_dtype(tokenizer.vocab_size), []
+    partial = path.with_suffix(f".partial{os.getpid()}")
+    try:
+        with open(partial, "wb") as f:
+            for text in sources.read(source, job.field):
+                documents.append(_write_document(f, text, tokenizer, dtype, job.min_words))
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path.with_suffix(".tokens"))
+        record = {"source": source.name, "documents": documents}
+        partial.write_text(json.dumps(record))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return record
+
+
+def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.dtype, min_words: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": text.name, "problem": text.problem}
+    if text.problem is None:
+        words = len(text.text.split())
+        if words < min_words:
+            return entry | {"problem": f"fewer than {min_words} words"}
+        ids = np.append(tokenizer.encode(text.text), tokenizer.eos_id).astype(dtype)
+        f.write(ids.tobytes())
+        entry |= {"tokens": len(ids), "words": words, "sha256": text.digest}
+    return entry
+
+
+def merge(job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, seen: dict[str, str]) -> DatasetInfo:
+    """Merge shards, in the order of `indices`, into one dataset in the new folder `output`.
+
+    `seen` maps digests to names of documents that are kept already, in this dataset or another: a text that comes
+    again is left out and reported. Raises UserError when nothing is left.
+    """
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    output.mkdir(parents=True)
+    dtype = token_dtype(tokenizer.vocab_size)
+    builder = IndexedDatasetBuilder(str(output / f"{PREFIX}.bin"), dtype=dtype.type)
+    digest, names, words, left_out, tokens = hashlib.sha256(), [], [], [], 0
+    for index in indices:
+        for entry, ids in _documents(job, index, dtype):
+            if entry["problem"] is None and entry["sha256"] in seen:
+                entry["problem"] = f"duplicate of {seen[entry['sha256']]}"
+            if entry["problem"] is not None:
+                left_out.append({"name": entry["name"], "problem": entry["problem"]})
+                continue
+            seen[entry["sha256"]] = entry["name"]
+            builder.add_document(torch.from_numpy(ids.astype(np.int64)), [len(ids)])
+            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+            tokens += len(ids)
+            names.append(entry["name"])
+            words.append(entry["words"])
+    builder.finalize(str(output / f"{PREFIX}.idx"))
+    if not names:
+        reasons = ", ".join(sorted({f"{d['name']}: {d['problem']}" for d in left_out})[:5])
+        raise UserError(f"no usable document for {output.name} ({reasons or 'no input'})")
+    tokenizer.save(output / TOKENIZER)
+    info = DatasetInfo(len(names), tokens, dtype.name, tokenizer.vocab_size, digest.hexdigest(), tokenizer.fingerprint,
+                       sum(words), names, words, {"left_out": left_out})
+    info.save(output)
+    for path in output.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as f:
+                os.fsync(f.fileno())
+    return info
+
+
+def _documents(job: Job, index: int, dtype: np.dtype) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """A shard's entries with their tokens (empty for those left out)."""
+    path = shard_path(job, index)
+    record = json.loads(path.read_text())
+    expected = sum(d.get("tokens", 0) for d in record["documents"]) * dtype.itemsize
+    data = path.with_suffix(".tokens")
+    if data.stat().st_size != expected:
+        raise UserError(f"{data} was changed or cut short; delete {path.parent} and prepare again")
+    start, tokens = 0, np.memmap(data, dtype, "r") if expected else np.empty(0, dtype)
+    for entry in record["documents"]:
+        count = entry.get("tokens", 0)
+        yield entry, np.asarray(tokens[start:start + count])
+        start += count

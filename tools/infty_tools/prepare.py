@@ -1,0 +1,145 @@
+"""`infty prepare` and `infty inspect`: make a dataset, and look into one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def prepare(
+    input: Annotated[Path, typer.Option(help="Folder of .txt, .txt.gz, .jsonl(.gz, .zst), or a Hugging Face dataset")],
+    output: Annotated[Path, typer.Option(help="Folder to make: output/train and output/validation")],
+    validation: Annotated[Path | None, typer.Option(help="Folder or file of held-out documents")] = None,
+    validation_documents: Annotated[int, typer.Option(help="Or hold out this many files of the input")] = 0,
+    tokenizer: Annotated[Path | None, typer.Option(
+        help="Existing sentencepiece .model, tokenizer.json or prepared dataset; left out: one is trained")] = None,
+    vocab_size: Annotated[int, typer.Option(help="Tokens of a tokenizer that is trained", min=260)] = 32_000,
+    field: Annotated[str, typer.Option(help="Name of the text in JSON lines and datasets")] = "text",
+    min_words: Annotated[int, typer.Option(help="Leave out shorter documents", min=1)] = 1,
+    workers: Annotated[int | None, typer.Option(help="Processes; left out: one a core", min=1)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read, stop")] = False,
+) -> None:
+    """Turn books into a memory-mapped dataset, one document a book.
+
+    Examples:
+
+      infty prepare --input books/ --output data/books --vocab-size 32000 --validation-documents 2
+
+      mpirun -n 64 infty prepare --input pg19/train --validation pg19/validation --output data/pg19
+
+    Empty, binary, wrongly encoded and duplicate documents are left out, counted and listed in output/report.json. An
+    interrupted run goes on when started again; the result does not depend on the number of workers or MPI ranks.
+    """
+    import warnings
+
+    warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*")
+    from infty.data import prepare as local
+    from infty.data import prepare_mpi
+
+    request = local.Request(input, output, validation, validation_documents, tokenizer, vocab_size, field, min_words)
+    if dry_run:
+        _dry_run(request)
+        return
+    mpi = prepare_mpi.started_by_mpi()
+    first = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK") or "0"
+    with _Progress(enabled=not mpi or first == "0") as progress:
+        report = (prepare_mpi.prepare(request, progress, progress.tell) if mpi else
+                  local.prepare(request, workers or len(os.sched_getaffinity(0)), progress, progress.tell))
+    if not mpi or first == "0":
+        _show_report(output, report)
+
+
+def inspect(
+    data: Annotated[Path, typer.Argument(help="A dataset: the train or validation folder of a prepared output")],
+    samples: Annotated[int, typer.Option(help="Decoded samples to show")] = 3,
+) -> None:
+    """Look into a dataset: documents, tokens, lengths, decoded samples.
+
+    Example:
+
+      infty inspect data/books/train
+    """
+    import warnings
+
+    from rich.console import Console
+    from rich.table import Table
+
+    warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*")
+    from infty.data.documents import Documents
+
+    documents, console = Documents.open(data), Console()
+    info, lengths = documents.info, documents.lengths
+    table = Table(show_header=False, box=None)
+    for name, value in (("documents", f"{info.documents:,}"), ("tokens", f"{info.tokens:,}"),
+                        ("words", f"{info.words:,}  ({info.tokens / max(1, info.words):.2f} tokens a word)"),
+                        ("tokens a document", f"{lengths.min():,} to {lengths.max():,}, mean {lengths.mean():,.0f}"),
+                        ("vocabulary", f"{info.vocab_size:,}, stored as {info.dtype}"),
+                        ("left out", f"{len(info.report.get('left_out', [])):,}"),
+                        ("fingerprint", info.fingerprint[:16])):
+        table.add_row(name, value)
+    console.print(table)
+    _histogram(console, lengths)
+    for i in range(min(samples, len(documents))):
+        index = i * len(documents) // max(1, min(samples, len(documents)))
+        text = documents.tokenizer.decode(documents.read(index, 0, min(60, int(lengths[index]))))
+        console.print(f"\n[bold]{documents.names[index]}[/bold] ({lengths[index]:,} tokens)", highlight=False)
+        console.print(text.strip(), markup=False, highlight=False)
+
+
+def _histogram(console: Any, lengths: Any) -> None:
+    """Lengths in powers of two."""
+    import numpy as np
+
+    powers = np.floor(np.log2(np.maximum(lengths, 1))).astype(int)
+    console.print("\n[bold]documents by length in tokens[/bold]")
+    for power in range(powers.min(), powers.max() + 1):
+        count = int((powers == power).sum())
+        bar = "█" * round(40 * count / max(1, np.bincount(powers).max()))
+        console.print(f"{2 ** power:>12,} … {2 ** (power + 1):>12,}  {count:>8,}  {bar}", highlight=False)
+
+
+def _dry_run(request: Any) -> None:
+    train, validation = request.split()
+    for name, part in (("train", train), ("validation", validation)):
+        if part:
+            print(f"{name}: {len(part):,} file(s), {sum(s.size for s in part) / 1e6:,.1f} MB")
+    tokenizer = request.tokenizer or f"a new one of {request.vocab_size:,} tokens"
+    print(f"tokenizer: {tokenizer}\noutput: {request.output}\nNothing was written.")
+
+
+def _show_report(output: Path, report: dict[str, Any]) -> None:
+    from collections import Counter
+
+    for name, part in report["datasets"].items():
+        print(f"{output / name}: {part['documents']:,} documents, {part['tokens']:,} tokens, {part['words']:,} words")
+        problems = Counter(d["problem"].split(" of ")[0] for d in part["left_out"])
+        if problems:
+            listed = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
+            print(f"  left out: {listed} (listed in {output}/report.json)")
+
+
+class _Progress:
+    """One bar for what is being done; plain silence where nobody watches."""
+
+    def __init__(self, enabled: bool) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        self._bars = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+                              TimeRemainingColumn(), disable=not enabled, transient=True)
+        self._task = self._bars.add_task("starting", total=None)
+
+    def __enter__(self) -> _Progress:
+        self._bars.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.__exit__(*error)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self._bars.update(self._task, description=what, completed=done, total=total)
+
+    def tell(self, text: str) -> None:
+        self._bars.console.print(text, highlight=False)
