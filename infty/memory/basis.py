@@ -31,7 +31,7 @@ class GaussianBasis(nn.Module):
 
         Distances are taken in float64: a float32 t is off by 3e-8, which is 1e-5 of a width of 0.005.
         """
-        centers, widths = (x.to(t.device) for x in placement(self.size, self.each))
+        centers, widths = placement(self.size, self.each, t.device)
         z = ((t.double().unsqueeze(-1) - centers) / widths).to(dtype)
         return torch.exp(-0.5 * z * z) / (widths * math.sqrt(2 * math.pi)).to(dtype)
 
@@ -45,8 +45,11 @@ class GaussianBasis(nn.Module):
 
 
 @lru_cache(maxsize=16)
-def placement(size: int, widths: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Centres and widths of the basis functions, float64 [N] each."""
+def placement(size: int, widths: tuple[float, ...],
+              device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Centres and widths of the basis functions, float64 [N] each, on a device (the CPU)."""
+    if device is not None:
+        return tuple(x.to(device) for x in placement(size, widths))
     places = size // len(widths)
     ends = (0.0, 1.0) if places > 1 else (0.5, 0.5)
     centers = torch.linspace(*ends, places, dtype=torch.float64)

@@ -31,7 +31,8 @@ class MemoryConfig:
     bins: int = 128
     """Bins of the density of past attention [D]."""
     explore: float = 0.1
-    """Uniform mass mixed into that density, so that nothing unread vanishes at once."""
+    """Uniform mass mixed into that density, so that nothing unread vanishes at once. With a policy, attention
+    decides only about the room that new tokens take, of which this share is taken evenly."""
     samples: int | None = None
     """Samples of the signal taken at each write [M]; None: two for each basis function."""
     precision: Literal["float32", "float64"] = "float32"

@@ -91,11 +91,25 @@ class ContinuousMemory(nn.Module):
         new = torch.matmul(self.grid.T, kept + pool(plan.keep, plan.end, x, self.samples))
         return torch.where(plan.append[:, None, None, None], new + old, new) if self.policy.appends else new
 
+    def room(self, state: MemoryState) -> Tensor:
+        """How much room each part of the old signal gets at the next write: float64 [b, g, D], rows sum to 1.
+
+        A constant share follows past attention as the paper does. Where the signal is rewritten at every
+        segment of a long document, that would compound: what is read doubles its room again and again, and all
+        else is gone within a dozen writes. There attention decides only who gives up the room that new tokens
+        take, so that what is never read shrinks twice as fast as the rest, not exponentially faster.
+        """
+        even = self.config.explore
+        if not self.paper:
+            keep = self.policy.plan(state.written).keep
+            even = (1 - (1 - even) * (1 - keep))[:, None, None]
+        return sticky.mixed(state.histogram, even)
+
     def _warp(self, state: MemoryState, u: Tensor, seeds: Tensor | None) -> Tensor:
         """Where the samples that go to u [b, 1, n] of the old signal's room are taken from: [b, g, n]."""
         if self.config.sticky == "off":
             return u
-        density = sticky.mixed(state.histogram, self.config.explore)
+        density = self.room(state)
         if self.config.sticky == "quantile":
             return sticky.quantiles(density, u)
         return sticky.multinomial(density, u, state.written if seeds is None else seeds, self.samples)

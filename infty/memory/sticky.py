@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 
-def mixed(histogram: Tensor, explore: float) -> Tensor:
-    """The histogram [..., D] with a share `explore` of uniform mass mixed in: float64, rows sum to 1."""
+def mixed(histogram: Tensor, explore: float | Tensor) -> Tensor:
+    """The histogram [..., D] with a share `explore` of uniform mass mixed in: float64, rows sum to 1.
+
+    `explore` broadcasts against [..., 1].
+    """
     histogram = histogram.double()  # float32 rows sum to 1 only nearly, which would shift every quantile
     return (1 - explore) * histogram / histogram.sum(-1, keepdim=True) + explore / histogram.shape[-1]
 

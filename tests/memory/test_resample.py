@@ -74,7 +74,8 @@ def by_loops(config, xs, histograms):
             room = room if append else max(1, 2 * room)
             keep, end = k / room, (k + 1) / room
         grid = torch.zeros(cells, x.shape[1], dtype=F64)
-        p = (1 - config.explore) * p / p.sum() + config.explore / len(p)
+        follow = (1 - config.explore) * (1 - keep)  # attention shares out the room that new tokens take
+        p = follow * p / p.sum() + (1 - follow) / len(p)
         for i in range(cells):
             low, high = i / cells, (i + 1) / cells
             if low < keep and not append:

@@ -13,7 +13,7 @@ from infty_tools.bench_retention import measure, retention
 
 def test_the_default_keeps_a_book():
     """200 segments of 512 tokens with 512 functions."""
-    fine, coarse = measure(MemoryConfig(), [200], [64, 512], channels=16)
+    fine, coarse = measure(MemoryConfig(sticky="off"), [200], [64, 512], channels=16)
     assert coarse["correlation"] >= 0.99 and fine["correlation"] >= 0.5
     assert min(coarse["by_age"]) >= 0.99 and min(fine["by_age"]) >= 0.45
     assert fine["limit"] == pytest.approx(0.566, abs=0.001)
@@ -45,3 +45,13 @@ def test_the_command_writes_a_table_json_and_a_plot(tmp_path, capsys):
 def test_mistakes_are_named(arguments, problem):
     with pytest.raises(UserError, match=problem):
         retention(*arguments, segment=64)
+
+
+def test_what_is_read_keeps_more_and_the_rest_is_not_lost():
+    """5 % of attention on one segment of a book: it keeps its details, and nothing else pays visibly for it."""
+    plain = measure(MemoryConfig(sticky="off"), [200], [64, 512], channels=16)
+    fine, coarse = measure(MemoryConfig(), [200], [64, 512], channels=16, attention=0.05)
+    assert fine["room"] > 0.02 and fine["attended"] > 0.9
+    assert coarse["correlation"] > 0.99 and fine["correlation"] > plain[0]["correlation"] - 0.02
+    all_of_it = measure(MemoryConfig(), [200], [512], channels=16, attention=1.0)[0]
+    assert all_of_it["correlation"] > 0.7

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from infty.memory import ContinuousMemory, MemoryConfig
+    from infty.memory import ContinuousMemory, MemoryConfig, MemoryState
 
 AGES = 10
 """Parts of a document, oldest first, that are reported apart."""
@@ -28,6 +28,8 @@ def retention(
     chunks: Annotated[str, typer.Option(help="Comma-separated chunk sizes in tokens.")] = "16,64,512",
     segment: Annotated[int, typer.Option(help="Tokens in a segment.")] = 512,
     channels: Annotated[int, typer.Option(help="Independent signals that are averaged over.")] = 32,
+    attention: Annotated[float, typer.Option(help="Share of attention that rests on one early segment, for sticky "
+                                                  "memories; 0 measures without warps.")] = 0.0,
     seed: int = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for retention.json and retention.png.")] = None,
 ) -> None:
@@ -37,8 +39,8 @@ def retention(
     rows: list[dict[str, Any]] = []
     for name in policies.split(","):
         for size in _numbers(basis, "basis"):
-            found = measure(_config(name.strip(), size), [n // segment for n in lengths], sizes, segment,
-                            channels, seed)
+            found = measure(_config(name.strip(), size, attention > 0), [n // segment for n in lengths], sizes,
+                            segment, channels, seed, attention)
             rows += [{"policy": name.strip(), "basis": size, **row} for row in found]
     typer.echo(_table(rows))
     if out is not None:
@@ -49,11 +51,13 @@ def retention(
 
 
 def measure(config: MemoryConfig, segments: list[int], chunks: list[int], segment: int = 512,
-            channels: int = 32, seed: int = 0) -> list[dict[str, Any]]:
+            channels: int = 32, seed: int = 0, attention: float = 0.0) -> list[dict[str, Any]]:
     """Figures for one memory after each of `segments` segments, for every chunk size.
 
     A row has tokens, chunk, correlation, mse (relative to the variance of the means), limit (the correlation of
     the best linear code with N numbers), and by_age: correlations in `AGES` parts of the document, oldest first.
+    With `attention` in (0, 1], that share of past attention rests on the segment a tenth into the longest document
+    (the rest is even), and a row says how much of [0, 1] that segment fills and the correlation there.
     """
     import torch
 
@@ -63,45 +67,70 @@ def measure(config: MemoryConfig, segments: list[int], chunks: list[int], segmen
     core = ContinuousMemory(config, segment)
     state, active = core.empty(1, len(chunks), channels), torch.tensor([True])
     truth: list[list[Tensor]] = [[] for _ in chunks]
-    spans: list[tuple[float, float]] = []
-    rows = []
+    parts = segment // min(chunks)
+    within = (torch.arange(parts * POINTS, dtype=torch.float64) + 0.5) / (parts * POINTS)
+    times = within.new_empty(0, len(within))  # where each segment's samples lie now
+    attended, rows = max(segments) // 10, []
     for k in range(max(segments)):
         x = torch.randn(1, len(chunks), segment, channels, generator=generator)
         for i, chunk in enumerate(chunks):
             means = torch.randn(segment // chunk, channels, generator=generator)
             x[0, i] += means.repeat_interleave(chunk, 0)
             truth[i].append(x[0, i].unflatten(0, (-1, chunk)).mean(1))
-        spans = _moved(spans, core.policy.plan(torch.tensor([k])), k == 0)
+        if attention and k > attended:
+            state = core.with_histogram(state, _focus(times[attended], attention, config.bins), active)
+        times = _moved(times, within, core, state)
         with torch.no_grad():
             state = core.write(state, x, active)
         if k + 1 in segments:
             for i, chunk in enumerate(chunks):
-                found = _read_back(core, state.coefficients[:, i:i + 1], spans, segment // chunk)
-                rows.append({"tokens": (k + 1) * segment, "chunk": chunk,
-                             **_figures(found, torch.cat(truth[i]), config.basis)})
+                found = _read_back(core, state.coefficients[:, i:i + 1], times, segment // chunk)
+                row = _figures(found, torch.cat(truth[i]), config.basis)
+                if attention and k > attended:
+                    mine = slice(attended * segment // chunk, (attended + 1) * segment // chunk)
+                    edge = (times[attended, -1] - times[attended, 0]) * len(within) / (len(within) - 1)
+                    row |= {"attended": round(_correlation(found[mine], truth[i][attended]), 4),
+                            "room": round(float(edge), 4)}
+                rows.append({"tokens": (k + 1) * segment, "chunk": chunk, **row})
     return rows
 
 
-def _moved(spans: list[tuple[float, float]], plan: Any, first: bool) -> list[tuple[float, float]]:
-    """Where every segment lies after a write, oldest first."""
+def _moved(times: Tensor, within: Tensor, core: ContinuousMemory, state: MemoryState) -> Tensor:
+    """Where the samples of every segment lie after the next write: one more row."""
+    import torch
+
+    plan = core.policy.plan(state.written)
     keep, end = float(plan.keep), float(plan.end)
-    if first:
-        return [(0.0, 1.0)]
-    scale = 1.0 if bool(plan.append) else keep / spans[-1][1]
-    return [(a * scale, b * scale) for a, b in spans] + [(keep, end)]
+    if len(times) == 0:
+        keep, end = 0.0, 1.0
+    elif not bool(plan.append):
+        if core.config.sticky != "off":  # each part of the signal gets its share of room
+            room = core.room(state)[0, 0]
+            below = torch.cat([room.new_zeros(1), room.cumsum(0)])
+            at = (times * len(room)).clamp(max=len(room) - 1e-9)
+            times = below[at.long()] + at.frac() * room[at.long()]
+        times = times * keep
+    return torch.cat([times, (keep + (end - keep) * within)[None]])
 
 
-def _read_back(core: ContinuousMemory, coefficients: Tensor, spans: list[tuple[float, float]], parts: int) -> Tensor:
-    """Means of the signal over `parts` even parts of every span: [spans * parts, c]."""
+def _focus(times: Tensor, attention: float, bins: int) -> Tensor:
+    """Past attention [1, 1, bins]: a share rests around `times`, two hundredths wide, the rest is even."""
+    import torch
+
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    peak = torch.special.ndtr((edges - times.mean()) / 0.02).diff()
+    return (attention * peak / peak.sum() + (1 - attention) / bins).float()[None, None]
+
+
+def _read_back(core: ContinuousMemory, coefficients: Tensor, times: Tensor, parts: int) -> Tensor:
+    """Means of the signal over `parts` even parts of every segment: [segments * parts, c]."""
     import torch
 
     from infty.memory.resample import sample
 
-    within = (torch.arange(parts * POINTS, dtype=torch.float64) + 0.5) / (parts * POINTS)
-    edges = torch.tensor(spans, dtype=torch.float64)
-    times = (edges[:, :1] + (edges[:, 1:] - edges[:, :1]) * within).reshape(1, 1, -1)
-    pieces = [sample(core.basis, t, None, coefficients)[0, 0] for t in times.split(1 << 15, -1)]
-    return torch.cat(pieces).unflatten(0, (-1, POINTS)).mean(1)
+    pieces = [sample(core.basis, t, None, coefficients)[0, 0]
+              for t in times.reshape(1, 1, -1).split(1 << 15, -1)]
+    return torch.cat(pieces).unflatten(0, (len(times) * parts, -1)).mean(1)
 
 
 def _figures(found: Tensor, truth: Tensor, basis: int) -> dict[str, Any]:
@@ -116,17 +145,18 @@ def _correlation(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-30))
 
 
-def _config(name: str, basis: int) -> MemoryConfig:
+def _config(name: str, basis: int, warped: bool) -> MemoryConfig:
     from infty.errors import UserError
     from infty.memory import MemoryConfig
     from infty.memory.presets import PRESETS, preset
 
+    sticky = "quantile" if warped else "off"
     if name in PRESETS:
-        return preset(name, basis=basis, samples=basis, sticky="off", precision="float32")
+        return preset(name, basis=basis, samples=basis, sticky=sticky, precision="float32")
     if name in ("uniform", "doubling"):
-        return MemoryConfig(basis=basis, contraction=name, sticky="off")
+        return MemoryConfig(basis=basis, contraction=name, sticky=sticky)
     try:
-        return MemoryConfig(basis=basis, contraction=float(name), sticky="off")
+        return MemoryConfig(basis=basis, contraction=float(name), sticky=sticky)
     except ValueError:
         raise UserError(f"--policies: '{name}' is not uniform, doubling, a number in (0, 1) or one of "
                         f"{', '.join(sorted(PRESETS))}") from None
@@ -161,7 +191,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     for r in rows:
         ages = " ".join(f"{a:5.2f}" for a in r["by_age"])
         lines.append(f"{r['policy']:<18} {r['basis']:>5} {r['tokens']:>8} {r['chunk']:>6} {r['correlation']:>6.3f} "
-                     f"{r['limit']:>6.3f} {r['mse']:>6.2f}  {ages}")
+                     f"{r['limit']:>6.3f} {r['mse']:>6.2f}  {ages}"
+                     + (f"  attended: {r['attended']:.3f}, room {r['room']:.3f}" if "attended" in r else ""))
     return "\n".join(lines)
 
 
