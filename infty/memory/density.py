@@ -17,8 +17,10 @@ from torch import Tensor
 
 from infty.memory.basis import GaussianBasis
 from infty.memory.kernels import blocked
+from infty.memory.precision import full_precision
 
 
+@full_precision
 def parameters(q: Tensor, key_mu: Tensor, key_sigma: Tensor, bias_mu: Tensor | float | None,
                bias_sigma: Tensor | float | None, floor: float, clamp: bool = False) -> tuple[Tensor, Tensor]:
     """Mean and variance of every query's density: float32 [..., h, T] each.
@@ -35,6 +37,7 @@ def parameters(q: Tensor, key_mu: Tensor, key_sigma: Tensor, bias_mu: Tensor | f
     return mu, variance.clamp(min=floor) if clamp else variance + floor
 
 
+@full_precision
 def read(mu: Tensor, variance: Tensor, values: Tensor, basis: GaussianBasis) -> Tensor:
     """The expected signal z = E[psi] values under N(mu, variance): float32 [..., T, d].
 
@@ -66,6 +69,7 @@ def expectation(mu: Tensor, variance: Tensor, basis: GaussianBasis) -> Tensor:
 
 
 @torch.no_grad()
+@full_precision
 def histogram(mu: Tensor, variance: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
     """Where attention fell: the mean over tokens of each density's mass in `bins` even bins of [0, 1].
 

@@ -63,6 +63,10 @@ class ContinuousMemory(nn.Module):
         """
         if x.ndim != 4 or x.shape[2] == 0:
             raise UserError(f"memory write: expected [lanes, heads, tokens, channels], got {tuple(x.shape)}")
+        with torch.autocast(x.device.type, enabled=False):
+            return self._write(state, x, active, seeds)
+
+    def _write(self, state: MemoryState, x: Tensor, active: Tensor, seeds: Tensor | None) -> MemoryState:
         before = state.coefficients if self.config.backprop else state.coefficients.detach()
         x, old = x.to(self.dtype), before.to(self.dtype)
         new = (self._write_paper if self.paper else self._write_grid)(state, old, x, seeds)

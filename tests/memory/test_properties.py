@@ -218,3 +218,20 @@ def test_a_wrong_shape_is_refused():
     core = memory("uniform", "off")
     with pytest.raises(UserError, match="lanes, heads, tokens, channels"):
         core.write(core.empty(1, H, C), torch.zeros(1, H, C), torch.tensor([True]))
+
+
+def test_autocast_does_not_reach_the_memory():
+    core = memory("uniform", "quantile")
+    state = filled(core, 2, 0)
+    x, q, key = torch.randn(2, H, L, C), torch.randn(2, H, 5, C), torch.randn(2, H, C)
+
+    def everything():
+        new = core.write(state, x, torch.tensor([True, True]))
+        place = density.parameters(q, key, key, None, None, 1e-6)
+        z = density.read(*place, new.coefficients, core.basis)
+        return new.coefficients, *place, z, density.histogram(*place, 8)
+
+    plain = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = everything()
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast))
