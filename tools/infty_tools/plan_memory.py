@@ -55,7 +55,7 @@ def model_states(config: ModelConfig, layout: Layout) -> dict[str, float]:
     share = 1 / layout.data
     out = {"weights": size * w * (share if stage == 3 else 1), "masters": 0.0 if stage == 0 else 4 * size * share,
            "moments": 8 * size * (1 if stage == 0 else share)}
-    if stage == 3:
+    if stage == 3 and layout.data > 1:
         out["weights"] += w * sum(p.local(layout.tensor) for p in weights if p.local(layout.tensor) < PERSISTENT)
     if stage in (1, 2):
         out["gradients"] = w * _largest_share(weights, layout)
@@ -90,8 +90,10 @@ def working(config: ModelConfig, layout: Layout) -> dict[str, float]:
     out = {"buckets": 0.0 if stage == 0 else w * min(REDUCE_BUCKET, size) if stage < 3 else w * REDUCE_BUCKET}
     if stage == 3:
         out["gathered"] = w * min(size, max(LIVE, layer + PREFETCH, vocabulary))
-    # Before stages 1 reduce, and stage 0 updates, every gradient is there; the update casts a rank's to float32.
+    # Stage 1 reduces when the backward pass is over: until then every gradient is there. The update casts a rank's to
+    # float32. Stages 1 and 2 hold on to one whole gradient.
     out["update"] = max(w * size if stage == 1 else 0.0, 4 * size / layout.data if stage and w == 2 else 0.0)
+    out["update"] += w * max(p.local(layout.tensor) for p in weights) if stage in (1, 2) else 0.0
     out["logits"] = 3 * 4 * layout.micro_lanes * config.segment_length * V
     return out
 
