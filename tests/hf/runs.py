@@ -22,7 +22,8 @@ TEXT = ("Call me Ishmael. Some years ago — never mind how long precisely — h
 
 
 def tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.load(train_sentencepiece([TEXT], 400, folder / "tokenizer"))
+    train_sentencepiece([TEXT], 400, folder / "tokenizer.model")
+    return Tokenizer.load(folder / "tokenizer.model")
 
 
 def make_run(folder: Path, model: ModelConfig, vocabulary: Tokenizer) -> tuple[Path, InftyLM]:

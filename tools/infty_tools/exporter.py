@@ -90,6 +90,8 @@ class Exporter:
         fast.save_pretrained(folder)
         names = write_code(folder)
         write_card(folder, self.config, self.reader.run, self.dtype, names)
+        for path in folder.glob("*.safetensors"):  # written for their owner's eyes only
+            path.chmod((folder / "config.json").stat().st_mode)
 
     def _twin(self) -> InftyForCausalLM:
         """The transformers model with the checkpoint's weights, in the export's dtype."""

@@ -1,0 +1,47 @@
+"""`infty generate`: text from an exported model, after a prompt of any length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    model: Annotated[Path, typer.Option(help="A folder made by `infty export`")],
+    prompt: Annotated[str | None, typer.Option(help="The beginning of the text")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="A text file (UTF-8, or .gz of it) to read first, as long as "
+                                                          "you like; --prompt then follows it")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens that together have this "
+                                                            "probability")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; left out: a GPU if there is one")] = None,
+) -> None:
+    """Let an exported model write on.
+
+    Examples:
+
+      infty generate --model exports/first --prompt 'Once more unto the breach'
+
+      infty generate --model exports/first --prompt-file moby_dick.txt --max-new-tokens 500 --seed 1
+
+    A book is read into the model's memory segment by segment, in constant space. Text goes to standard output as it is
+    written, all else to standard error.
+    """
+    from infty_tools.writer import Writer, read_prompt
+
+    text = read_prompt(prompt, prompt_file)
+    writer = Writer(model, device)
+    ids = writer.encode(text)
+    if prompt_file is None:
+        print(text, end="", flush=True)
+    elif prompt:
+        print(prompt, end="", flush=True)
+    writer.read(ids)
+    for piece in writer.text(writer.write(max_new_tokens, temperature, top_p, seed)):
+        print(piece, end="", flush=True)
+    print(flush=True)
+    typer.echo(writer.report(), err=True)

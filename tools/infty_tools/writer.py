@@ -1,0 +1,159 @@
+"""Reading a prompt into an exported model's memory, and sampling what follows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from infty.errors import UserError
+from infty.hf.cache_infty import InftyCache
+from infty.hf.modeling_infty import InftyForCausalLM
+
+SEGMENTS_AT_ONCE = 8
+UNFINISHED = "\ufffd"  # what a decoder writes for a character whose last bytes are still to come
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The text to go on from. Raises UserError when there is none or it cannot be read."""
+    text = "" if file is None else _read(file)
+    text += prompt or ""
+    if not text.strip():
+        raise UserError("there is nothing to go on from: give --prompt TEXT or --prompt-file BOOK"
+                        + (f" ({file} is empty)" if file else ""))
+    return text
+
+
+def _read(file: Path) -> str:
+    if not file.is_file():
+        raise UserError(f"there is no file {file}")
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as f:
+            return f.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}): convert "
+                        "it first, for example with iconv") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise UserError(f"{file} is not a whole gzip file: {error}") from error
+
+
+class Writer:
+    """An exported model with what it has read so far."""
+
+    def __init__(self, folder: Path, device: str | None = None) -> None:
+        _check(folder)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            self.model = InftyForCausalLM.from_pretrained(folder).eval().to(self.device)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        self.cache, self.logits, self.last = InftyCache(), None, None
+        self.counts, self.seconds = {"read": 0, "wrote": 0}, {"read": 0.0, "wrote": 0.0}
+
+    def encode(self, text: str) -> Tensor:
+        """int64 [1, T]."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if not ids:
+            raise UserError("the prompt holds no token of this model's vocabulary")
+        return torch.tensor([ids])
+
+    @torch.no_grad()
+    def read(self, ids: Tensor) -> None:
+        """Read tokens [1, T] into the memory, with a progress bar for long texts."""
+        chunk = SEGMENTS_AT_ONCE * self.model.config.segment_length
+        show = Progress(TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"),
+                        TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+                        disable=ids.shape[1] <= chunk)
+        begun = time.monotonic()
+        with show as progress:
+            task = progress.add_task("", total=ids.shape[1])
+            for part in ids.split(chunk, 1):
+                self._step(part)
+                progress.advance(task, part.shape[1])
+        self._count("read", ids.shape[1], begun)
+
+    def _step(self, ids: Tensor) -> None:
+        out = self.model(ids.to(self.device), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.logits, self.last = out.logits[0, -1].float().cpu(), int(ids[0, -1])
+
+    @torch.no_grad()
+    def write(self, count: int, temperature: float, top_p: float, seed: int | None = None) -> Iterator[int]:
+        """Yield tokens as they are written: at most `count`, or up to the one that ends a document."""
+        generator = torch.Generator()
+        generator.seed() if seed is None else generator.manual_seed(seed)
+        begun = time.monotonic()
+        for i in range(count):
+            token = choose(self.logits, temperature, top_p, generator)
+            if token == self.tokenizer.eos_token_id:
+                return
+            self._count("wrote", 1, begun)
+            yield token
+            if i < count - 1:
+                self._step(torch.tensor([[token]]))
+
+    def text(self, tokens: Iterable[int]) -> Iterator[str]:
+        """The tokens' text, piece by piece; a character that takes several tokens comes whole."""
+        # Some tokenizers write a token otherwise at the beginning of a text: decode it after the one before.
+        line = [] if self.last is None else [self.last]
+        shown = self._decode(line)
+        if shown.endswith(UNFINISHED):
+            line, shown = [], ""
+        for token in tokens:
+            line.append(token)
+            text = self._decode(line)
+            if text.endswith(UNFINISHED):
+                continue
+            yield text[len(shown):]
+            if text.endswith("\n"):  # start afresh with each line, so that the cost does not grow
+                line, text = [token], self._decode([token])
+            shown = text
+        yield self._decode(line)[len(shown):]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _count(self, what: str, tokens: int, begun: float) -> None:
+        self.counts[what] += tokens
+        self.seconds[what] = time.monotonic() - begun
+
+    def report(self) -> str:
+        """What was done, in one line."""
+        return "; ".join(f"{what} {n:,} tokens, {n / max(self.seconds[what], 1e-9):,.0f} a second"
+                         for what, n in self.counts.items())
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """One token from logits float32 [V]: the likeliest (temperature 0), or drawn from the nucleus of mass `top_p`."""
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities, order = (logits / temperature).softmax(0).sort(descending=True)
+    outside = probabilities.cumsum(0) - probabilities >= top_p
+    outside[0] = False
+    return int(order[torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)])
+
+
+def _check(folder: Path) -> None:
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    if kind == "infty":
+        return
+    hint = ""
+    if (folder / "checkpoints").is_dir() or (folder / "manifest.json").is_file():
+        hint = f": it holds checkpoints; export one first (infty export --checkpoint {folder} --output FOLDER)"
+    elif not folder.exists():
+        hint = ": it does not exist"
+    raise UserError(f"{folder} is not a model made by infty export{hint}")
