@@ -80,8 +80,8 @@ class Block(nn.Module):
         return new if state.pending is None else torch.cat([state.pending.to(new.dtype), new], 2)
 
     def _tail(self, tokens: Tensor) -> Tensor:
-        """The last `stm` tokens, [b, heads, stm, c]."""
-        return tokens[:, :, tokens.shape[2] - self.stm:]
+        """The last `stm` tokens, [b, heads, stm, c]; a copy, or the state would keep the whole window's storage."""
+        return tokens[:, :, tokens.shape[2] - self.stm:].detach().clone()
 
     def _add(self, x: Tensor, partial: Tensor, bias: Tensor | None) -> Tensor:
         y = self.region.leave(partial)

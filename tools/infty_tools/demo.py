@@ -10,9 +10,9 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from infty.errors import UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 MARKER = ".infty-demo"
+REQUEUE = 85  # what `infty pretrain` ends with when it was stopped and has saved
 PROMPT = "KING. "
 # The generating process proves that the export stands alone: it cannot import what trained the model.
 GENERATE = """
@@ -99,8 +100,8 @@ class Demo:
     def pretrain(self) -> None:
         """Pretraining in two processes: tensor parallel 2, ZeRO-3; interrupted once, then resumed"""
         if not self._metrics():
-            console.print("[dim]part one: stopped on purpose by a signal at about a third of the way[/dim]")
-            self._infty(*self._pretrain_command(), processes=2, interrupt_after=1 / 3)
+            console.print("[dim]part one: stopped on purpose about a third of the way[/dim]")
+            self._infty(*self._pretrain_command(), processes=2, stop_at=1 / 3)
             console.print("[dim]part two: the same command again; it picks up where it stopped[/dim]")
         self._infty(*self._pretrain_command(), processes=2)
 
@@ -150,7 +151,8 @@ class Demo:
 
     def _perplexities(self) -> dict[str, str]:
         result = json.loads((self.folder / "evaluation.json").read_text())
-        return {f"held-out perplexity, memory {mode}": f"{result[mode]['perplexity']:.2f}" for mode in ("on", "off")}
+        return {f"held-out perplexity, memory {mode}": f"{result[mode]['perplexity']:.2f} a token"
+                for mode in ("on", "off")}
 
     def _metrics(self) -> list[dict]:
         path = self.run_folder / "metrics.jsonl"
@@ -161,32 +163,50 @@ class Demo:
         path = Path(sys.executable).parent / name
         return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
-    def _infty(self, *arguments: str | Path, processes: int = 1, interrupt_after: float | None = None) -> None:
+    def _infty(self, *arguments: str | Path, processes: int = 1, stop_at: float | None = None) -> None:
         """Run one verb, shown as one would type it; a failure ends the demo with what it said."""
         words = [str(a) for a in arguments]
-        console.print(textwrap.indent(f"$ infty {shlex.join(words)}", "  "), style="cyan", soft_wrap=True,
-                      highlight=False)
-        command = [sys.executable, "-m", "infty_tools", *words]
-        if processes > 1:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-                       str(processes), "-m", "infty_tools", *words]
-        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
-        process = subprocess.Popen(command, env=environment)
-        if interrupt_after is not None:
-            self._interrupt(process, interrupt_after)
-        code = process.wait()
-        if code and interrupt_after is None:
-            raise UserError(f"`infty {words[0]}` ended with status {code}; what it said is above. "
+        launcher = "" if processes == 1 else f"torchrun --nproc-per-node {processes} --no-python "
+        console.print(f"  $ {launcher}infty {shlex.join(words)}", style="cyan", soft_wrap=True, highlight=False)
+        started = [subprocess.Popen([sys.executable, "-m", "infty_tools", *words], env=environment)
+                   for environment in _environments(processes)]
+        try:
+            if stop_at is not None:
+                self._stop_at(started[0], stop_at)
+            codes = [process.wait() for process in started]
+        except KeyboardInterrupt:
+            for process in started:  # they got it too: let them save
+                process.wait(timeout=120)
+            raise
+        if stop_at is not None and set(codes) <= {0, REQUEUE}:
+            return
+        if any(codes):
+            raise UserError(f"`infty {words[0]}` ended with status {max(codes, key=abs)}; what it said is above. "
                             "Once that is mended, `make demo` goes on from here")
 
-    def _interrupt(self, process: subprocess.Popen, share: float) -> None:
-        """Ask a running `pretrain` to stop, as a cluster would, when this share of its steps is done."""
+    def _stop_at(self, process: subprocess.Popen, share: float) -> None:
+        """Ask a running `pretrain` to stop when this share of its steps is done, as one can at any time."""
         while process.poll() is None:
             rows = self._metrics()
             if rows and rows[-1]["step"] >= share * rows[-1]["steps"]:
                 (self.run_folder / "stop").touch()
                 return
             time.sleep(0.5)
+
+
+def _environments(processes: int) -> list[dict[str, str]]:
+    """What each process needs to know, as any launcher sets it. (torchrun itself would call a run that was stopped and
+    saved a failure, with a page of traceback.)"""
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    base = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    if processes == 1:
+        return [base]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    return [base | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(processes),
+                    "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            for r in range(processes)]
 
 
 if __name__ == "__main__":
