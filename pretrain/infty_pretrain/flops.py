@@ -34,7 +34,7 @@ def memory_layer_per_token(config: ModelConfig) -> float:
     """One layer's long-term memory: output projection, read, write, and what `signal: hidden` projects."""
     memory, e, d, L = config.memory, config.hidden_size, config.head_size, config.segment_length
     N, h, c = memory.basis, config.memory_heads(), config.memory_channels()
-    samples = memory.samples or N
+    samples = memory.samples or 2 * N
     read = 2.0 * N * d * config.heads + 10.0 * N * config.heads  # weights times values, and the weights themselves
     write = 2.0 * h * c * N * (2 * samples + L) / L
     total = 2.0 * e * config.heads * d + read + write + 4.0 * config.heads * d
