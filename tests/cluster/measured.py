@@ -24,7 +24,8 @@ def training_bytes(config, lanes_window: dict) -> dict[str, int]:
     for last in (False, True):
         kept = Saved(engine.model)
         with kept:
-            loss, out = ds(mine["tokens"], mine["reset"], engine.states[0], labels=mine["labels"], weights=mine["weights"])
+            loss, out = ds(mine["tokens"], mine["reset"], engine.states[0], labels=mine["labels"],
+                           weights=mine["weights"])
         saved = kept.bytes
         kept.kept.clear()
         ds.backward(loss / mine["weights"].sum())
@@ -68,8 +69,8 @@ def _by_kind(engine, before: set[int]) -> dict[str, int]:
     operators = _bytes(engine.model.buffers(), seen)
     bucket = {t.untyped_storage().data_ptr() for b in getattr(optimizer, "ipg_buckets", {}).values()
               for t in _tensors(b)}
-    gradients = _bytes((t for t in _alive() if t.untyped_storage().data_ptr() not in bucket | before and t.numel() > 1000
-                        and t.is_floating_point()), seen)
+    gradients = _bytes((t for t in _alive() if t.numel() > 1000 and t.is_floating_point()
+                        and t.untyped_storage().data_ptr() not in bucket | before), seen)
     return {"weights": weights, "masters": masters, "moments": moments, "gradients": gradients, "lanes": lanes,
             "operators": operators}
 

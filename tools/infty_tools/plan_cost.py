@@ -98,7 +98,7 @@ def _compute_seconds(config: ModelConfig, layout: Layout, gpu: GPU, flops: dict[
 
 
 def traffic(config: ModelConfig, layout: Layout) -> dict[str, float]:
-    """Bytes a rank sends in a step: ring collectives, (n-1)/n of the data for a gather, twice that for an all-reduce."""
+    """Bytes a rank sends in a step, by ring collectives: (n-1)/n of the data for a gather, twice that to all-reduce."""
     t, d, w, e = layout.tensor, layout.data, layout.width, config.hidden_size
     size = sum(p.local(t) for p in parameters(config))
     tokens = layout.micro_lanes * layout.micro_batches * layout.window_segments * config.segment_length

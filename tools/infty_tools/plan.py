@@ -1,0 +1,82 @@
+"""`infty plan`: what a run needs, how fast it would be, and the best layout for a cluster. Starts nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infty.errors import UserError
+
+if TYPE_CHECKING:
+    from infty_pretrain.config import Config
+    from infty_tools.plan_search import Option
+
+GIB = 2**30
+
+
+def plan(
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the config: section.key=value")] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file")] = Path("config.yaml"),
+    nodes: Annotated[int, typer.Option("--nodes", "-N", min=1, help="Machines")] = 1,
+    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", min=1, help="GPUs in each")] = 8,
+    gpu: Annotated[str, typer.Option("--gpu", help="Such as a100-80, h100-80, h200-141")] = "h100-80",
+    tokens: Annotated[str | None, typer.Option("--tokens", help="Token budget, such as 10B")] = None,
+    layouts: Annotated[int, typer.Option("--layouts", min=1, help="How many layouts to show")] = 5,
+) -> None:
+    """Say what a run needs and how fast it would be, and rank the layouts that fit.
+
+    Exits with status 2, and says what to change, when the config does not fit.
+
+    Example:
+
+      infty plan --config configs/pg19-1.3b.yaml --nodes 4 --gpus-per-node 8 --gpu h100-80 --tokens 30B
+    """
+    from infty_pretrain import config as configs
+    from infty_tools import plan_gpus, plan_report, plan_search
+
+    device = plan_gpus.find(gpu)
+    resolved, note = with_vocab(configs.load(config, overrides))
+    budget = parse_count(tokens) if tokens else resolved.total_steps * resolved.tokens_per_step
+    chosen = plan_search.evaluate(resolved, plan_search.of_config(resolved, nodes * gpus_per_node), device,
+                                  gpus_per_node)
+    fitting = plan_search.search(resolved, nodes, gpus_per_node, device)
+    plan_report.show(resolved, chosen, fitting[:layouts], device, nodes, gpus_per_node, budget, note)
+    refuse_unless_it_fits(resolved, chosen, fitting, device, nodes, gpus_per_node)
+
+
+def with_vocab(config: Config) -> tuple[Config, str | None]:
+    """Fill in the vocabulary from the dataset, or assume one; returns the config and what was assumed."""
+    if config.model.vocab_size is not None:
+        return config, None
+    from infty.data.documents import Documents
+
+    try:
+        return config.with_vocab(Documents.open(config.data.train).vocab_size), None
+    except UserError:
+        return config.with_vocab(32_000), "model.vocab_size is not given and data.train is not here: 32,000 assumed"
+
+
+def refuse_unless_it_fits(config: Config, chosen: Option, fitting: list[Option], gpu, nodes: int,
+                          gpus_per_node: int) -> None:
+    """Raise UserError when the config's own layout needs more than a GPU has."""
+    from infty_tools.plan_search import advice
+
+    if chosen.total > gpu.memory:
+        kind, most = max(chosen.bytes.items(), key=lambda item: item[1])
+        raise UserError(f"this layout does not fit: a rank needs {chosen.total / GIB:.1f} GiB, a {gpu.name} has "
+                        f"{gpu.memory / GIB:.1f} to give; most of it, {most / GIB:.1f} GiB, are {kind}. "
+                        + advice(config, chosen, fitting, gpu, nodes, gpus_per_node))
+
+
+def parse_count(text: str) -> int:
+    """`10B`, `300M`, `5e9` or `1000` as a number. Raises UserError."""
+    factor = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:].upper(), 1)
+    try:
+        value = float(text[:-1] if factor > 1 else text) * factor
+    except ValueError:
+        value = 0.0
+    if value < 1:
+        raise UserError(f"--tokens {text} is not a number of tokens: write 10B, 300M or 5e9")
+    return int(value)
