@@ -9,13 +9,18 @@ from torch import Tensor, nn
 
 from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal, sharded_parameter
-from infty.memory import density
+from infty.memory import densities, density, sticky
 from infty.memory.memory import ContinuousMemory
 from infty.memory.state import MemoryState
 from infty.parallel import collectives, groups
 
 # Spread of a fresh density that has a bias: its standard deviation is about this share of the document.
 INITIAL_SIGMA = 0.05
+# Size of a fresh map's weights, in units in which a pooled key has the size of a key. Small, so that densities begin
+# where their biases say: at 1, the first segments of a document start with gradients fifty times too large.
+INITIAL_WEIGHT = 0.1
+# A gibbs density is normalised on a grid of this many cells a bin of the attention histogram.
+GIBBS_CELLS = 4
 
 
 class DensityMaps(nn.Module):
@@ -37,7 +42,7 @@ class DensityMaps(nn.Module):
             if self.shared:  # the paper's: a torch.nn.Linear without bias
                 normal(f"{layer}.memory.{name}", 1 / math.sqrt(3 * memory.basis))(full)
             else:
-                normal(f"{layer}.memory.{name}", 1.0)(full)
+                normal(f"{layer}.memory.{name}", INITIAL_WEIGHT)(full)
             self.register_parameter(f"weight_{name}", self._parameter(full))
         self.bias_mu = self.bias_sigma = None
         if memory.map_bias:
@@ -76,8 +81,9 @@ class LongTermMemory(nn.Module):
         self.kv_heads = config.kv_heads // groups.tensor_size()
         self.signal_heads = config.memory_heads() // groups.tensor_size()
         self.group = config.heads // config.kv_heads
+        self.layer = layer
         self.core = ContinuousMemory(config.memory, config.segment_length)
-        self.maps = DensityMaps(config, layer)
+        self.maps = None if self.memory.density == "gibbs" else DensityMaps(config, layer)
         e, d, init = config.hidden_size, config.head_size, config.init_std
         if self.memory.signal == "hidden":
             self.key = ColumnParallelLinear(e, config.kv_heads * d, normal(f"{layer}.memory.key", init))
@@ -119,76 +125,114 @@ class LongTermMemory(nn.Module):
         if not self.memory.backprop:
             stream = stream.detach()
         q = q.unflatten(3, (S, L))  # [b, K, G, S, L, d]
-        maps = self.maps(self.kv_heads * self.group)
+        maps = self.maps(self.kv_heads * self.group) if self.maps is not None else None
         places, values = [], []
         for s in range(S):
             state = self.core.reset(state, (seen[:, s] == 0) | (not enabled))
-            pooled, value = self._keys_and_values(state, maps)
-            place = self._densities(q[:, :, :, s], pooled, maps)
+            keys, value = self._keys_and_values(state, maps)
+            place = self._place(q[:, :, :, s], keys, maps)
             places.append(place)
             values.append(value)
             if self.memory.sticky != "off":
-                state = self.core.with_histogram(state, self._histogram(*place), state.written > 0)
+                state = self.core.with_histogram(state, self._histogram(place), state.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
-            state = self.core.write(state, stream[:, :, s * L:(s + 1) * L], ready)
-        mu, variance = (torch.stack(x, 1) for x in zip(*places))  # [b, S, H/tp, L]
-        context = self._read(mu, variance, torch.stack(values, 1)) + self._nothing_from_the_gate()
-        figures = self._statistics(mu, variance, state) if statistics else None
-        return context, self._divergence(mu, variance), figures, state
+            state = self.core.write(state, stream[:, :, s * L:(s + 1) * L], ready, self._seeds(state))
+        place = tuple(torch.stack(x, 1) for x in zip(*places))
+        context = self._read(place, torch.stack(values, 1)) + self._nothing_from_the_gate()
+        figures = self._statistics(place, state) if statistics else None
+        return context, self._divergence(place), figures, state
 
     def _nothing_from_the_gate(self) -> Tensor | float:
         """Zero, but with a gradient for the gate: what a short window writes last, it does not read, and ZeRO-3 gives
         a parameter that takes no part in a step a stale gradient."""
         return 0.0 * (self.gate.weight.sum() + self.gate.bias.sum()) if self.memory.gate else 0.0
 
-    def _keys_and_values(self, state: MemoryState, maps: dict) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Pooled keys for mu and sigma, float32 [b, K, G, d]; values [b, K, N, d] in the compute dtype."""
+    def _seeds(self, state: MemoryState) -> Tensor | None:
+        """int64 [b]: what a multinomial warp draws from, equal on every rank of a layout."""
+        if self.memory.sticky != "multinomial":
+            return None
+        return sticky.seed(0, torch.zeros_like(state.written), state.written, self.layer)
+
+    def _keys_and_values(self, state: MemoryState, maps: dict | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Keys and values of a segment's reads; values [b, K, N, d].
+
+        Keys are pooled for mu and for sigma, float32 [b, K, G, d] each; for a gibbs density all of them, [b, K, N, d].
+        """
         B, d = state.coefficients, self.config.head_size
-        weights = torch.stack([maps["mu"], maps["sigma"]]).unflatten(1, (self.kv_heads, self.group))  # [2, K, G, N]
         if self.memory.signal == "heads":
-            pooled = torch.einsum("pkgn,bknd->pbkgd", weights, B[..., :d])
-            return (pooled[0], pooled[1]), B[..., d:]
+            return (self._pool(B[..., :d], maps) if maps else (B[..., :d],)), B[..., d:]
         whole = collectives.gather(B.transpose(1, 2).flatten(2), -1)  # [b, N, e]
-        pooled = torch.einsum("pkgn,bne->pbkge", weights, whole)
-        projection = self.key.weight.float().unflatten(0, (self.kv_heads, d))
-        pooled = torch.einsum("pbkge,kde->pbkgd", pooled, projection)
-        value = self.value(whole.to(self.value.weight.dtype)).unflatten(-1, (self.kv_heads, d)).transpose(1, 2)
-        return (pooled[0], pooled[1]), value
+        value = self._projected(self.value, whole)
+        return (self._pool_hidden(whole, maps) if maps else (self._projected(self.key, whole),)), value
 
-    def _densities(self, q: Tensor, pooled: tuple[Tensor, Tensor], maps: dict) -> tuple[Tensor, Tensor]:
-        """Mean and variance of every token's density, float32 [b, H/tp, L]; q is [b, K, G, L, d]."""
-        key_mu, key_sigma = (k.flatten(1, 2) for k in pooled)
-        return density.parameters(
-            q.flatten(1, 2), key_mu, key_sigma, maps["bias_mu"], maps["bias_sigma"], self.memory.sigma_floor)
+    def _projected(self, projection: ColumnParallelLinear, whole: Tensor) -> Tensor:
+        """[b, N, e] -> [b, K, N, d] in the compute dtype."""
+        y = projection(whole.to(projection.weight.dtype))
+        return y.unflatten(-1, (self.kv_heads, self.config.head_size)).transpose(1, 2)
 
-    def _histogram(self, mu: Tensor, variance: Tensor) -> Tensor:
+    def _weights(self, maps: dict) -> Tensor:
+        """The maps of mu and sigma: float32 [2, K, G, N]."""
+        return torch.stack([maps["mu"], maps["sigma"]]).unflatten(1, (self.kv_heads, self.group))
+
+    def _pool(self, keys: Tensor, maps: dict) -> tuple[Tensor, Tensor]:
+        return torch.einsum("pkgn,bknd->pbkgd", self._weights(maps), keys).unbind(0)
+
+    def _pool_hidden(self, whole: Tensor, maps: dict) -> tuple[Tensor, Tensor]:
+        """Pool the hidden signal first, then project: O(e^2) a head instead of O(N e^2)."""
+        pooled = torch.einsum("pkgn,bne->pbkge", self._weights(maps), whole)
+        projection = self.key.weight.float().unflatten(0, (self.kv_heads, self.config.head_size))
+        return torch.einsum("pbkge,kde->pbkgd", pooled, projection).unbind(0)
+
+    def _place(self, q: Tensor, keys: tuple[Tensor, ...], maps: dict | None) -> tuple[Tensor, Tensor]:
+        """What a segment's densities are made from; q is [b, K, G, L, d].
+
+        Mean and variance, float32 [b, K, G*L] each; for a gibbs density queries [b, K, G*L, d] and keys [b, K, N, d].
+        """
+        if maps is None:
+            return q.flatten(2, 3), keys[0]
+        key_mu, key_sigma = (k.flatten(1, 2) for k in keys)
+        place = density.parameters(q.flatten(1, 2), key_mu, key_sigma, maps["bias_mu"], maps["bias_sigma"],
+                                   self.memory.sigma_floor, self.memory.sigma_clamp)
+        return tuple(x.unflatten(1, (self.kv_heads, self.group)).flatten(2) for x in place)
+
+    def _density(self, place: tuple[Tensor, Tensor]) -> densities.Density:
+        """The family of read densities that the config names."""
+        if self.maps is None:
+            return densities.Gibbs(*place, self.core.basis, GIBBS_CELLS * self.memory.bins)
+        return densities.FAMILIES[self.memory.density](*place)
+
+    def _histogram(self, place: tuple[Tensor, Tensor]) -> Tensor:
         """Where a segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for each signal head."""
         with torch.no_grad():
-            p = density.histogram(mu, variance, self.memory.bins)  # [b, H/tp, D]
+            p = self._density(place).histogram(self.memory.bins)  # [b, K/tp, D]
             if self.memory.sticky_heads == "per_head":
-                return p.unflatten(1, (self.signal_heads, -1)).mean(2)
-            return collectives.sum_(p.sum(1, keepdim=True)) / self.config.heads
+                return p
+            return collectives.sum_(p.sum(1, keepdim=True)) / self.config.kv_heads
 
-    def _read(self, mu: Tensor, variance: Tensor, values: Tensor) -> Tensor:
-        """One read for all segments: densities [b, S, H/tp, L], values [b, S, K, N, d] -> [T, b, H/tp * d]."""
-        b, S, H, L = mu.shape
-        grouped = (b, S, self.kv_heads, self.group * L)
-        z = density.read(mu.reshape(grouped), variance.reshape(grouped), values, self.core.basis)
-        z = z.reshape(b, S, H, L, -1)
+    def _read(self, place: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
+        """One read for all segments: values [b, S, K, N, d] -> [T, b, H/tp * d]."""
+        z = self._density(place).read(values, self.core.basis)  # [b, S, K, G*L, d]
+        z = z.unflatten(3, (self.group, -1)).flatten(2, 3)
         if self.memory.output_gate:
             z = z * self.output_gate.float()[:, None, None]
-        return z.permute(1, 3, 0, 2, 4).reshape(S * L, b, -1)
+        b, S, H, L, d = z.shape
+        return z.permute(1, 3, 0, 2, 4).reshape(S * L, b, H * d)
 
-    def _divergence(self, mu: Tensor, variance: Tensor) -> Tensor | None:
+    def _divergence(self, place: tuple[Tensor, Tensor]) -> Tensor | None:
         if self.memory.kl_weight == 0:
             return None
-        total = density.kl(mu, variance, self.memory.kl_sigma).sum(2).flatten(1)
+        variance = place[1].unflatten(-1, (self.group, -1))  # [b, S, K, G, L]
+        total = density.kl(place[0].view_as(variance), variance, self.memory.kl_sigma).sum((2, 3)).flatten(1)
         return collectives.reduce(total) / self.config.heads
 
     @torch.no_grad()
-    def _statistics(self, mu: Tensor, variance: Tensor, state: MemoryState) -> dict[str, Tensor]:
+    def _statistics(self, place: tuple[Tensor, Tensor], state: MemoryState) -> dict[str, Tensor]:
         """Means over all heads of the layer, and the mean norm of a lane's coefficients."""
         norms = collectives.sum_(state.coefficients.square().sum((1, 2, 3))).sqrt().mean()
-        figures = {k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size()
-                   for k, v in density.statistics(mu, variance).items()}
-        return {"coefficient_norm": norms, **figures}
+        if self.maps is None:
+            p = self._density(tuple(x.flatten(0, 1) for x in place)).histogram(self.memory.bins)
+            figures = {"entropy": torch.special.entr(p).sum(-1).mean()}
+        else:
+            figures = density.statistics(*place)
+        return {"coefficient_norm": norms} | {
+            k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size() for k, v in figures.items()}

@@ -83,6 +83,8 @@ class MemoryConfig:
         _require(not isinstance(self.contraction, str) or self.samples is None
                  or 4 * self.samples >= 5 * self.basis, "samples",
                  f"{self.samples} is too few for contraction: {self.contraction}; needs at least 1.25 x basis")
+        _require(self.density != "gibbs" or self.kl_weight == 0, "kl_weight",
+                 "regularises means and variances, and a gibbs density has none: must be 0")
         _require(self.sigma_floor > 0, "sigma_floor", f"{self.sigma_floor} must be > 0")
         _require(self.kl_weight >= 0 and self.kl_sigma > 0, "kl_weight", "must be >= 0, with kl_sigma > 0")
 

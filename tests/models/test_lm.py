@@ -125,7 +125,7 @@ def test_state_carries_no_gradient_and_is_not_changed_in_place():
     assert all(torch.equal(copies[k], v) for k, v in state.tensors().items())
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "hidden", "per-head sticky", "some layers", "no memory"])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_every_parameter_gets_a_gradient_even_with_an_empty_memory(name):
     """ZeRO-3 gives an unused parameter a stale gradient, so all must take part in every window."""
     model, batch = build(VARIANTS[name]), window(VARIANTS[name], lanes=2, segments=1)
@@ -162,7 +162,7 @@ def test_recompute_gives_the_same_gradients(name):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "hidden", "constant"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "hidden", "constant", "truncated", "sparsemax", "gibbs-hidden"])
 def test_gradients_of_a_window_by_finite_differences(name):
     """The loss of three segments, through the memory, against central differences."""
     config = VARIANTS[name]
