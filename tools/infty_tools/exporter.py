@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from infty import __version__
 from infty.data.documents import Documents
@@ -86,6 +87,7 @@ class Exporter:
         self.tell("converting the weights")
         model = self._twin()
         self.tell("writing the weights")
+        logging.disable_progress_bar()
         model.save_pretrained(folder, max_shard_size=self.max_shard)
         fast.save_pretrained(folder)
         names = write_code(folder)
