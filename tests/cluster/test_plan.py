@@ -34,8 +34,8 @@ def test_the_configs_fit_the_clusters_they_name(name):
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change():
-    result = _plan("--config", str(CONFIGS / "pg19-7b.yaml"), "--gpu", "a100-40", "batch.lanes=16", "parallel.zero_stage=1",
-                   "parallel.tensor=1", "parallel.sequence=false", "batch.micro_batch=null")
+    result = _plan("--config", str(CONFIGS / "pg19-7b.yaml"), "--gpu", "a100-40", "batch.lanes=16",
+                   "parallel.zero_stage=1", "parallel.tensor=1", "parallel.sequence=false", "batch.micro_batch=null")
     assert isinstance(result.exception, UserError)
     assert "does not fit" in str(result.exception) and "It fits" in str(result.exception)
     assert "parallel.zero_stage=3" in str(result.exception) or "parallel.tensor=" in str(result.exception)

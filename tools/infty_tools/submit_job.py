@@ -1,0 +1,114 @@
+"""A Slurm job as a value, and its batch file, rendered from the templates in slurm/templates."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from infty.errors import UserError
+
+Verb = Literal["pretrain", "evaluate", "prepare"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a batch file says. What is left out is left to the cluster's defaults."""
+
+    verb: Verb = "pretrain"
+    arguments: str = ""
+    """Of the verb, quoted for a shell."""
+    doctor_arguments: str = ""
+    name: str = "infty"
+    nodes: int = 1
+    gpus_per_node: int = 8
+    """0: a CPU job."""
+    tasks_per_node: int = 8
+    cpus_per_task: int = 8
+    memory: str | None = None
+    """Of a node, such as 200G; `0` asks for all of it."""
+    time: str = "24:00:00"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    """Nodes not to run on, such as node[3,7]."""
+    array: str | None = None
+    """Such as 0-3%2: one run for each number, which stands for {task} in the arguments."""
+    sbatch: tuple[str, ...] = ()
+    """Further options of sbatch, as they are: --switches=1."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that make `infty` available: module load ..., source .../activate, export NCCL_...=..."""
+    command: str = "infty"
+    container: str | None = None
+    """Image for srun's --container-image (enroot/pyxis)."""
+    container_mounts: str | None = None
+    lead_seconds: int = 300
+    """How long before the time limit the run is told to save and stop. Slurm may be a minute early."""
+    starts: int = 50
+    """How often the job may start in all, first start included."""
+    mpi: str = "pmi2"
+    """Of srun, for preprocessing."""
+    logs: str = "logs"
+    checkpoints: str = "checkpoints"
+    output: str = "%x-%j.out"
+    """Of the batch script itself."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that Slurm would refuse or that would break the file."""
+        checks = [(getattr(self, name) >= 1, name, "must be at least 1") for name in
+                  ("nodes", "tasks_per_node", "cpus_per_task", "lead_seconds", "starts")]
+        checks.append((self.gpus_per_node >= 0, "gpus_per_node", "must be 0 (CPUs) or more"))
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            texts = value if isinstance(value, tuple) else [value] if isinstance(value, str) else []
+            checks.append((not any("\n" in t for t in texts), f.name, "must be one line"))
+        for holds, key, problem in checks:
+            if not holds:
+                raise UserError(f"{key.replace('_', '-')}: {getattr(self, key)!r} {problem}")
+
+
+def from_dict(values: dict[str, Any], source: str) -> Job:
+    """A job from plain values such as a profile's. Raises UserError for an unknown key or a wrong type."""
+    import pydantic
+
+    from infty_pretrain.config import _check_keys
+
+    _check_keys(Job, values, source)
+    try:
+        return pydantic.TypeAdapter(Job).validate_python(values)
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{source}: {'.'.join(str(p) for p in problem['loc'])}: {problem['msg']} "
+                        f"(got {problem['input']!r})") from error
+
+
+def templates() -> Path:
+    """The folder of templates: beside this module in an installed wheel, slurm/templates in a clone."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "slurm_templates", here.parents[1] / "slurm" / "templates"):
+        if (folder / "header.j2").is_file():
+            return folder
+    raise UserError("the templates of batch files are missing from this installation: install infty again")
+
+
+def render(job: Job) -> str:
+    """The batch file."""
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(templates()), trim_blocks=True, lstrip_blocks=True,
+                                     undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.get_template(f"{job.verb}.sbatch.j2").render(job=job)
+
+
+def quote(words: list[str], array: str | None) -> str:
+    """Words for a shell; in an array, {task} becomes the number of the task."""
+    quoted = [shlex.quote(w) for w in words]
+    if array:
+        # Ends the quotes, puts the variable between double ones, and begins quotes again.
+        quoted = ["\"$TASK\"".join(shlex.quote(part) if part else "" for part in w.split("{task}")) if "{task}" in w
+                  else q for w, q in zip(words, quoted)]
+    return " ".join(quoted)
