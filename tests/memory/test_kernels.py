@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -38,3 +40,27 @@ def test_the_fused_read_is_the_plain_read(tokens, size, d, widths, dtype):
         assert torch.isfinite(a).all()
         assert (a.double().cpu() - b).norm() < tolerance * b.norm()
     assert z.dtype == torch.float32 and got[2].dtype == dtype
+
+
+COMPILE = """
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from infty.memory.kernels import fused
+
+for precision, name in ((tl.float32, "fp32"), (tl.bfloat16, "bf16")):
+    chosen = {"PRECISION": precision, "INTERPRETED": False, "B": fused.TILE, "D": 64}
+    for kernel in (fused._forward, fused._backward_density, fused._backward_values):
+        kinds = {"T": "i32", "N": "i32", "d": "i32", "values": "*" + name, "dvalues": "*" + name}
+        signature = {n: "constexpr" if n in chosen else kinds.get(n, "*fp32") for n in kernel.arg_names}
+        constants = {n: chosen[n] for n in kernel.arg_names if n in chosen}
+        triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+"""
+
+
+def test_the_kernels_compile_for_a_gpu(tmp_path):
+    """Needs no GPU: Triton brings its own assembler."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=300,
+                          env=environment | {"TRITON_CACHE_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-2000:]
