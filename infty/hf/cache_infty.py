@@ -4,7 +4,7 @@ text."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -34,14 +34,17 @@ class InftyLayerState:
     """[b, K, w, d]."""
     content: Tensor | None = None
     """[b, 1, w, e]: what the segment will add to the long-term memory (signal: hidden)."""
-    mu: Tensor | None = None
-    """float32 [b, H, w]: where the segment's tokens read the long-term memory; for the sticky histogram."""
+    place: Tensor | None = None
+    """float32 [b, H, w]: means of the densities with which the segment's tokens read the long-term memory, for the
+    sticky histogram; or, with a gibbs density, [b, H, w, d]: their queries."""
     variance: Tensor | None = None
-    """float32 [b, H, w]."""
+    """float32 [b, H, w]: their variances."""
     pooled_mu: Tensor | None = None
     """float32 [b, H, d]: the long-term memory's keys, pooled; they change only when it is written."""
     pooled_sigma: Tensor | None = None
     """float32 [b, H, d]."""
+    keys: Tensor | None = None
+    """[b, K, N, d]: with a gibbs density, all of its keys."""
     readout: Tensor | None = None
     """[b, K, N, d]: the long-term memory's values."""
 
@@ -51,6 +54,10 @@ class InftyLayerState:
             return x.map(f) if isinstance(x, MemoryState) else None if x is None else f(x)
 
         return InftyLayerState(**{field.name: g(getattr(self, field.name)) for field in fields(self)})
+
+    def with_memory(self, memory: MemoryState | None) -> InftyLayerState:
+        """The long-term memory replaced; what was made of the old one for reading is forgotten."""
+        return replace(self, memory=memory, pooled_mu=None, pooled_sigma=None, keys=None, readout=None)
 
 
 class InftyCache(Cache):
@@ -91,8 +98,7 @@ class InftyCache(Cache):
                 memory = MemoryState(torch.where(wide[..., None], 0.0, memory.coefficients),
                                      torch.where(wide, 1 / memory.histogram.shape[-1], memory.histogram),
                                      torch.where(where, 0, memory.written))
-            values = vars(state) | {"memory": memory, "pooled_mu": None, "pooled_sigma": None, "readout": None}
-            states.append(InftyLayerState(**values))
+            states.append(state.with_memory(memory))
         self.states = tuple(states)
         self.fill, self.segments = (torch.where(rows.cpu(), 0, x) for x in (self.fill, self.segments))
 

@@ -24,11 +24,15 @@ from infty.hf.cache_infty import InftyCache, InftyLayerState
 from infty.hf.configuration_infty import InftyConfig
 from infty.hf.pieces_infty import Piece, Reading
 from infty.memory.config import MemoryConfig
-from infty.memory.density import histogram, parameters, read
+from infty.memory.densities import FAMILIES, Density, Gibbs
+from infty.memory.density import parameters
 from infty.memory.memory import ContinuousMemory
+from infty.memory.sticky import seed
 
 # Spread of a fresh density that has a bias: its standard deviation is about this share of the document.
 INITIAL_SIGMA = 0.05
+INITIAL_WEIGHT = 0.1  # size of a fresh map
+GIBBS_CELLS = 4  # grid cells of a gibbs density for each bin of the histogram
 
 
 @lru_cache(maxsize=8)
@@ -127,13 +131,13 @@ class InftyLongTermMemory(nn.Module):
 
     def __init__(self, config: InftyConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.memory = config, config.memory_config
+        self.config, self.memory, self.layer = config, config.memory_config, layer
         self.delay = config.stm_of(layer) // config.segment_length
         self.kv_heads, self.group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
         self.hidden = self.memory.signal == "hidden"
         self.signal_heads = config.num_attention_heads if self.hidden else self.kv_heads
         self.channels = config.head_dim * (1 if self.hidden else 2)
-        self.maps = InftyDensityMaps(config)
+        self.maps = None if self.memory.density == "gibbs" else InftyDensityMaps(config)
         e, width = config.hidden_size, self.kv_heads * config.head_dim
         if self.hidden:
             self.key, self.value = nn.Linear(e, width, bias=False), nn.Linear(e, width, bias=False)
@@ -155,34 +159,55 @@ class InftyLongTermMemory(nn.Module):
                 state = replace(state, memory=memory)
             if state.readout is None:
                 state = self._prepare_reading(state)
-            mu, variance = parameters(
-                q.flatten(1, 2), state.pooled_mu, state.pooled_sigma, *self.maps.biases(), self.memory.sigma_floor,
-                self.memory.sigma_clamp)
-            grouped = (len(q), self.kv_heads, self.group * piece.tokens)
-            z = read(mu.reshape(grouped), variance.reshape(grouped), state.readout, self.operators(q.device).basis)
-            z = z.view(len(q), -1, piece.tokens, self.config.head_dim)
+            place = self._place(q, state)
+            z = self._density(place, state).read(state.readout, self.operators(q.device).basis)  # [b, K, G*t, d]
+            z = z.unflatten(2, (self.group, -1)).flatten(1, 2)
             if self.memory.output_gate:
                 z = z * self.output_gate.float()[:, None, None]
         if self.memory.sticky != "off":
-            state = replace(state, mu=piece.extend(state.mu, mu.detach()),
-                            variance=piece.extend(state.variance, variance.detach()))
+            old = (state.place, state.variance)
+            place = (x.detach().unflatten(2, (self.group, -1)).flatten(1, 2) for x in place)
+            new = [piece.extend(before, x) for before, x in zip(old, place)]
+            state = replace(state, **dict(zip(("place", "variance"), new)))
         return z.transpose(1, 2).flatten(2), state
 
     def _prepare_reading(self, state: InftyLayerState) -> InftyLayerState:
         """Pool the memory's keys and project its values: once for each state of the memory, not for each token."""
         B, d = state.memory.coefficients, self.config.head_dim
+        whole = B.transpose(1, 2).flatten(2) if self.hidden else None  # [b, N, e]
+        readout = self._projected(self.value, whole) if self.hidden else B[..., d:]
+        if self.maps is None:
+            return replace(state, readout=readout, keys=self._projected(self.key, whole) if self.hidden else B[..., :d])
         weights = self.maps.weights().unflatten(1, (self.kv_heads, self.group))  # [2, K, G, N]
         if self.hidden:
-            whole = B.transpose(1, 2).flatten(2)  # [b, N, e]
-            pooled = torch.einsum("pkgn,bne->pbkge", weights, whole)
             projection = self.key.weight.float().unflatten(0, (self.kv_heads, d))
+            pooled = torch.einsum("pkgn,bne->pbkge", weights, whole)
             pooled = torch.einsum("pbkge,kde->pbkgd", pooled, projection)
-            value = self.value(whole.to(self.value.weight.dtype)).unflatten(-1, (self.kv_heads, d)).transpose(1, 2)
         else:
             pooled = torch.einsum("pkgn,bknd->pbkgd", weights, B[..., :d])
-            value = B[..., d:]
         pooled_mu, pooled_sigma = pooled.flatten(2, 3)
-        return replace(state, pooled_mu=pooled_mu, pooled_sigma=pooled_sigma, readout=value)
+        return replace(state, pooled_mu=pooled_mu, pooled_sigma=pooled_sigma, readout=readout)
+
+    def _projected(self, projection: nn.Linear, whole: Tensor) -> Tensor:
+        """[b, N, e] -> [b, K, N, d]."""
+        y = projection(whole.to(projection.weight.dtype))
+        return y.unflatten(-1, (self.kv_heads, self.config.head_dim)).transpose(1, 2)
+
+    def _place(self, q: Tensor, state: InftyLayerState) -> tuple[Tensor, ...]:
+        """What the densities of q [b, K, G, t, d] are made from: mean and variance, float32 [b, K, G*t] each; for a
+        gibbs density the queries, [b, K, G*t, d]."""
+        if self.maps is None:
+            return (q.flatten(2, 3),)
+        place = parameters(q.flatten(1, 2), state.pooled_mu, state.pooled_sigma, *self.maps.biases(),
+                           self.memory.sigma_floor, self.memory.sigma_clamp)
+        return tuple(x.unflatten(1, (self.kv_heads, self.group)).flatten(2) for x in place)
+
+    def _density(self, place: tuple[Tensor, ...], state: InftyLayerState) -> Density:
+        """The family of read densities that the config names."""
+        if self.maps is None:
+            basis = self.operators(place[0].device).basis
+            return Gibbs(place[0], state.keys, basis, GIBBS_CELLS * self.memory.bins)
+        return FAMILIES[self.memory.density](*place)
 
     def write(self, state: InftyLayerState, keys: Tensor, values: Tensor, piece: Piece,
               enabled: bool) -> InftyLayerState:
@@ -206,18 +231,19 @@ class InftyLongTermMemory(nn.Module):
             if not self.memory.backprop:
                 stream = stream.detach()
             with torch.autocast(keys.device.type, enabled=False):
-                memory = core.write(memory, stream[:, :, :L], piece.complete & (piece.segments >= self.delay))
-        return replace(state, memory=memory, mu=piece.put_away(state.mu),
-                       variance=piece.put_away(state.variance),
-                       content=piece.put_away(state.content),
-                       pooled_mu=None, pooled_sigma=None, readout=None)
+                seeds = None
+                if self.memory.sticky == "multinomial":
+                    seeds = seed(0, torch.zeros_like(memory.written), memory.written, self.layer)
+                memory = core.write(memory, stream[:, :, :L], piece.complete & (piece.segments >= self.delay), seeds)
+        return replace(state.with_memory(memory), place=piece.put_away(state.place),
+                       variance=piece.put_away(state.variance), content=piece.put_away(state.content))
 
     def _histogram(self, state: InftyLayerState) -> Tensor:
         """Where the segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for each signal head."""
-        p = histogram(state.mu, state.variance, self.memory.bins)  # [b, H, D]
-        if self.memory.sticky_heads == "per_head":
-            return p.unflatten(1, (self.signal_heads, -1)).mean(2)
-        return p.sum(1, keepdim=True) / self.config.num_attention_heads
+        place = (x.unflatten(1, (self.kv_heads, self.group)).flatten(2, 3)
+                 for x in (state.place, state.variance) if x is not None)
+        p = self._density(tuple(place), state).histogram(self.memory.bins)  # [b, K, D]
+        return p if self.memory.sticky_heads == "per_head" else p.sum(1, keepdim=True) / self.kv_heads
 
     def _content(self, h: Tensor) -> Tensor:
         """A segment's hidden states h [b, L, e], gated, by heads: [b, H, L, d]."""
@@ -308,7 +334,7 @@ class InftyPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, InftyDensityMaps):
-            std = 1 / math.sqrt(3 * module.weight_mu.shape[1]) if module.shared else 1.0
+            std = 1 / math.sqrt(3 * module.weight_mu.shape[1]) if module.shared else INITIAL_WEIGHT
             init.normal_(module.weight_mu, std=std)
             init.normal_(module.weight_sigma, std=std)
             if module.bias_mu is not None:

@@ -24,7 +24,8 @@ LLAMA = ModelConfig(family="llama", vocab_size=61, hidden_size=32, layers=2, hea
 GPT2 = ModelConfig(family="gpt2", vocab_size=61, hidden_size=32, layers=2, heads=4, segment_length=8, vocab_multiple=8,
                    init_std=0.1, memory=MEMORY)
 HIDDEN = replace(MEMORY, signal="hidden")
-PAPER = replace(HIDDEN, content="residual", gate=True, maps="shared", map_bias=False, contraction=0.5, samples=16)
+PAPER = replace(HIDDEN, content="residual", gate=True, maps="shared", map_bias=False, contraction=0.5, samples=16,
+                sigma_clamp=True, sigma_floor=1e-2)
 
 VARIANTS = {
     "llama": LLAMA,
@@ -38,10 +39,14 @@ VARIANTS = {
     "not sticky": replace(LLAMA, memory=replace(MEMORY, sticky="off")),
     "constant": replace(LLAMA, stm_length=0, memory=replace(MEMORY, contraction=0.75, precision="float64")),
     "doubling": replace(LLAMA, positions="none", memory=replace(MEMORY, contraction="doubling")),
+    "gibbs": replace(LLAMA, memory=replace(MEMORY, density="gibbs")),
+    "gibbs hidden": replace(GPT2, memory=replace(HIDDEN, density="gibbs")),
+    "truncated": replace(LLAMA, memory=replace(MEMORY, density="truncated")),
+    "sparsemax": replace(GPT2, memory=replace(HIDDEN, density="sparsemax")),
     "some layers": replace(LLAMA, layers=3, stm_layers=(1, 2), memory=replace(MEMORY, layers=(0, 2))),
     "no memory": replace(LLAMA, memory=None),
 }
-SOME = ["llama", "gpt2", "paper with stm", "hidden", "per head"]
+SOME = ["llama", "gpt2", "paper with stm", "hidden", "per head", "gibbs"]
 
 
 def pair(config: ModelConfig) -> tuple[InftyLM, InftyForCausalLM]:
@@ -234,7 +239,7 @@ def test_config_survives_json_and_names_all_of_the_training_config(tmp_path):
 def test_a_new_model_has_finite_logits_and_initialised_maps():
     model = InftyForCausalLM(convert_config(VARIANTS["per head"]))
     maps = model.model.layers[0].memory.maps
-    assert 0.5 < maps.weight_mu.std() < 1.5
+    assert 0.05 < maps.weight_mu.std() < 0.15
     torch.testing.assert_close(torch.sigmoid(maps.bias_mu).detach(), torch.tensor([0.125, 0.375, 0.625, 0.875]))
     assert torch.isfinite(model(tokens(1, 30)).logits).all()
 
