@@ -11,57 +11,74 @@ from small import VARIANTS
 
 from infty.config import ModelConfig
 
+pytestmark = pytest.mark.multiprocess
+
 STEPS = 10
 CONFIGS = {name: replace(config, init_std=0.05) for name, config in VARIANTS.items()}
 CONFIGS["ungrouped"] = replace(CONFIGS["llama"], kv_heads=4)  # four key/value heads can be split over four ranks
 
+TWO = {name: [{"tensor": 2, "stage": 3}, {"tensor": 1, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
+       for name in ("llama", "hidden", "per-head sticky", "truncated", "gibbs-hidden")}
+FOUR = {name: [{"tensor": 2, "stage": 3, "recompute": True}, {"tensor": 4, "stage": 3, "sequence": True},
+               {"tensor": 2, "stage": 2, "accumulation": 2}, {"tensor": 2, "stage": 0}]
+        for name in ("ungrouped", "hidden-gpt2")}
+HALF = [{"tensor": 2, "stage": 3, "bf16": True}, {"tensor": 2, "stage": 1, "bf16": True, "recompute": True}]
 
-def several(config: ModelConfig, layouts: list[dict]) -> list[dict]:
-    """Runs in every process: one layout after another."""
+
+def train_all(configs: dict[str, ModelConfig], layouts: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Runs in every process: one layout of one config after another."""
     import layouts as module
 
-    return [module.train(config, STEPS, **layout) for layout in layouts]
+    return {name: [module.train(configs[name], STEPS, **layout) for layout in several]
+            for name, several in layouts.items()}
 
 
-def check(config: ModelConfig, processes: int, layouts: list[dict]) -> None:
-    reference = multiprocess.run(1, several, config, [{"stage": 1}])[0][0]
-    assert reference["losses"][-1] < reference["losses"][0]
-    for results in multiprocess.run(processes, several, config, layouts):
-        for layout, result in zip(layouts, results):
-            same(reference, result, layout)
+@pytest.fixture(scope="module")
+def reference() -> dict[str, list[dict]]:
+    """One process, ZeRO-1, every config; the llama also in bf16."""
+    wanted = {name: [{"stage": 1}] for name in (*TWO, *FOUR)}
+    wanted["llama"] = [{"stage": 1}, {"stage": 1, "bf16": True}]
+    return multiprocess.run(1, train_all, CONFIGS, wanted)[0]
 
 
-def same(expected: dict, got: dict, layout: dict) -> None:
-    assert got["losses"] == pytest.approx(expected["losses"], rel=1e-5), layout
-    if layout["stage"] > 0:  # DeepSpeed reports no norm at stage 0 in fp32
-        assert got["norms"] == pytest.approx(expected["norms"], rel=2e-5), layout
-    for name, weight in expected["weights"].items():
-        torch.testing.assert_close(got["weights"][name], weight, rtol=1e-5, atol=5e-6,
-                                   msg=lambda m, n=name: f"{layout} {n}: {m}")
+@pytest.fixture(scope="module")
+def in_two() -> list[dict[str, list[dict]]]:
+    return multiprocess.run(2, train_all, CONFIGS, TWO | {"llama": TWO["llama"] + HALF})
 
 
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("name", ["llama", "hidden", "per-head sticky"])
-def test_two_processes_train_as_one(name):
-    check(CONFIGS[name], 2, [
-        {"tensor": 2, "stage": 3}, {"tensor": 1, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}])
+@pytest.fixture(scope="module")
+def in_four() -> list[dict[str, list[dict]]]:
+    return multiprocess.run(4, train_all, CONFIGS, FOUR)
 
 
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("name", ["ungrouped", "hidden-gpt2"])
-def test_four_processes_train_as_one(name):
-    check(CONFIGS[name], 4, [
-        {"tensor": 2, "stage": 3, "recompute": True}, {"tensor": 4, "stage": 3, "sequence": True},
-        {"tensor": 2, "stage": 2, "accumulation": 2}, {"tensor": 2, "stage": 0}])
+@pytest.mark.parametrize("name", TWO)
+def test_two_processes_train_as_one(name, reference, in_two):
+    check(name, reference, in_two, TWO[name])
 
 
-@pytest.mark.multiprocess
-def test_bf16_trains_as_one_process_does_to_bf16_rounding():
+@pytest.mark.parametrize("name", FOUR)
+def test_four_processes_train_as_one(name, reference, in_four):
+    check(name, reference, in_four, FOUR[name])
+
+
+def check(name: str, reference: dict, ranks: list[dict], layouts: list[dict]) -> None:
+    expected = reference[name][0]
+    assert expected["losses"][-1] < expected["losses"][0]
+    for results in ranks:
+        for layout, got in zip(layouts, results[name]):
+            assert got["losses"] == pytest.approx(expected["losses"], rel=1e-5), layout
+            if layout["stage"] > 0:  # DeepSpeed reports no norm at stage 0 in fp32
+                assert got["norms"] == pytest.approx(expected["norms"], rel=2e-5), layout
+            for key, weight in expected["weights"].items():
+                torch.testing.assert_close(got["weights"][key], weight, rtol=1e-5, atol=5e-6,
+                                           msg=lambda m, n=key, where=layout: f"{where} {n}: {m}")
+
+
+def test_bf16_trains_as_one_process_does_to_bf16_rounding(reference, in_two):
     """bf16 has 8 bits: a relative rounding of 0.4 % in every product, here compared over 10 steps of a loss near 4."""
-    layouts = [{"tensor": 2, "stage": 3, "bf16": True}, {"tensor": 2, "stage": 1, "bf16": True, "recompute": True}]
-    full, half = multiprocess.run(1, several, CONFIGS["llama"], [{"stage": 1}, {"stage": 1, "bf16": True}])[0]
+    full, half = reference["llama"]
     assert half["losses"] == pytest.approx(full["losses"], rel=1e-2)
-    for results in multiprocess.run(2, several, CONFIGS["llama"], layouts):
-        for layout, result in zip(layouts, results):
-            assert result["losses"] == pytest.approx(half["losses"], rel=2e-3), layout
-            assert result["norms"] == pytest.approx(half["norms"], rel=1e-2), layout
+    for results in in_two:
+        for layout, got in zip(HALF, results["llama"][-len(HALF):]):
+            assert got["losses"] == pytest.approx(half["losses"], rel=2e-3), layout
+            assert got["norms"] == pytest.approx(half["norms"], rel=1e-2), layout
