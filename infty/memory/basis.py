@@ -52,9 +52,9 @@ def placement(size: int, widths: tuple[float, ...],
         return tuple(x.to(device) for x in placement(size, widths))
     places = size // len(widths)
     ends = (0.0, 1.0) if places > 1 else (0.5, 0.5)
-    centers = torch.linspace(*ends, places, dtype=torch.float64)
+    centers = torch.linspace(*ends, places, dtype=torch.float64, device="cpu")
     return (centers.repeat_interleave(len(widths)),
-            torch.tensor(widths, dtype=torch.float64).repeat(places))
+            torch.tensor(widths, dtype=torch.float64, device="cpu").repeat(places))
 
 
 def gaussian(t: Tensor, centers: Tensor, widths: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class ContinuousMemory(nn.Module):
         old = both[:self.samples]
         out = {"first": regression.first_write(c.basis, c.widths, c.ridge, length), "new": both[self.samples:]}
         if c.sticky == "off":  # sampling is the same for every lane: one N x N product
-            even = torch.arange(1, self.samples + 1, dtype=torch.float64) / self.samples
+            even = torch.arange(1, self.samples + 1, dtype=torch.float64, device=regression.CPU) / self.samples
             out["carry"] = old.T @ gaussian(even, *placement(c.basis, c.widths))
         else:
             out["old"] = old

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from infty.memory.basis import gaussian, placement
 
+CPU = torch.device("cpu")
+"""Where operators are solved, also when a model is being made on another default device, such as meta."""
+
 
 @lru_cache(maxsize=64)
 def first_write(size: int, widths: tuple[float, ...], ridge: float, length: int) -> Tensor:
     """G of `length` tokens that fill an empty memory, at (i - 1/2) / length: float64 [length, N]."""
     inside = centers_of_cells(length)
     # Continued with the same spacing to half a unit either side (paper: l/2 points each, (l-1)/2 for odd l).
-    beyond = torch.arange(length // 2, dtype=torch.float64)
+    beyond = torch.arange(length // 2, dtype=torch.float64, device=CPU)
     left, right = -(beyond.flip(0) + 0.5) / length, 1 + (beyond + 0.5) / length
     return ridge_operator(size, widths, ridge, left, inside, right)
 
@@ -35,10 +38,10 @@ def later_write(size: int, widths: tuple[float, ...], ridge: float, samples: int
     Returns float64 [M + L, N]; the first M rows belong to the old signal. The zeros outside lie where the
     paper's code has them.
     """
-    old = torch.arange(1, samples + 1, dtype=torch.float64) * keep / samples
-    new = keep + (1 - keep) * torch.arange(1, length + 1, dtype=torch.float64) / length
+    old = torch.arange(1, samples + 1, dtype=torch.float64, device=CPU) * keep / samples
+    new = keep + (1 - keep) * torch.arange(1, length + 1, dtype=torch.float64, device=CPU) / length
     shift = 1 / (2 * length + samples)
-    around = torch.linspace(-0.5 + shift, 1.5 - shift, 2 * (length + samples), dtype=torch.float64)
+    around = torch.linspace(-0.5 + shift, 1.5 - shift, 2 * (length + samples), dtype=torch.float64, device=CPU)
     return ridge_operator(size, widths, ridge, around[around < 0], torch.cat([old, new]), around[around > 1])
 
 
@@ -56,14 +59,14 @@ def ridge_operator(size: int, widths: tuple[float, ...], ridge: float,
     """Rows of G for the samples `inside`, with zeros assumed at `left` and `right`: float64 [inside, N]."""
     positions = torch.cat([left, inside, right])
     psi = gaussian(positions, *placement(size, widths))
-    gram = psi.T @ psi + ridge * torch.eye(size, dtype=torch.float64)
+    gram = psi.T @ psi + ridge * torch.eye(size, dtype=torch.float64, device=CPU)
     solved = torch.cholesky_solve(psi[len(left):len(left) + len(inside)].T, torch.linalg.cholesky(gram))
     return solved.T.contiguous()
 
 
 def centers_of_cells(cells: int) -> Tensor:
     """(i - 1/2) / cells for i = 1..cells, float64."""
-    return (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
+    return (torch.arange(cells, dtype=torch.float64, device=CPU) + 0.5) / cells
 
 
 def cast(operator: Tensor, dtype: torch.dtype) -> Tensor:

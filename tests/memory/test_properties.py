@@ -235,3 +235,11 @@ def test_autocast_does_not_reach_the_memory():
     with torch.autocast("cpu", torch.bfloat16):
         cast = everything()
     assert all(torch.equal(a, b) for a, b in zip(plain, cast))
+
+
+def test_operators_do_not_depend_on_the_default_device():
+    """A model may be made on the meta device; what is cached must not be."""
+    with torch.device("meta"):
+        made = memory("uniform", "off", ridge=0.25, samples=70)
+    again = memory("uniform", "off", ridge=0.25, samples=70)
+    assert torch.equal(made.grid, again.grid) and made.grid.device.type == "cpu"
