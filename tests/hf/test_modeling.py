@@ -223,6 +223,20 @@ def test_loss_and_gradients_equal_the_training_models_in_one_window(name):
         torch.testing.assert_close(gradients[key].grad, gradient, rtol=1e-4, atol=1e-5, msg=key)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "gibbs"])
+def test_half_precision_and_autocast_stay_within_rounding(name):
+    """bf16 has 8 bits: 0.4 % a product. The memory itself computes in float32 whatever the weights are."""
+    model, ids = twin(name), tokens(2, 40)
+    expected = model(ids).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        automatic = model(ids)
+    half = model.bfloat16()(ids)
+    for out in (automatic, half):
+        assert (out.logits.float() - expected).abs().max() < 0.03 * expected.abs().max()
+        assert all(s.memory.coefficients.dtype == torch.float32 for s in out.past_key_values.states)
+
+
 def test_config_survives_json_and_names_all_of_the_training_config(tmp_path):
     for name, config in VARIANTS.items():
         first = convert_config(config, eos_token_id=2)

@@ -36,14 +36,16 @@ def export(
     from rich.console import Console
 
     from infty.errors import UserError
-    from infty_tools.exporter import Exporter
+    from infty_tools.exporter import Exporter, check_free
 
     if here.world > 1:
         raise UserError("infty export runs in one process: start it without a launcher")
-    launch.connect(here, tensor=1)
     console = Console(highlight=False)
     with console.status("reading the checkpoint") as status:
-        size, report = Exporter(checkpoint, dtype, tokenizer, max_shard, status.update).write(output, force)
+        check_free(output, force)
+        exporter = Exporter(checkpoint, dtype, tokenizer, max_shard, status.update)
+        launch.connect(here, tensor=1)
+        size, report = exporter.write(output, force)
     console.print(f"{output}: {size}. {report}")
     console.print("Next: write on from a beginning of your own\n"
                   f"  infty generate --model {output} --prompt 'Once more unto the breach'", soft_wrap=True)

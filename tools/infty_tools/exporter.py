@@ -68,7 +68,7 @@ class Exporter:
 
     def write(self, output: Path, force: bool = False) -> tuple[str, str]:
         """Make `output`: whole or not at all. Returns its size and what was verified, in words. Raises UserError."""
-        _check_free(output, force)
+        check_free(output, force)
         partial = output.with_name(output.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -143,7 +143,8 @@ class Exporter:
         return weight.to(getattr(torch, self.dtype)).float()
 
 
-def _check_free(output: Path, force: bool) -> None:
+def check_free(output: Path, force: bool) -> None:
+    """Raise UserError unless there is room for an export at `output`."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not _is_export(output):
