@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -19,13 +20,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from infty.errors import UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 MARKER = ".infty-demo"
 REQUEUE = 85  # what `infty pretrain` ends with when it was stopped and has saved
-PROMPT = "KING. "
+PROMPT = "HAMLET.\n"
 # The generating process proves that the export stands alone: it cannot import what trained the model.
 GENERATE = """
 import sys
@@ -128,7 +130,8 @@ class Demo:
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, check=False)
         if done.returncode:
             raise UserError(f"generation from {self.export} failed:\n{done.stderr[-2000:]}")
-        console.print(Panel(done.stdout.strip(), title=f"after the prompt {PROMPT!r}", border_style="dim"))
+        text = re.sub(r"\n\s*\n\s*", "\n\n", done.stdout.strip())
+        console.print(Panel(Text(text), title=f"after the prompt {PROMPT!r}", border_style="dim"))
 
     def summary(self) -> None:
         """What a newcomer wants to know, and the next command."""
