@@ -136,7 +136,8 @@ def layout(config: Config | None, here: Launch) -> Finding:
     except UserError as error:
         return Finding("processes", f"{here.world} ({here.launcher})", False, str(error))
     tensor = config.parallel.tensor
-    return Finding("processes", f"{here.world} ({here.launcher}): {here.world // tensor} data x {tensor} tensor parallel")
+    return Finding("processes",
+                   f"{here.world} ({here.launcher}): {here.world // tensor} data x {tensor} tensor parallel")
 
 
 def communication(here: Launch) -> Finding:
@@ -182,7 +183,8 @@ def space(config: Config) -> Finding:
     from infty_tools.plan import with_vocab
 
     config, _ = with_vocab(config)
-    each = sum(plan_memory.checkpoint_bytes(config.model, plan_search.of_config(config, dist.get_world_size())).values())
+    spread = plan_search.of_config(config, dist.get_world_size())
+    each = sum(plan_memory.checkpoint_bytes(config.model, spread).values())
     needed = each * (config.checkpoint.keep_last + 1)
     free = shutil.disk_usage(_existing(config.run.folder)).free
     return Finding("disk space", f"{free / 2**30:,.1f} GiB free for {config.checkpoint.keep_last + 1} checkpoints of "

@@ -1,0 +1,149 @@
+"""The batch files under a real slurmctld and two slurmd, with a stand-in for training: what is requeued, what not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+
+from infty_tools import submit_job
+from infty_tools.submit_job import Job
+
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(slurm_cluster.missing() is not None,
+                                                    reason=slurm_cluster.missing() or "")]
+STAND_IN = Path(__file__).with_name("stand_in.py")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with slurm_cluster.Cluster() as cluster:
+        yield cluster
+
+
+class Sent:
+    """A submitted job and its folder."""
+
+    def __init__(self, cluster, folder: Path, *behaviours: str, **settings) -> None:
+        self.cluster, self.folder = cluster, folder
+        words = submit_job.quote([f"{folder}/run" + ("-{task}" if "array" in settings else ""), *behaviours],
+                                 settings.get("array"))
+        run = words.split()[0]
+        job = Job(nodes=2, gpus_per_node=0, tasks_per_node=1, cpus_per_task=1, name=folder.name,
+                  command=f"{sys.executable} {STAND_IN}", arguments=words, doctor_arguments=words,
+                  checkpoints=f"{run}/checkpoints", logs=str(folder / "logs"), output=str(folder / "%j.out"),
+                  **{"time": "5", "lead_seconds": 10} | settings)
+        done = subprocess.run(["sbatch", "--parsable"], input=submit_job.render(job), text=True, cwd=folder,
+                              env=cluster.environment, capture_output=True, check=True)
+        self.number = done.stdout.strip()
+
+    def ended(self) -> bool:
+        return self.state() in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+    def state(self) -> str:
+        return self.cluster.job(self.number)["JobState"]
+
+    def finish(self, seconds: float = 90) -> str:
+        """Wait for the end; return the summary."""
+        try:
+            self.cluster.wait(self.ended, seconds, f"{self.folder.name} to end")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{self.summary()}\n{self.output()}") from None
+        return self.summary()
+
+    def summary(self) -> str:
+        return "\n".join(p.read_text() for p in sorted((self.folder / "logs").glob("*/summary.txt")))
+
+    def output(self) -> str:
+        return "\n".join(p.read_text() for p in sorted(self.folder.glob("*.out")))
+
+    def has(self, name: str):
+        return lambda: (self.folder / "run" / name).exists()
+
+
+@pytest.fixture(scope="module")
+def sent(cluster, tmp_path_factory):
+    """All jobs at once: they share the nodes, and most of their time is waiting."""
+    def send(name: str, *behaviours: str, **settings) -> Sent:
+        folder = tmp_path_factory.mktemp(name)
+        return Sent(cluster, folder, *behaviours, **settings)
+
+    return {
+        "signal": send("signal", "wait", "0"),
+        "limit": send("limit", "wait", "0", time="1", lead_seconds=55),
+        "bounded": send("bounded", "+85", starts=2),
+        "progress": send("progress", "+1", "0"),
+        "stuck": send("stuck", "1"),
+        "mistake": send("mistake", "+2"),
+        "sick": send("sick", "sick"),
+        "array": send("array", "0", array="0-1"),
+        "cancelled": send("cancelled", "wait", "0"),
+    }
+
+
+def test_a_signal_saves_and_requeues(cluster, sent):
+    job = sent["signal"]
+    cluster.wait(lambda: job.has("waiting-0-0")() and job.has("waiting-0-1")(), 60, "both tasks")
+    cluster.slurm("scancel", "--batch", "--signal=USR1", job.number)
+    summary = job.finish()
+    assert job.state() == "COMPLETED" and "requeued" in summary and "finished" in summary
+    assert [(job.folder / "run" / f"told-0-{rank}").read_text() for rank in (0, 1)] == ["SIGUSR1"] * 2
+    addresses = {(job.folder / "run" / f"start-0-{rank}").read_text() for rank in (0, 1)}
+    assert addresses == {f"{cluster.nodes[0]}:{20000 + int(job.number) % 20000}"}
+    assert (job.folder / "logs" / job.number / "node-1.log").exists()
+
+
+def test_cancelling_saves_and_does_not_requeue(cluster, sent):
+    job = sent["cancelled"]
+    cluster.wait(lambda: job.has("waiting-0-0")() and job.has("waiting-0-1")(), 90, "both tasks")
+    cluster.slurm("scancel", job.number)
+    job.finish()
+    cluster.wait(job.has("told-0-0"), 20, "the task to be told")
+    assert job.state() == "CANCELLED" and not job.has("start-1-0")()
+
+
+def test_the_time_limit_saves_and_requeues(sent):
+    summary = sent["limit"].finish()
+    assert sent["limit"].state() == "COMPLETED" and "told to stop" in summary and "start 2" in summary
+
+
+def test_starts_are_bounded(sent):
+    summary = sent["bounded"].finish()
+    assert sent["bounded"].state() == "FAILED" and "too many starts" in summary and "start 3 of at most 2" in summary
+
+
+def test_a_failure_after_progress_is_tried_again(sent):
+    assert "start 2" in sent["progress"].finish() and sent["progress"].state() == "COMPLETED"
+
+
+@pytest.mark.parametrize("name", ["stuck", "mistake"])
+def test_a_failure_that_repetition_cannot_mend_is_final(sent, name):
+    summary = sent[name].finish()
+    assert sent[name].state() == "FAILED" and "stopped for good" in summary and "start 2" not in summary
+
+
+def test_a_sick_node_stops_the_job_before_training(sent):
+    assert "infty doctor found" in sent["sick"].finish()
+    assert not (sent["sick"].folder / "run").exists()
+
+
+def test_an_array_is_a_run_for_each_number(cluster, sent):
+    job = sent["array"]
+    cluster.wait(lambda: job.number not in cluster.slurm("squeue", "-h", "-o", "%F"), 60, "the array")
+    assert sorted(p.name for p in job.folder.glob("run-*")) == ["run-0", "run-1"]
+
+
+def test_nothing_is_left_behind():
+    with slurm_cluster.Cluster() as own:
+        step = subprocess.Popen(["srun", "--nodes=2", "sleep", "60"], env=own.environment, stderr=subprocess.DEVNULL)
+        own.wait(lambda: "R" in own.slurm("squeue", "-h", "-o", "%t"), 30, "a step")
+    step.wait(60)
+    assert not own.base.exists() and own.prefix not in slurm_cluster.HOSTS.read_text()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            assert str(own.base) not in (folder / "cmdline").read_text(), os.readlink(folder / "exe")
+        except OSError:
+            continue

@@ -1,0 +1,101 @@
+"""The whole path on a real Slurm cluster: submit, train on two nodes, be stopped, requeued and robbed of a node, finish.
+
+The losses are those of a run that nothing happened to, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.multiprocess,
+              pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")]
+STEPS = 60
+CONFIG = """
+run: {folder: run, steps: %d}
+data: {train: data/train}
+model: {hidden_size: 32, layers: 2, heads: 2, segment_length: 16, stm_length: 16, memory: {basis: 32}}
+batch: {lanes: 4, window_segments: 2}
+optimizer: {lr: 1e-3}
+parallel: {tensor: 2, zero_stage: 1}
+checkpoint: {every: 4, keep_last: 3}
+logging: {every: 1, tensorboard: false}
+""" % STEPS
+
+
+def _infty(*words: str, folder: Path, environment: dict | None = None) -> str:
+    done = subprocess.run([sys.executable, "-m", "infty_tools", *words], cwd=folder, capture_output=True, text=True,
+                          env=(environment or os.environ) | {"OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm-training")
+    (folder / "books").mkdir()
+    for book in range(6):
+        words = " ".join(f"word{(i * i + 7 * book) % 97} of book {book}." for i in range(900))
+        (folder / "books" / f"book{book}.txt").write_text(words)
+    _infty("prepare", "--input", "books", "--output", "data", "--vocab-size", "300", "--workers", "1", folder=folder)
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+def _rows(run: Path) -> dict[int, dict]:
+    """The newest row of every step: a run that lost steps trains them again."""
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {row["step"]: row for row in rows if "loss" in row}
+
+
+def _submit(cluster, folder: Path, *words: str) -> str:
+    out = _infty("submit", "--config", "config.yaml", "--nodes", "2", "--gpus-per-node", "0", "--tasks-per-node", "1",
+                 "--cpus-per-task", "1", "--time", "20", *words, folder=folder, environment=cluster.environment)
+    return out.split("submitted job ")[1].split()[0]
+
+
+def test_submit_train_signal_requeue_node_failure_finish(workplace):
+    with slurm_cluster.Cluster() as cluster:
+        quiet = _submit(cluster, workplace, "run.folder=quiet")
+        number = _submit(cluster, workplace)
+        run, logs = workplace / "run", workplace / "run-slurm"
+
+        def summary() -> str:
+            path = logs / number / "summary.txt"
+            return path.read_text() if path.exists() else ""
+
+        def trained(steps: int, start: int):
+            return lambda: f"start {start} " in summary() and len(_rows(run)) >= steps
+
+        def explained(condition, seconds: float, what: str) -> None:
+            try:
+                cluster.wait(condition, seconds, what)
+            except TimeoutError as error:
+                texts = [p.read_text() for p in sorted(logs.rglob("*")) if p.is_file() and p.suffix in (".log", ".out")]
+                raise AssertionError("\n".join([str(error), summary(), *texts])) from None
+
+        explained(trained(10, 1), 120, "the first ten steps")
+        cluster.slurm("scancel", "--batch", "--signal=USR1", number)
+        explained(trained(22, 2), 90, "steps after the signal")
+        cluster.slurm("scontrol", "requeue", number)
+        explained(trained(36, 3), 90, "steps after the requeue")
+        cluster.fail_node(cluster.nodes[1])
+        explained(lambda: cluster.job(number)["JobState"] != "RUNNING", 90, "the job to lose its node")
+        cluster.start_node(cluster.nodes[1])
+        explained(lambda: "finished" in summary(), 120, "the end")
+        explained(lambda: cluster.job(number)["JobState"] == "COMPLETED", 20, "the job to complete")
+        explained(lambda: cluster.job(quiet)["JobState"] == "COMPLETED", 60, "the quiet run to end")
+
+        assert "told to stop" in summary() and summary().count("preflight is fine") >= 4
+        assert "resumed from" in (logs / number / "node-0.log").read_text()
+    losses, expected = _rows(run), _rows(workplace / "quiet")
+    assert sorted(losses) == sorted(expected) == list(range(1, STEPS + 1))
+    for key in ("loss", "grad_norm"):
+        assert [losses[s][key] for s in losses] == [expected[s][key] for s in sorted(losses)], key

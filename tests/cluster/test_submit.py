@@ -1,0 +1,115 @@
+"""`infty submit --dry-run` and the batch files in slurm/."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from infty.errors import UserError
+from infty_tools import submit_examples, submit_job
+from infty_tools.cli import app
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+
+
+def _submit(*arguments: str):
+    return CliRunner().invoke(app, ["submit", "--dry-run", *arguments])
+
+
+@pytest.mark.parametrize("path, text", submit_examples.examples().items(), ids=lambda v: getattr(v, "name", ""))
+def test_batch_files_are_current_and_shell(path, text):
+    assert path.read_text() == text, "run python -m infty_tools.submit_examples"
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_every_batch_file_is_rendered_and_names_a_config_that_fits_it():
+    assert set((ROOT / "slurm").glob("*.sbatch")) == set(submit_examples.examples())
+    for job in yaml.safe_load((ROOT / "slurm" / "jobs.yaml").read_text()).values():
+        for word in job["arguments"].split():
+            assert not word.startswith("configs/") or (ROOT / word).exists()
+
+
+@pytest.mark.parametrize("name, nodes", [("125m", 1), ("1.3b", 4), ("7b", 16)])
+def test_dry_run_of_the_configs(name, nodes):
+    result = _submit("--config", str(CONFIGS / f"pg19-{name}.yaml"), "--nodes", str(nodes), "--partition", "gpu")
+    assert result.exit_code == 0, result.exception
+    assert "plan for" in result.output and "nothing was sent" in result.output
+    for said in (f"#SBATCH --nodes={nodes}", "#SBATCH --partition=gpu", "#SBATCH --signal=B:USR1@300",
+                 "#SBATCH --requeue", f"runs/pg19-{name}/checkpoints"):
+        assert said in result.output
+
+
+def test_all_options_reach_the_file():
+    options = {"account": "books", "qos": "long", "constraint": "h100", "exclude": "node[3,7]", "memory": "200G",
+               "time": "12:00:00", "container": "infty.sqsh", "container-mounts": "/data", "sbatch": "--switches=1",
+               "setup": "module load cuda", "starts": "7", "lead-seconds": "120", "name": "mine"}
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), *(w for k, v in options.items() for w in (f"--{k}", v)))
+    assert result.exit_code == 0, result.exception
+    for said in ("--account=books", "--qos=long", "--constraint=h100", "--exclude=node[3,7]", "--mem=200G", "@120",
+                 "--time=12:00:00", "--container-image=infty.sqsh", "--container-mounts=/data", "#SBATCH --switches=1",
+                 "\nmodule load cuda\n", "-gt 7", "--job-name=mine", " infty pretrain --config"):
+        assert said in result.output, said
+
+
+def test_a_profile_holds_what_a_cluster_wants(tmp_path):
+    profile = tmp_path / "cluster.yaml"
+    profile.write_text("partition: gpu\nsetup: [source env.sh]\ngpus_per_node: 4\n")
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--profile", str(profile), "--partition", "debug")
+    assert "--partition=debug" in result.output and "source env.sh" in result.output
+    assert "#SBATCH --ntasks-per-node=4" in result.output
+    profile.write_text("partitoin: gpu\n")
+    assert "did you mean 'partition'" in str(_submit("-c", "x", "--profile", str(profile)).exception)
+
+
+def test_arrays_put_the_number_where_task_stands():
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3%2", "run.seed={task}",
+                     "run.folder=runs/my seed-{task}")
+    assert result.exit_code == 0, result.exception
+    line = next(l for l in result.output.splitlines() if " pretrain " in l)
+    words = line[line.index("--config"):].rstrip(" &")
+    shown = subprocess.run(["bash", "-c", f"TASK=2; printf '%s|' {words}"], capture_output=True, text=True, check=True)
+    assert shown.stdout.split("|")[2:4] == ["run.seed=2", "run.folder=runs/my seed-2"]
+    refused = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3")
+    assert "run.folder" in str(refused.exception)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ((), "--config is missing"),
+    (("-c", "nowhere.yaml"), "there is no config"),
+    (("-c", str(CONFIGS / "pg19-125m.yaml"), "optimizer.lrr=1"), "did you mean"),
+    (("-c", str(CONFIGS / "pg19-125m.yaml"), "--nodes", "3"), "batch.lanes"),
+    (("-c", str(CONFIGS / "pg19-125m.yaml"), "--tasks-per-node", "2"), "one task a GPU"),
+    (("-c", str(CONFIGS / "pg19-7b.yaml"), "parallel.zero_stage=1", "batch.lanes=8", "batch.micro_batch=1",
+      "--gpu", "rtx4090-24"), "does not fit"),
+    (("--verb", "prepare"), "after --"),
+    (("--verb", "train", "-c", "x"), "verb"),
+    (("-c", "x", "--time", "1\n2"), "one line"),
+])
+def test_what_is_wrong_is_refused_before_anything_is_sent(arguments, said):
+    result = _submit(*arguments)
+    assert isinstance(result.exception, UserError) and said in str(result.exception)
+
+
+def test_other_verbs_get_their_own_options():
+    result = _submit("--verb", "evaluate", "--", "--checkpoint", "runs/a b", "--data", "data/v")
+    assert "evaluate --checkpoint 'runs/a b' --data data/v" in result.output
+    result = _submit("--verb", "prepare", "--gpus-per-node", "0", "--tasks-per-node", "16", "--nodes", "2", "--",
+                     "--input", "books", "--output", "data")
+    assert "--mpi=pmi2" in result.output and "--gpus-per-node" not in result.output
+
+
+def test_templates_are_part_of_a_wheel():
+    project = (ROOT / "pyproject.toml").read_text()
+    assert '"slurm/templates" = "infty_tools/slurm_templates"' in project
+    assert (submit_job.templates() / "header.j2").is_file()
+
+
+def test_without_slurm_it_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = CliRunner().invoke(app, ["submit", "-c", str(CONFIGS / "pg19-125m.yaml")])
+    assert "there is no sbatch here" in str(result.exception)
