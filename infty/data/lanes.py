@@ -77,7 +77,8 @@ class LaneSchedule:
     @property
     def exhausted(self) -> bool:
         """Single pass only: nothing is left to read in any lane."""
-        return self.single_pass and self.epoch > 0 and all(c.document < 0 for c in self.cursors)
+        dealt = self.index == len(self._order) and not self.returned
+        return self.single_pass and dealt and all(c.document < 0 for c in self.cursors)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on from here, as plain JSON values; lanes by their id."""
@@ -132,7 +133,6 @@ class LaneSchedule:
             return self.returned.pop(0)
         if self.index == len(self._order):
             if self.single_pass:
-                self.epoch = 1
                 return -1
             self.epoch, self.index = self.epoch + 1, 0
             self._order = self._permutation(self.epoch)
