@@ -30,8 +30,10 @@ def normal(name: str, std: float, rows: int | None = None) -> Initializer:
 
     def fill(weight: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
+        drawn = torch.zeros(weight.shape, device="cpu", dtype=torch.float32)
+        drawn[:rows].normal_(0.0, std, generator=generator)
         with torch.no_grad():
-            weight.zero_()[:rows].normal_(0.0, std, generator=generator)
+            weight.copy_(drawn)
         return weight
 
     return fill
@@ -80,6 +82,18 @@ class VocabParallelEmbedding(tensor_parallel.VocabParallelEmbedding):
 
     def __init__(self, rows: int, size: int, init: Initializer) -> None:
         super().__init__(rows, size, init_method=init, config=_settings())
+
+
+class PositionEmbedding(nn.Module):
+    """int64 places [...] -> [..., e]. Drawn before it is a parameter: ZeRO-3 may split it as soon as it is made."""
+
+    def __init__(self, rows: int, size: int, init: Initializer) -> None:
+        super().__init__()
+        self.rows = rows
+        self.weight = nn.Parameter(init(torch.empty(rows, size)))
+
+    def forward(self, place: Tensor) -> Tensor:
+        return F.embedding(place, self.weight)
 
 
 def sharded_parameter(full: Tensor) -> nn.Parameter:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.layers.block import Block, Pass, make_norm
-from infty.layers.linear import ColumnParallelLinear, VocabParallelEmbedding, normal
+from infty.layers.linear import ColumnParallelLinear, PositionEmbedding, VocabParallelEmbedding, normal
 from infty.parallel import groups, randomness
 from infty.parallel.region import Region
 from infty.state import LaneState, LayerState
@@ -62,8 +62,8 @@ class InftyLM(nn.Module):
         self.embedding = VocabParallelEmbedding(config.padded_vocab, config.hidden_size, init)
         self.position = None
         if config.positions == "learned":
-            self.position = nn.Embedding(config.stm_length + config.segment_length, config.hidden_size)
-            normal("position", config.init_std)(self.position.weight)
+            self.position = PositionEmbedding(config.stm_length + config.segment_length, config.hidden_size,
+                                              normal("position", config.init_std))
         self.blocks = nn.ModuleList(Block(config, i, self.region) for i in range(config.layers))
         self.norm = make_norm(config)
         self.head = None
@@ -136,7 +136,7 @@ class InftyLM(nn.Module):
             # Positions repeat with a period of all that a token can see, so no two tokens in sight share one.
             L = tokens.shape[2]
             place = seen[:, :, None] * L + torch.arange(L, device=tokens.device)
-            x = x + self.position(place.flatten(1).t() % self.position.num_embeddings)
+            x = x + self.position(place.flatten(1).t() % self.position.rows)
         x = F.dropout(x, self.config.dropout, self.training)
         return self.region.open(x)
 

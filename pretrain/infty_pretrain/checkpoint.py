@@ -33,7 +33,7 @@ from infty.errors import UserError
 from infty.parallel import groups, randomness
 from infty.state import LaneState, split_over_heads
 from infty_pretrain import canonical
-from infty_pretrain.engine import Engine
+from infty_pretrain.engine import Engine, shape_of
 
 FORMAT = 1
 MANIFEST, RUN, CONFIG = "manifest.json", "run.json", "config.yaml"
@@ -258,7 +258,7 @@ def load(engine: Engine, folder: Path, kept_lanes: list[int]) -> Reader:
 def _check_model(engine: Engine, reader: Reader) -> None:
     expected = {}
     for name, p in engine.model.named_parameters():
-        shape = list(getattr(p, "ds_shape", p.shape))
+        shape = list(shape_of(p))
         if getattr(p, "tensor_model_parallel", False):
             shape[p.partition_dim] *= groups.tensor_size()
         expected[name] = shape

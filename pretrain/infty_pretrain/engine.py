@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from infty.data.lanes import Window
+from infty.models.build import build
 from infty.models.lm import InftyLM
-from infty.parallel import groups, randomness, region
+from infty.parallel import groups, randomness
 from infty.state import LaneState
 from infty_pretrain.config import Config
 
@@ -34,11 +35,11 @@ class Engine:
 
     def __init__(self, config: Config, device: str) -> None:
         self.config, self.device = config, device
-        torch.manual_seed(config.run.seed)
-        model = InftyLM(config.model, sequence_parallel=config.parallel.sequence, recompute=config.parallel.recompute)
-        region.sum_stream_gradients(model, model.region)
+        model = build(config.model, seed=config.run.seed, sequence_parallel=config.parallel.sequence,
+                      recompute=config.parallel.recompute, partition=config.parallel.zero_stage == 3,
+                      bf16=config.precision == "bf16")
         self.parameter_count = sum(
-            p.numel() * (groups.tensor_size() if getattr(p, "tensor_model_parallel", False) else 1)
+            shape_of(p).numel() * (groups.tensor_size() if getattr(p, "tensor_model_parallel", False) else 1)
             for p in model.parameters())
         optimizer = torch.optim.AdamW(_parameter_groups(model, config), lr=config.optimizer.lr,
                                       betas=config.optimizer.betas, eps=config.optimizer.eps)
@@ -121,12 +122,17 @@ class Engine:
                        range(self.micro_batches)]
 
 
+def shape_of(p: torch.nn.Parameter) -> torch.Size:
+    """The shape of this tensor-parallel rank's part, also where ZeRO-3 has split it over data-parallel ranks."""
+    return getattr(p, "ds_shape", p.shape)
+
+
 def _parameter_groups(model: InftyLM, config: Config) -> list[dict]:
     """Matrices decay, vectors do not; the long-term memory's parameters may have a learning rate of their own."""
     rates = {True: config.optimizer.memory_lr or config.optimizer.lr, False: config.optimizer.lr}
     buckets: dict[tuple[bool, bool], list] = {}
     for name, p in model.named_parameters():
-        buckets.setdefault((".memory." in name, p.dim() >= 2), []).append(p)
+        buckets.setdefault((".memory." in name, len(shape_of(p)) >= 2), []).append(p)
     return [{"params": parameters, "lr": rates[memory], "weight_decay": config.optimizer.weight_decay if matrix else 0.0}
             for (memory, matrix), parameters in sorted(buckets.items())]
 

@@ -9,8 +9,9 @@ from deepspeed.runtime.zero import GatheredParameters
 from small import window
 
 from infty.config import ModelConfig
+from infty.models.build import build
 from infty.models.lm import InftyLM
-from infty.parallel import groups, region
+from infty.parallel import groups
 
 LANES = 4
 
@@ -20,9 +21,8 @@ def train(config: ModelConfig, steps: int, *, tensor: int = 1, stage: int = 0, s
     """Losses, gradient norms and final weights (whole, by name) of `steps` steps; the state is carried along."""
     groups.destroy()
     groups.initialize(tensor=tensor)
-    torch.manual_seed(1)
-    model = InftyLM(config, sequence_parallel=sequence, recompute=recompute)
-    region.sum_stream_gradients(model, model.region)
+    model = build(config, seed=1, sequence_parallel=sequence, recompute=recompute, partition=stage == 3,
+                  bf16=bf16)
     engine = _engine(model, stage, accumulation, bf16)
     lanes = LANES // groups.data_size() // accumulation
     states = [model.initial_state(lanes) for _ in range(accumulation)]
