@@ -32,6 +32,7 @@ def export(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, dict[str, T
 
     A collective: every rank must go through it to the end.
     """
+    _link_moments(engine)
     for name, p in engine.module.named_parameters():
         parts = {"weight": _weight(engine, p)} | {m: _moment(engine, p, m) for m in MOMENTS}
         yield name, {k: _join(v, p) for k, v in parts.items()}
@@ -67,6 +68,15 @@ def _make_moments(engine: deepspeed.DeepSpeedEngine) -> None:
     for p in held:
         optimizer.state[p] = {"step": torch.tensor(0.0)} | {m: torch.zeros_like(p) for m in MOMENTS}
     if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
+        wrapper._lazy_init_hp_params_optimizer_state()
+
+
+def _link_moments(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Let parameters know their moments: ZeRO-1 and 2 do so after the first group's first step, when those of the other
+    groups do not exist yet, and never again."""
+    wrapper = engine.optimizer
+    if hasattr(wrapper, "_hp_optimizer_states_linked") and _optimizer(engine).state:
+        wrapper._hp_optimizer_states_linked = False
         wrapper._lazy_init_hp_params_optimizer_state()
 
 
