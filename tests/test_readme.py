@@ -16,7 +16,8 @@ WORDS = "the king and queen of every distant land shall hear what noble hearts h
 
 
 def commands() -> list[str]:
-    block = re.search(r"<!-- tests/test_readme.py runs.*?```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    readme = (ROOT / "README.md").read_text()
+    block = re.search(r"<!-- tests/test_readme.py runs.*?```bash\n(.*?)```", readme, re.DOTALL)
     lines = [re.sub(r"\s+#.*", "", line).strip() for line in block.group(1).splitlines()]
     return [line for line in lines if line]
 

@@ -68,7 +68,8 @@ def make_shard(job: Job, tokenizer: Tokenizer, index: int, source: Source) -> di
     return record
 
 
-def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.dtype, min_words: int) -> dict[str, Any]:
+def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.dtype,
+                    min_words: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": text.name, "problem": text.problem}
     if text.problem is None:
         words = len(text.text.split())

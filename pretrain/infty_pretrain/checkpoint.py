@@ -89,8 +89,8 @@ def _publish(partial: Path, final: Path, digests: dict, problem: str | None) -> 
     if agreed[0]:
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{'; '.join(agreed[0])}. No checkpoint was written at {final.name}; earlier ones are unharmed. "
-                        "Make room and start the same command again")
+        raise UserError(f"{'; '.join(agreed[0])}. No checkpoint was written at {final.name}; earlier ones are "
+                        "unharmed. Make room and start the same command again")
 
 
 def _collect(engine: Engine) -> dict[str, dict[str, Tensor]]:

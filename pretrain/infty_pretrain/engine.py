@@ -133,7 +133,8 @@ def _parameter_groups(model: InftyLM, config: Config) -> list[dict]:
     buckets: dict[tuple[bool, bool], list] = {}
     for name, p in model.named_parameters():
         buckets.setdefault((".memory." in name, len(shape_of(p)) >= 2), []).append(p)
-    return [{"params": parameters, "lr": rates[memory], "weight_decay": config.optimizer.weight_decay if matrix else 0.0}
+    decay = {True: config.optimizer.weight_decay, False: 0.0}
+    return [{"params": parameters, "lr": rates[memory], "weight_decay": decay[matrix]}
             for (memory, matrix), parameters in sorted(buckets.items())]
 
 

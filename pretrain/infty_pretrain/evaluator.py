@@ -41,8 +41,8 @@ class Evaluator:
         self.config = configs.load(found / checkpoint.CONFIG)
         reader = checkpoint.Reader(found)
         if reader.run["tokenizer_fingerprint"] != self.documents.info.tokenizer_fingerprint:
-            raise UserError(f"{data} was prepared with another tokenizer than {found} was trained with: prepare it with "
-                            f"--tokenizer {reader.run['tokenizer']}")
+            raise UserError(f"{data} was prepared with another tokenizer than {found} was trained with: prepare it "
+                            f"with --tokenizer {reader.run['tokenizer']}")
         tensor = self.config.parallel.tensor
         self.device = connect(launch, tensor if launch.world % tensor == 0 else 1)
         self.model = self._load(reader)

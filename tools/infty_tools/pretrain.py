@@ -11,7 +11,7 @@ import typer
 def pretrain(
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the config: section.key=value")] = None,
     config: Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file")] = Path("config.yaml"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved config, stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the config, stop")] = False,
 ) -> None:
     """Pretrain a model; started again, go on from the newest checkpoint.
 
@@ -40,7 +40,7 @@ def pretrain(
     launch.leave(here, Trainer(resolved, here).run())
 
 
-def _show(config, here) -> None:  # noqa: ANN001
+def _show(config, here) -> None:
     import torch
     from rich.console import Console
     from rich.syntax import Syntax
