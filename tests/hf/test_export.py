@@ -14,6 +14,7 @@ import torch
 from runs import TEXT, make_run, tokenizer
 from test_modeling import VARIANTS, close, tokens, training_logits
 
+from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
 from infty.models.lm import InftyLM
 from infty_tools import export_verify
@@ -185,6 +186,27 @@ def test_sentencepiece_and_transformers_cut_text_alike(vocabulary, tmp_path):
         text = "".join(chr(c) for c in torch.randint(32, 130, (80,), generator=generator)) + "\n 中—é"
         assert again.encode(text, add_special_tokens=False) == vocabulary.encode(text).tolist()
         assert again.decode(again.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", ["byte level", "sentencepiece"])
+def test_a_hugging_face_tokenizer_is_taken_as_it_is(kind, vocabulary, tmp_path):
+    import tokenizers
+    from transformers import AutoTokenizer
+
+    if kind == "byte level":
+        made = tokenizers.ByteLevelBPETokenizer()
+        made.train_from_iterator(TEXT.splitlines(), vocab_size=400, special_tokens=["<|endoftext|>"],
+                                 show_progress=False)
+        made.save(str(tmp_path / "tokenizer.json"))
+    else:
+        fast_tokenizer(vocabulary).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    original = Tokenizer.load(tmp_path / "tokenizer.json")
+    fast = fast_tokenizer(original, [TEXT])
+    fast.save_pretrained(tmp_path / "out")
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in (TEXT, "a </s> b <|endoftext|> c"):
+        assert again.encode(text, add_special_tokens=False) == original.encode(text).tolist()
+    assert again.eos_token_id == original.eos_id
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])

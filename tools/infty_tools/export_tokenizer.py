@@ -31,17 +31,16 @@ def fast_tokenizer(tokenizer: Tokenizer, texts: Iterable[str] = ()) -> PreTraine
         import tokenizers
 
         backend = tokenizers.Tokenizer.from_file(str(tokenizer.path))
-        special = {}
+        options = {}
     else:
         proto = _proto(tokenizer)
         backend = convert_sentencepiece(proto)
-        special = {key: proto.pieces[i].piece for key, i in
+        options = {key: proto.pieces[i].piece for key, i in
                    (("unk_token", proto.trainer_spec.unk_id), ("bos_token", proto.trainer_spec.bos_id)) if i >= 0}
+        options["split_special_tokens"] = True  # to sentencepiece, "</s>" in a text is four characters
     end = backend.id_to_token(tokenizer.eos_id)
-    # In the text of a book, "</s>" is four characters: special tokens come from ids only.
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=end, pad_token=end, padding_side="left", split_special_tokens=True,
-        clean_up_tokenization_spaces=False, **special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end, padding_side="left",
+                                   clean_up_tokenization_spaces=False, **options)
     compare(tokenizer, fast, [*SAMPLES, *texts])
     return fast
 
