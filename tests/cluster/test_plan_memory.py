@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import measured
-import multiprocess
 import pytest
-from small import VARIANTS, window
+from small import VARIANTS
 
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
@@ -42,7 +41,7 @@ def _measure(tensor: int) -> tuple[list[dict[str, int]], list[int]]:
 @pytest.mark.parametrize("tensor", LAYOUTS)
 def test_two_processes(tensor):
     """Weights, masters, moments, gradients, lanes and operators of a rank; activations under tensor parallelism."""
-    ranks = multiprocess.run(2, _measure, tensor, tensor=tensor)
+    ranks = processes.run(2, _measure, tensor, tensor=tensor)
     for i, (stage, precision) in enumerate(LAYOUTS[tensor]):
         layout = _layout(stage, precision, tensor)
         planned = plan_memory.model_states(MODEL, layout)
@@ -94,6 +93,7 @@ def test_deepspeeds_defaults_are_the_ones_assumed():
     assert defaults.param_persistence_threshold == plan_memory.PERSISTENT
     assert defaults.max_live_parameters == plan_memory.LIVE
     assert defaults.prefetch_bucket_size == plan_memory.PREFETCH
+    assert defaults.sub_group_size == plan_memory.SUB_GROUP
 
 
 def test_a_checkpoints_lanes_are_those_of_all_ranks():

@@ -1,10 +1,8 @@
-"""Small models and random windows for the tests of the model and of its parallel layouts."""
+"""Small models for the tests of the model and of its parallel layouts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-
-import torch
 
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
@@ -31,19 +29,3 @@ VARIANTS = {
     "some layers": replace(LLAMA, stm_layers=(1,), memory=replace(LLAMA.memory, layers=(0,), kl_weight=0.0)),
     "no memory": replace(LLAMA, memory=None),
 }
-
-
-def window(config: ModelConfig, lanes: int, segments: int, seed: int = 0, resets: float = 0.2) -> dict:
-    """Random tokens, labels, weights and resets for one window; every lane begins a document in segment 0 of seed 0."""
-    g = torch.Generator().manual_seed(seed)
-    shape = (lanes, segments, config.segment_length)
-    reset = torch.rand(lanes, segments, generator=g) < resets
-    if seed == 0:
-        reset[:, 0] = True
-    tokens = torch.randint(0, config.vocab_size, shape, generator=g)
-    return {
-        "tokens": tokens,
-        "labels": (5 * tokens + 3) % config.vocab_size,  # something that can be learnt in a few steps
-        "weights": (torch.rand(shape, generator=g) < 0.9).float(),
-        "reset": reset,
-    }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import multiprocess
 import pytest
 import torch
 from small import VARIANTS
 
 from infty.config import ModelConfig
+from infty_tools import processes
 
 pytestmark = pytest.mark.multiprocess
 
@@ -27,7 +27,7 @@ HALF = [{"tensor": 2, "stage": 3, "bf16": True}, {"tensor": 2, "stage": 1, "bf16
 
 def train_all(configs: dict[str, ModelConfig], layouts: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """Runs in every process: one layout of one config after another."""
-    import layouts as module
+    from infty_tools import layout_training as module
 
     return {name: [module.train(configs[name], STEPS, **layout) for layout in several]
             for name, several in layouts.items()}
@@ -38,17 +38,17 @@ def reference() -> dict[str, list[dict]]:
     """One process, ZeRO-1, every config; the llama also in bf16."""
     wanted = {name: [{"stage": 1}] for name in (*TWO, *FOUR)}
     wanted["llama"] = [{"stage": 1}, {"stage": 1, "bf16": True}]
-    return multiprocess.run(1, train_all, CONFIGS, wanted)[0]
+    return processes.run(1, train_all, CONFIGS, wanted)[0]
 
 
 @pytest.fixture(scope="module")
 def in_two() -> list[dict[str, list[dict]]]:
-    return multiprocess.run(2, train_all, CONFIGS, TWO | {"llama": TWO["llama"] + HALF})
+    return processes.run(2, train_all, CONFIGS, TWO | {"llama": TWO["llama"] + HALF})
 
 
 @pytest.fixture(scope="module")
 def in_four() -> list[dict[str, list[dict]]]:
-    return multiprocess.run(4, train_all, CONFIGS, FOUR)
+    return processes.run(4, train_all, CONFIGS, FOUR)
 
 
 @pytest.mark.parametrize("name", TWO)

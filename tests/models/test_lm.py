@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import GPT2, LLAMA, VARIANTS, window
+from small import GPT2, LLAMA, VARIANTS
 
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.models.lm import InftyLM, check_divisible
+from infty_tools.layout_training import window
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

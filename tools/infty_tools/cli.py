@@ -25,7 +25,8 @@ VERBS = {"prepare": ("prepare", "prepare"), "inspect": ("prepare", "inspect"), "
          "pretrain": ("pretrain", "pretrain"), "evaluate": ("evaluate", "evaluate"),
          "export": ("export", "export"), "generate": ("generate", "generate"),
          "plan": ("plan", "plan"), "submit": ("submit", "submit"), "doctor": ("doctor", "doctor")}
-BENCHES = {"memory": ("bench_memory", "memory"), "retention": ("bench_retention", "retention")}
+BENCHES = {"memory": ("bench_memory", "memory"), "retention": ("bench_retention", "retention"),
+           "layouts": ("bench_layouts", "layouts"), "faults": ("bench_faults", "faults")}
 
 
 def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:

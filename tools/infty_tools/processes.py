@@ -1,4 +1,4 @@
-"""Run a test's function in several real processes that talk gloo."""
+"""Run a function in several real processes of this machine that talk gloo: for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import torch.multiprocessing as mp
 def run(world: int, function: Callable[..., Any], *args: Any, tensor: int = 1, timeout: float = 240) -> list[Any]:
     """Call `function(*args)` in `world` processes with the parallel state initialised; return what each returned.
 
-    `function` must be importable (defined at the top of a test module) and return what torch.save can write.
+    `function` must be importable (defined at the top of a module) and return what torch.save can write. Raises
+    RuntimeError with every process's traceback when one fails, hangs or dies.
     """
-    with tempfile.TemporaryDirectory(prefix="infty-test-") as folder:
+    with tempfile.TemporaryDirectory(prefix="infty-") as folder:
         context = mp.get_context("spawn")
         processes = [context.Process(target=_worker, args=(rank, world, tensor, folder, function, args), daemon=True)
                      for rank in range(world)]
@@ -33,9 +34,9 @@ def run(world: int, function: Callable[..., Any], *args: Any, tensor: int = 1, t
             p.join()
         errors = [f.read_text() for f in sorted(Path(folder).glob("error.*"))]
         if errors:
-            raise AssertionError("a process failed:\n" + "\n".join(errors))
+            raise RuntimeError("a process failed:\n" + "\n".join(errors))
         if alive or any(p.exitcode for p in processes):
-            raise AssertionError(f"processes hung or died: exit codes {[p.exitcode for p in processes]}")
+            raise RuntimeError(f"processes hung or died: exit codes {[p.exitcode for p in processes]}")
         return [torch.load(Path(folder) / f"result.{rank}", weights_only=False) for rank in range(world)]
 
 

@@ -1,4 +1,4 @@
-"""Train a small model for some steps in one layout: what the tests of parallelism compare."""
+"""Train a small model for some steps in one layout: what `infty bench layouts` and the tests of parallelism compare."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero import GatheredParameters
-from small import window
 
 from infty.config import ModelConfig
 from infty.models.build import build
@@ -14,6 +13,22 @@ from infty.models.lm import InftyLM
 from infty.parallel import groups
 
 LANES = 4
+
+
+def window(config: ModelConfig, lanes: int, segments: int, seed: int = 0, resets: float = 0.2) -> dict:
+    """Random tokens, labels, weights and resets for one window; every lane begins a document in segment 0 of seed 0."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (lanes, segments, config.segment_length)
+    reset = torch.rand(lanes, segments, generator=g) < resets
+    if seed == 0:
+        reset[:, 0] = True
+    tokens = torch.randint(0, config.vocab_size, shape, generator=g)
+    return {
+        "tokens": tokens,
+        "labels": (5 * tokens + 3) % config.vocab_size,  # something that can be learnt in a few steps
+        "weights": (torch.rand(shape, generator=g) < 0.9).float(),
+        "reset": reset,
+    }
 
 
 def train(config: ModelConfig, steps: int, *, tensor: int = 1, stage: int = 0, sequence: bool = False,

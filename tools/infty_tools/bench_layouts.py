@@ -1,0 +1,104 @@
+"""`infty bench layouts`: the same training in every parallel layout, against one process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SIGNALS = ("heads", "hidden")
+
+
+def layouts(
+    steps: Annotated[int, typer.Option(help="Optimizer steps of every run")] = 20,
+    most: Annotated[int, typer.Option(help="Most processes at once")] = 8,
+    output: Annotated[Path | None, typer.Option(help="Also write every figure to this JSON file")] = None,
+) -> None:
+    """Compare losses, gradient norms and weights of all layouts with those of one process.
+
+    Example:
+
+      infty bench layouts --steps 20 --most 4
+
+    Tensor parallel 1, 2, 4 x data parallel 1, 2 x ZeRO 0 to 3 x sequence parallel x recompute x accumulation x signal,
+    in real processes over gloo, fp32. Takes about half an hour on two cores.
+    """
+    from rich.progress import track
+
+    from infty_tools import processes
+
+    rows: list[dict[str, Any]] = []
+    for signal in SIGNALS:
+        config = model(signal)
+        reference = processes.run(1, several, config, [{"stage": 1}], steps)[0][0]
+        worlds = [w for w in (1, 2, 4, 8) if w <= most]
+        for world in track(worlds, description=f"signal: {signal}"):
+            wanted = grid(world)
+            results = processes.run(world, several, config, wanted, steps, timeout=3600)[0]
+            rows += [{"signal": signal, "processes": world, **layout, **difference(reference, result)}
+                     for layout, result in zip(wanted, results)]
+    _show(rows)
+    if output is not None:
+        output.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def model(signal: str) -> Any:
+    """A small model with everything that parallelism touches: groups of heads that four ranks can split, a short-term
+    memory, tied embeddings for one signal and untied for the other."""
+    from infty.config import ModelConfig
+    from infty.memory.config import MemoryConfig
+
+    memory = MemoryConfig(basis=16, bins=16, kl_weight=1e-2, signal=signal, gate=signal == "hidden")
+    return ModelConfig(family="gpt2" if signal == "hidden" else "llama", vocab_size=61, hidden_size=64, layers=2,
+                       heads=8, kv_heads=4, segment_length=8, stm_length=8, vocab_multiple=8, init_std=0.05,
+                       memory=memory)
+
+
+def grid(world: int) -> list[dict[str, Any]]:
+    """Every layout of so many processes."""
+    out = []
+    for tensor, stage, sequence, recompute, accumulation in itertools.product(
+            (1, 2, 4), (0, 1, 2, 3), (False, True), (False, True), (1, 2)):
+        if world in (tensor, 2 * tensor) and not (sequence and tensor == 1):
+            out.append({"tensor": tensor, "stage": stage, "sequence": sequence, "recompute": recompute,
+                        "accumulation": accumulation})
+    return out
+
+
+def several(config: Any, wanted: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
+    """Runs in every process: one layout after another."""
+    from infty_tools import layout_training
+
+    return [layout_training.train(config, steps, **layout) for layout in wanted]
+
+
+def difference(expected: dict[str, Any], got: dict[str, Any]) -> dict[str, float | None]:
+    """Largest relative differences of losses and norms, and of weights by the size of their tensor."""
+    def relative(name: str) -> float | None:
+        if got[name][0] is None:  # DeepSpeed reports no norm at stage 0 in fp32
+            return None
+        return max(abs(a - b) / abs(a) for a, b in zip(expected[name], got[name]))
+
+    weights = max(float((got["weights"][k] - w).abs().max() / w.abs().max().clamp(min=1e-12))
+                  for k, w in expected["weights"].items())
+    return {"loss": relative("losses"), "norm": relative("norms"), "weights": weights}
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("signal", "tensor", "data", "ZeRO", "layouts", "loss", "norm", "weights",
+                  title="largest relative difference to one process")
+    def key(row: dict[str, Any]) -> tuple:
+        return row["signal"], row["tensor"], row["processes"] // row["tensor"], row["stage"]
+
+    for group, members in itertools.groupby(sorted(rows, key=key), key):
+        members = list(members)
+        worst = [max((m[k] for m in members if m[k] is not None), default=None) for k in ("loss", "norm", "weights")]
+        table.add_row(*map(str, group), str(len(members)), *("-" if w is None else f"{w:.1e}" for w in worst))
+    Console().print(table)
+    print(f"{len(rows)} layouts; the worst loss differs by {max(r['loss'] for r in rows):.1e}")
