@@ -17,6 +17,8 @@ PERSISTENT = 1e5
 LIVE = 1e9
 """ZeRO-3 gathers at most about this many parameters at once, but never less than a layer."""
 PREFETCH = 5e7
+SUB_GROUP = 1e9
+"""ZeRO-3 updates this many parameters at a time."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def working(config: ModelConfig, layout: Layout) -> dict[str, float]:
         out["gathered"] = w * min(size, max(LIVE, layer + PREFETCH, vocabulary))
     # Stage 1 reduces when the backward pass is over: until then every gradient is there. The update casts a rank's to
     # float32. Stages 1 and 2 hold on to one whole gradient.
-    out["update"] = max(w * size if stage == 1 else 0.0, 4 * size / layout.data if stage and w == 2 else 0.0)
+    cast = 4 * min(size / layout.data, SUB_GROUP if stage == 3 else size) if stage and w == 2 else 0.0
+    out["update"] = max(w * size if stage == 1 else 0.0, cast)
     out["update"] += w * max(p.local(layout.tensor) for p in weights) if stage in (1, 2) else 0.0
     out["logits"] = 3 * 4 * layout.micro_lanes * config.segment_length * V
     return out
