@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from infty.data import sources
-from infty.data.documents import PREFIX, TOKENIZER, DatasetInfo
+from infty.data.documents import PREFIX, TOKENIZER, DatasetInfo, Documents
 from infty.data.sources import Source
 from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
@@ -46,11 +45,14 @@ def shard_path(job: Job, index: int) -> Path:
     return job.folder / f"{index:06d}.json"
 
 
-def make_shard(job: Job, tokenizer: Tokenizer, index: int, source: Source) -> dict[str, Any]:
-    """Tokenize one source unless its shard is there already. Returns its record."""
+def make_shard(job: Job, tokenizer: Tokenizer, index: int, source: Source) -> None:
+    """Tokenize one source unless the shard of this very file is there already."""
     path = shard_path(job, index)
+    facts = {"source": source.name, "size": source.size, "modified": source.modified}
     if path.is_file():
-        return json.loads(path.read_text())
+        if facts.items() <= json.loads(path.read_text()).items():
+            return
+        path.unlink()  # the file has changed since
     dtype, documents = token_dtype(tokenizer.vocab_size), []
     partial = path.with_suffix(f".partial{os.getpid()}")
     try:
@@ -60,12 +62,20 @@ def make_shard(job: Job, tokenizer: Tokenizer, index: int, source: Source) -> di
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path.with_suffix(".tokens"))
-        record = {"source": source.name, "documents": documents}
-        partial.write_text(json.dumps(record))
-        os.replace(partial, path)
+        write_whole(path, {**facts, "documents": documents}, partial)
     finally:
         partial.unlink(missing_ok=True)
-    return record
+
+
+def write_whole(path: Path, value: Any, partial: Path | None = None) -> None:
+    """Write JSON aside, to `partial`, and rename: a reader finds all of it or none."""
+    partial = partial or path.with_name(path.name + ".partial")
+    with open(partial, "w") as f:
+        json.dump(value, f, indent=1)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(partial, path)
 
 
 def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.dtype,
@@ -75,8 +85,11 @@ def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.
         words = len(text.text.split())
         if words < min_words:
             return entry | {"problem": f"fewer than {min_words} words"}
-        ids = np.append(tokenizer.encode(text.text), tokenizer.eos_id).astype(dtype)
-        f.write(ids.tobytes())
+        ids = np.append(tokenizer.encode(text.text), tokenizer.eos_id)
+        if ids.max() >= tokenizer.vocab_size:
+            raise UserError(f"{tokenizer.path} gives token {ids.max()} although its vocabulary has "
+                            f"{tokenizer.vocab_size} tokens: number its tokens without gaps")
+        f.write(ids.astype(dtype).tobytes())
         entry |= {"tokens": len(ids), "words": words, "sha256": text.digest}
     return entry
 
@@ -85,8 +98,9 @@ def merge(job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, 
     """Merge shards, in the order of `indices`, into one dataset in the new folder `output`.
 
     `seen` maps digests to names of documents that are kept already, in this dataset or another: a text that comes
-    again is left out and reported. Raises UserError when nothing is left.
+    again is left out and reported. What was written is read back. Raises UserError when nothing is left.
     """
+    import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     output.mkdir(parents=True)
@@ -108,17 +122,26 @@ def merge(job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, 
             words.append(entry["words"])
     builder.finalize(str(output / f"{PREFIX}.idx"))
     if not names:
-        reasons = ", ".join(sorted({f"{d['name']}: {d['problem']}" for d in left_out})[:5])
-        raise UserError(f"no usable document for {output.name} ({reasons or 'no input'})")
+        reasons = ", ".join([f"{d['name']}: {d['problem']}" for d in left_out[:5]] + ["..."] * (len(left_out) > 5))
+        raise UserError(f"no usable document for {output.name} ({reasons}): give other input, and delete "
+                        f"{job.folder.parent}")
     tokenizer.save(output / TOKENIZER)
     info = DatasetInfo(len(names), tokens, dtype.name, tokenizer.vocab_size, digest.hexdigest(), tokenizer.fingerprint,
                        sum(words), names, words, {"left_out": left_out})
     info.save(output)
-    for path in output.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as f:
-                os.fsync(f.fileno())
+    sync(output)
+    Documents.open(output).verify()
     return info
+
+
+def sync(folder: Path) -> None:
+    """Force a folder and everything in it to disk."""
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _documents(job: Job, index: int, dtype: np.dtype) -> Iterator[tuple[dict[str, Any], np.ndarray]]:

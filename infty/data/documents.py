@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,6 +102,16 @@ class Documents:
             self._tokenizer = tokenizer
         return self._tokenizer
 
+    def verify(self) -> None:
+        """Read all tokens and compare them with the fingerprint. Raises UserError when they differ."""
+        digest, dtype = hashlib.sha256(), np.dtype(self.info.dtype)
+        for document, length in enumerate(self.lengths.tolist()):
+            tokens = self._index.get(document)
+            digest.update(length.to_bytes(8, "little") + np.ascontiguousarray(tokens, dtype).tobytes())
+        if digest.hexdigest() != self.fingerprint:
+            raise UserError(f"{self.folder}: the tokens are not the ones that were prepared (a damaged disk or an "
+                            "incomplete copy?); copy or prepare the dataset again")
+
     def read(self, document: int, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop-1 of a document, int64."""
         return self._index.get(document, offset=start, length=stop - start).astype(np.int64)
@@ -116,5 +127,5 @@ def _read_info(folder: Path) -> DatasetInfo:
         raise UserError(f"{folder} is not a prepared dataset: it has no {INFO}{hint}")
     try:
         return DatasetInfo(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from error

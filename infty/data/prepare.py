@@ -13,11 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import shutil
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +23,12 @@ from infty.data.build import Job
 from infty.data.documents import TOKENIZER, DatasetInfo
 from infty.data.sources import Source
 from infty.data.tokenizer import Tokenizer, train_sentencepiece
+from infty.data.workers import Workers
+from infty.data.workplace import REPORT, Workplace, already_done
 from infty.errors import UserError
 
-REPORT, PLAN = "report.json", "plan.json"
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done and how much there is."""
+"""Called with what is being done, how much is done and how much there is (0: nobody knows)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Request:
     validation: Path | None = None
     """A folder or file that is held out."""
     validation_documents: int = 0
-    """Or: this many sources of the input, spread evenly over it, are held out."""
+    """Or: this many text files of the input, spread evenly over it, are held out."""
     tokenizer: Path | None = None
     """An existing tokenizer; None: train one."""
     vocab_size: int = 32_000
@@ -54,10 +51,14 @@ class Request:
 
     def split(self) -> tuple[list[Source], list[Source]]:
         """Sources of the training and of the validation dataset."""
-        train = sources.find(self.input)
+        train, count = sources.find(self.input), self.validation_documents
         if self.validation is not None:
-            return train, sources.find(self.validation)
-        count = self.validation_documents
+            if count:
+                raise UserError("--validation and --validation-documents exclude each other: give one")
+            return train, sources.find(self.validation, "--validation")
+        if count and not all(s.one_document for s in train):
+            raise UserError("--validation-documents holds out text files, and the input has files of many documents: "
+                            "put those to hold out into a file of their own and give it with --validation")
         if count >= len(train):
             raise UserError(f"--validation-documents {count}: the input has only {len(train)} file(s), and some must "
                             "be left to train on")
@@ -73,85 +74,72 @@ class Request:
                   self.sample_megabytes]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be read, for a dataset to train on and one that is held out."""
+
+    train: list[Source]
+    validation: list[Source]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, request: Request) -> Plan:
+        train, validation = request.split()
+        return cls(train, validation, request.fingerprint(train, validation))
+
     @property
-    def partial(self) -> Path:
-        return self.output.with_name(self.output.name + ".partial")
+    def sources(self) -> list[Source]:
+        return self.train + self.validation
 
 
 def prepare(request: Request, workers: int, progress: Progress, tell: Callable[[str], None] = print) -> dict[str, Any]:
     """Make the datasets in this process and `workers` children. Returns the report. Raises UserError."""
-    train, validation = request.split()
-    fingerprint = request.fingerprint(train, validation)
-    done = already_done(request, fingerprint)
+    plan, place = Plan.of(request), Workplace(request.output)
+    done = already_done(request.output, plan.fingerprint)
     if done is not None:
         tell(f"{request.output} is already prepared")
         return done
-    begin(request, fingerprint, tell)
-    tokenizer = make_tokenizer(request, train, progress)
-    job = Job(request.partial / build.SHARDS, tokenizer, request.field, request.min_words)
-    _make_shards(job, train + validation, workers, progress)
-    return finish(request, job, train, validation, fingerprint, progress)
+    try:
+        place.begin(plan.fingerprint, tell)
+        job = Job(place.shards, make_tokenizer(request, place, plan, progress), request.field, request.min_words)
+        _make_shards(job, plan.sources, workers, progress)
+        return finish(request, place, job, plan, progress)
+    finally:
+        place.close()
 
 
-def already_done(request: Request, fingerprint: str) -> dict[str, Any] | None:
-    """The report of an identical preparation; None when there is no output yet. Raises UserError for any other."""
-    if not request.output.exists():
-        return None
-    report = request.output / REPORT
-    if not report.is_file():
-        if request.output.is_dir() and not any(request.output.iterdir()):
-            request.output.rmdir()
-            return None
-        raise UserError(f"--output {request.output} exists and was not made by infty prepare; leaving it alone")
-    values = json.loads(report.read_text())
-    if values["fingerprint"] != fingerprint:
-        raise UserError(f"--output {request.output} was prepared from other input or with other options; give another "
-                        "output, or delete it first")
-    return values
-
-
-def begin(request: Request, fingerprint: str, tell: Callable[[str], None]) -> None:
-    """Make the working folder, or take up the one of an interrupted preparation with the same arguments."""
-    plan = request.partial / PLAN
-    if request.partial.exists():
-        same = plan.is_file() and json.loads(plan.read_text()).get("fingerprint") == fingerprint
-        if not same:
-            raise UserError(f"{request.partial} is left from a preparation with other arguments: run that one again to "
-                            "finish it, or delete the folder")
-        tell(f"going on with {request.partial}")
-        for name in ("train", "validation"):
-            shutil.rmtree(request.partial / name, ignore_errors=True)
-    (request.partial / build.SHARDS).mkdir(parents=True, exist_ok=True)
-    plan.write_text(json.dumps({"fingerprint": fingerprint}))
-
-
-def make_tokenizer(request: Request, train: list[Source], progress: Progress) -> Path:
+def make_tokenizer(request: Request, place: Workplace, plan: Plan, progress: Progress) -> Path:
     """The folder of the tokenizer to use; trained on the training texts if none is given."""
-    folder = request.partial / TOKENIZER
+    folder = place.folder / TOKENIZER
     if request.tokenizer is not None:
         Tokenizer.load(request.tokenizer).save(folder)
         return folder
     final = folder / "tokenizer.model"
     if not final.is_file():
-        train_sentencepiece(_sample(request, train, progress), request.vocab_size, final)
+        progress("training the tokenizer", 0, 0)
+        with Workers(1) as child:  # training does not listen to signals: this process does
+            list(child.map(_train, [(request, plan.train, final)]))
     return folder
 
 
-def _sample(request: Request, train: list[Source], progress: Progress) -> Iterator[str]:
+def _train(request: Request, train: list[Source], path: Path) -> None:
+    train_sentencepiece(_sample(request, train), request.vocab_size, path)
+
+
+def _sample(request: Request, train: list[Source]) -> Iterator[str]:
     """Texts to train the tokenizer on: evenly spread sources, up to the limit."""
     limit, total, taken = request.sample_megabytes * 2**20, sum(s.size for s in train), 0
-    every = max(1, round(total / limit)) if limit else 1
-    for source in train[::every]:
+    for source in train[::max(1, round(total / limit))]:
         for text in sources.read(source, request.field):
             if text.text is not None:
-                yield text.text
+                yield text.text[:limit - taken]
                 taken += len(text.text)
-        progress("training the tokenizer", min(taken, limit), min(total, limit))
-        if taken >= limit:
-            return
+            if taken >= limit:
+                return
     if taken == 0:
-        raise UserError(f"--input {request.input} holds no usable text to train a tokenizer on "
-                        "(every file is empty, binary or not UTF-8)")
+        raise UserError(f"--input {request.input} holds no usable text to train a tokenizer on (every file is empty, "
+                        f"binary or not UTF-8, or has no field '{request.field}')")
 
 
 def by_size(all_sources: list[Source]) -> list[int]:
@@ -163,8 +151,6 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(job: Job) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
     _worker.update(job=job, tokenizer=Tokenizer.load(job.tokenizer))
 
 
@@ -175,40 +161,27 @@ def _work(index: int, source: Source) -> int:
 
 def _make_shards(job: Job, all_sources: list[Source], workers: int, progress: Progress) -> None:
     total, done = sum(s.size for s in all_sources), 0
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(max(1, workers), mp_context=context, initializer=_start_worker, initargs=(job,))
-    try:
-        futures = [pool.submit(_work, i, all_sources[i]) for i in by_size(all_sources)]
-        for future in as_completed(futures):
-            done += future.result()
+    progress("tokenizing", 0, total)
+    with Workers(min(workers, len(all_sources)), _start_worker, job) as pool:
+        for size in pool.map(_work, [(i, all_sources[i]) for i in by_size(all_sources)]):
+            done += size
             progress("tokenizing", done, total)
-    except BaseException:
-        processes = list(pool._processes.values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:  # they ignore signals a person would send; what they were writing is not a shard
-            process.kill()
-        raise
-    pool.shutdown()
 
 
-def finish(request: Request, job: Job, train: list[Source], validation: list[Source], fingerprint: str,
-           progress: Progress) -> dict[str, Any]:
+def finish(request: Request, place: Workplace, job: Job, plan: Plan, progress: Progress) -> dict[str, Any]:
     """Merge the shards, write the report and give the result its name."""
-    tokenizer, partial = Tokenizer.load(job.tokenizer), request.partial
+    tokenizer, count = Tokenizer.load(job.tokenizer), len(plan.train)
     seen: dict[str, str] = {}
-    parts: dict[str, Iterable[int]] = {"validation": range(len(train), len(train) + len(validation)),
-                                       "train": range(len(train))}  # a text in both is held out
-    report: dict[str, Any] = {"fingerprint": fingerprint, "datasets": {}}
+    parts: dict[str, Iterable[int]] = {"validation": range(count, len(plan.sources)),
+                                       "train": range(count)}  # a text in both is held out
+    report: dict[str, Any] = {"fingerprint": plan.fingerprint, "datasets": {},
+                              "ignored": sources.ignored(request.input)}
     for name, indices in parts.items():
         if indices:
-            progress(f"merging {name}", 0, 1)
-            report["datasets"][name] = _summary(build.merge(job, tokenizer, indices, partial / name, seen))
-    (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-    shutil.rmtree(job.folder)
-    shutil.rmtree(partial / TOKENIZER)
-    (partial / PLAN).unlink()
-    partial.rename(request.output)
-    progress("done", 1, 1)
+            progress(f"merging {name}", 0, 0)
+            report["datasets"][name] = _summary(build.merge(job, tokenizer, indices, place.result / name, seen))
+    build.write_whole(place.result / REPORT, report)
+    place.publish()
     return report
 
 

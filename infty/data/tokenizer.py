@@ -100,7 +100,8 @@ class HuggingFaceTokenizer(Tokenizer):
             self._model = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path} is not a Hugging Face tokenizer: {error}") from error
-        self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
+        # Not the number of tokens: ids may have gaps.
+        self.vocab_size = 1 + max(self._model.get_vocab(with_added_tokens=True).values())
         ends = [self._model.token_to_id(t) for t in self.END_TOKENS]
         if all(e is None for e in ends):
             raise UserError(f"{path}: none of {', '.join(self.END_TOKENS)} is in the vocabulary, and a document "
@@ -139,9 +140,9 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: str | Path)
     partial.replace(path)
 
 
-def _lines(texts: Iterable[str]) -> Iterable[str]:
-    """The lines of the texts, as sentencepiece wants them."""
+def _lines(texts: Iterable[str], longest: int = 4096) -> Iterable[str]:
+    """The lines of the texts, as sentencepiece wants them; it would leave out lines that are very long."""
     for text in texts:
         for line in text.splitlines():
             if line.strip():
-                yield line
+                yield from (line[i:i + longest] for i in range(0, len(line), longest))

@@ -12,8 +12,7 @@ import numpy as np
 from infty.data.documents import Documents
 from infty.data.prepare import Request, prepare
 
-WORDS = ("the sea was calm and every house along the grey street kept its lamps lit while people spoke of "
-         "letters ships winters daughters debts horses bread and rain").split()
+WORDS = "the sea was calm and every house along the street kept its lamps lit while people spoke of ships".split()
 
 
 def text(seed: int, words: int) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +17,7 @@ def prepare(
     input: Annotated[Path, typer.Option(help="Folder of .txt, .txt.gz, .jsonl(.gz, .zst), or a Hugging Face dataset")],
     output: Annotated[Path, typer.Option(help="Folder to make: output/train and output/validation")],
     validation: Annotated[Path | None, typer.Option(help="Folder or file of held-out documents")] = None,
-    validation_documents: Annotated[int, typer.Option(help="Or hold out this many files of the input")] = 0,
+    validation_documents: Annotated[int, typer.Option(help="Or hold out this many text files of the input", min=0)] = 0,
     tokenizer: Annotated[Path | None, typer.Option(
         help="Existing sentencepiece .model, tokenizer.json or prepared dataset; left out: one is trained")] = None,
     vocab_size: Annotated[int, typer.Option(help="Tokens of a tokenizer that is trained", min=260)] = 32_000,
@@ -45,32 +49,66 @@ def prepare(
         return
     mpi = prepare_mpi.started_by_mpi()
     first = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK") or "0"
-    with _Progress(enabled=not mpi or first == "0") as progress:
+    with _stopping(), _Progress(enabled=not mpi or first == "0") as progress:
         report = (prepare_mpi.prepare(request, progress, progress.tell) if mpi else
                   local.prepare(request, workers or len(os.sched_getaffinity(0)), progress, progress.tell))
     if not mpi or first == "0":
         _show_report(output, report)
 
 
+class Stopped(typer.Exit):
+    """SIGTERM or SIGUSR1 came, as from Slurm: the status says that the same command goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(85)
+
+    def __str__(self) -> str:
+        return "stopped by a signal; run the same command again to go on"
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Turn the signals that end a job into an orderly end; the workers ignore them."""
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def inspect(
     data: Annotated[Path, typer.Argument(help="A dataset: the train or validation folder of a prepared output")],
-    samples: Annotated[int, typer.Option(help="Decoded samples to show")] = 3,
+    samples: Annotated[int, typer.Option(help="Decoded samples to show", min=0)] = 3,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all tokens, compare with the fingerprint")] = False,
 ) -> None:
     """Look into a dataset: documents, tokens, lengths, decoded samples.
 
-    Example:
+    Examples:
 
       infty inspect data/books/train
+
+      infty inspect data/books/train --samples 0 --verify
     """
     import warnings
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*")
     from infty.data.documents import Documents
 
     documents, console = Documents.open(data), Console()
+    if verify:
+        documents.verify()
+        console.print("verified: every token is as it was prepared")
     info, lengths = documents.info, documents.lengths
     table = Table(show_header=False, box=None)
     for name, value in (("documents", f"{info.documents:,}"), ("tokens", f"{info.tokens:,}"),
@@ -85,7 +123,8 @@ def inspect(
     for i in range(min(samples, len(documents))):
         index = i * len(documents) // max(1, min(samples, len(documents)))
         text = documents.tokenizer.decode(documents.read(index, 0, min(60, int(lengths[index]))))
-        console.print(f"\n[bold]{documents.names[index]}[/bold] ({lengths[index]:,} tokens)", highlight=False)
+        name = documents.names[index].encode("utf-8", "backslashreplace").decode()  # a file may be named by any bytes
+        console.print(f"\n[bold]{escape(name)}[/bold] ({lengths[index]:,} tokens)", highlight=False)
         console.print(text.strip(), markup=False, highlight=False)
 
 
@@ -119,6 +158,8 @@ def _show_report(output: Path, report: dict[str, Any]) -> None:
         if problems:
             listed = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
             print(f"  left out: {listed} (listed in {output}/report.json)")
+    if report.get("ignored"):
+        print(f"not read: {len(report['ignored']):,} file(s) of other kinds (listed in {output}/report.json)")
 
 
 class _Progress:
@@ -139,7 +180,7 @@ class _Progress:
         self._bars.__exit__(*error)
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        self._bars.update(self._task, description=what, completed=done, total=total)
+        self._bars.update(self._task, description=what, completed=done, total=total or None)
 
     def tell(self, text: str) -> None:
         self._bars.console.print(text, highlight=False)

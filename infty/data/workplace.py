@@ -1,0 +1,98 @@
+"""Where a preparation works: a folder beside its output, which becomes the output in one rename."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from infty.data import build
+from infty.errors import UserError
+
+REPORT = "report.json"
+
+
+def already_done(output: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The report of an identical preparation; None when there is no output yet. Raises UserError for any other."""
+    if not output.exists() and not output.is_symlink():
+        return None
+    report = output / REPORT
+    if not report.is_file():
+        if output.is_dir() and not any(output.iterdir()):
+            return None
+        raise UserError(f"--output {output} exists and was not made by infty prepare; leaving it alone: give another")
+    try:
+        values = json.loads(report.read_text())
+        same = values["fingerprint"] == fingerprint
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"--output {output} exists, and {REPORT} in it is not infty's; leaving it alone: give "
+                        "another") from None
+    if not same:
+        raise UserError(f"--output {output} was prepared from other input or with other options; give another "
+                        "output, or delete it first")
+    return values
+
+
+class Workplace:
+    """`output.partial`: `shards/`, `tokenizer/`, the `plan.json` that it belongs to, and `result/`.
+
+    One process works here at a time; a second one is told so.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output, self.folder = output, output.with_name(output.name + ".partial")
+        self.shards, self.result = self.folder / build.SHARDS, self.folder / "result"
+        self._plan = self.folder / "plan.json"
+        self._lock: IO | None = None
+
+    def begin(self, fingerprint: str, tell: Callable[[str], None]) -> None:
+        """Make the folder, or take up the one of an interrupted preparation with the same arguments."""
+        try:
+            self._begin(fingerprint, tell)
+        except PermissionError as error:
+            raise UserError(f"--output {self.output} cannot be made: {error.filename} is not writable") from error
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"--output {self.output} cannot be made: {error.filename} is a file") from error
+
+    def _begin(self, fingerprint: str, tell: Callable[[str], None]) -> None:
+        ours = {"plan.json", "plan.json.partial", "lock"}
+        if self.folder.is_dir() and not self._plan.is_file() and not {p.name for p in self.folder.iterdir()} <= ours:
+            raise UserError(f"{self.folder} exists and was not made by infty prepare; move it away, or give another "
+                            "--output")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if self._plan.is_file():
+            if json.loads(self._plan.read_text()).get("fingerprint") != fingerprint:
+                raise UserError(f"{self.folder} is left from a preparation with other arguments: run that one again "
+                                "to finish it, or delete the folder")
+            tell(f"going on with {self.folder}")
+            shutil.rmtree(self.result, ignore_errors=True)
+        else:
+            build.write_whole(self._plan, {"fingerprint": fingerprint})
+        self.shards.mkdir(exist_ok=True)
+        for left in self.shards.glob("*.partial*"):
+            left.unlink()
+
+    def _take_lock(self) -> None:
+        self._lock = open(self.folder / "lock", "w")  # noqa: SIM115  (held until close())
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another infty prepare is working in {self.folder}: wait for it (or, if this is one of "
+                            "several processes of a job, start them with mpirun or srun --mpi=pmi2)") from None
+        except OSError:
+            pass  # a file system without locks
+
+    def publish(self) -> None:
+        """Give the result its name; from here on the output is there, and whole."""
+        build.sync(self.result)
+        self.result.rename(self.output)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let another process work here."""
+        if self._lock is not None:
+            self._lock.close()
