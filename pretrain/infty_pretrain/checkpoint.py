@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,11 +34,12 @@ from infty.errors import UserError
 from infty.parallel import groups, randomness
 from infty.state import LaneState, split_over_heads
 from infty_pretrain import canonical
+from infty_pretrain import config as configs
 from infty_pretrain.engine import Engine, shape_of
 
 FORMAT = 1
 MANIFEST, RUN, CONFIG = "manifest.json", "run.json", "config.yaml"
-PARTIAL = ".partial"
+PARTIAL, DAMAGED = ".partial", ".damaged"
 
 
 def save(engine: Engine, folder: Path, run: dict[str, Any]) -> Path:
@@ -79,6 +81,7 @@ def _publish(partial: Path, final: Path, digests: dict, problem: str | None) -> 
         try:
             _write(partial / MANIFEST, lambda path: path.write_text(json.dumps({"format": FORMAT, "files": files},
                                                                                indent=1)))
+            _sync_folder(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _sync_folder(final.parent)
@@ -127,8 +130,12 @@ def _layout() -> dict[str, int]:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file and see it to the disk."""
-    write(path)
+    """Write a file and see it to the disk. Raises OSError, also where safetensors has an error of its own."""
+    try:
+        write(path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
     with open(path, "rb") as f:
         os.fsync(f.fileno())
 
@@ -177,8 +184,12 @@ def problem_with(folder: Path) -> str | None:
 
 def candidates(folder: Path) -> list[Path]:
     """Checkpoint folders, the newest first, whether whole or not."""
-    found = [p for p in folder.glob("step-*") if p.is_dir() and not p.name.endswith(PARTIAL)]
-    return sorted(found, key=lambda p: p.name, reverse=True)
+    found = [p for p in folder.glob("step-*") if p.is_dir() and re.fullmatch(r"step-\d{8,}", p.name)]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def newest_valid(folder: Path, tell: Callable[[str], None] = print) -> Path | None:
@@ -191,11 +202,24 @@ def newest_valid(folder: Path, tell: Callable[[str], None] = print) -> Path | No
     return None
 
 
+def set_aside(folder: Path, chosen: Path | None, tell: Callable[[str], None] = print) -> None:
+    """Rename the damaged checkpoints that are newer than the one a run goes on from, so that they do not count as its
+    newest. Raises UserError when none is whole: starting again from nothing is for a person to decide."""
+    newer = [p for p in candidates(folder) if chosen is None or _step_of(p) > _step_of(chosen)]
+    if chosen is None and newer:
+        raise UserError(f"{folder} holds {len(newer)} checkpoint(s), but none is whole (see above). To start from the "
+                        f"beginning, move {folder} away or give another run.folder")
+    for path in newer:
+        aside = path.with_name(path.name + DAMAGED)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        tell(f"renamed {path.name} to {aside.name}")
+
+
 def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
     """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps."""
     for path in candidates(folder)[keep_last:]:
-        step = int(path.name.removeprefix("step-"))
-        if not keep_every or step % keep_every:
+        if not keep_every or _step_of(path) % keep_every:
             doomed = path.with_name(path.name + PARTIAL)  # first it stops looking like a checkpoint
             path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
@@ -255,7 +279,20 @@ def load(engine: Engine, folder: Path, kept_lanes: list[int]) -> Reader:
     return reader
 
 
+# May differ between a checkpoint and the run that goes on from it: what they change is not what the weights mean.
+_FREE = ("dropout", "init_std", "memory.backprop", "memory.kl_weight", "memory.kl_sigma", "memory.precision")
+
+
 def _check_model(engine: Engine, reader: Reader) -> None:
+    _check_shapes(engine, reader)
+    changes = [c for c in configs.differences(configs.load(reader.folder / CONFIG), engine.config)
+               if c.startswith("model.") and not c.removeprefix("model.").startswith(_FREE)]
+    if changes:
+        raise UserError(f"{reader.folder} is the checkpoint of another model: {'; '.join(changes)}. Use the config it "
+                        f"was made with ({reader.folder / CONFIG}) or another run.folder")
+
+
+def _check_shapes(engine: Engine, reader: Reader) -> None:
     expected = {}
     for name, p in engine.model.named_parameters():
         shape = list(shape_of(p))

@@ -205,6 +205,20 @@ def from_dict(values: dict[str, Any], source: str = "config") -> Config:
         raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from error
 
 
+def differences(old: Config, new: Config) -> list[str]:
+    """What a later config says otherwise, as `section.key: old -> new`; the run's folder may move."""
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key) and key != "run.folder"]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
 def _override(values: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     if not sign:
@@ -267,26 +281,44 @@ def _plain(value: Any) -> Any:
 
 def _check_values(config: Config) -> None:
     """What concerns more than a type: ranges, and keys that contradict each other."""
-    run, batch, optimizer, parallel = config.run, config.batch, config.optimizer, config.parallel
-    checks = [
+    for checks in (_ranges, _agreement):
+        for holds, key, problem in checks(config):
+            if not holds:
+                raise UserError(f"{key}: {problem}")
+
+
+def _ranges(config: Config) -> list[tuple[bool, str, str]]:
+    """(holds, key, what is wrong if not) of single values."""
+    run, batch, optimizer, kept = config.run, config.batch, config.optimizer, config.checkpoint
+    positive = {"run.minutes": run.minutes, "batch.micro_batch": batch.micro_batch, "batch.lanes": batch.lanes,
+                "batch.window_segments": batch.window_segments, "optimizer.lr": optimizer.lr,
+                "optimizer.eps": optimizer.eps, "parallel.tensor": config.parallel.tensor,
+                "checkpoint.every": kept.every, "checkpoint.keep_last": kept.keep_last,
+                "checkpoint.keep_every": kept.keep_every, "checkpoint.minutes": kept.minutes,
+                "logging.every": config.logging.every, "logging.peak_tflops": config.logging.peak_tflops,
+                "evaluation.every": config.evaluation.every, "evaluation.windows": config.evaluation.windows}
+    not_negative = {"optimizer.memory_lr": optimizer.memory_lr, "optimizer.weight_decay": optimizer.weight_decay,
+                    "schedule.warmup_steps": config.schedule.warmup_steps}
+    return [
         ((run.steps is None) != (run.tokens is None), "run.steps", "give either run.steps or run.tokens"),
         ((run.steps or run.tokens or 0) > 0, "run.steps", "must be > 0"),
-        (batch.lanes > 0, "batch.lanes", "must be > 0"),
-        (batch.window_segments > 0, "batch.window_segments", "must be > 0"),
-        (batch.micro_batch is None or batch.micro_batch > 0, "batch.micro_batch", "must be > 0"),
-        (optimizer.lr > 0, "optimizer.lr", "must be > 0"),
+        *((v is None or v > 0, key, f"{v} must be > 0") for key, v in positive.items()),
+        *((v is None or v >= 0, key, f"{v} must be >= 0") for key, v in not_negative.items()),
+        (all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", "must lie in [0, 1)"),
         (optimizer.clip >= 0, "optimizer.clip", "must be >= 0 (0: no clipping)"),
         (0 <= config.schedule.min_ratio <= 1, "schedule.min_ratio", "must lie in [0, 1]"),
-        (config.schedule.warmup_steps >= 0, "schedule.warmup_steps", "must be >= 0"),
-        (parallel.tensor > 0, "parallel.tensor", "must be > 0"),
+    ]
+
+
+def _agreement(config: Config) -> list[tuple[bool, str, str]]:
+    """(holds, key, what is wrong if not) of values that depend on each other."""
+    batch, parallel = config.batch, config.parallel
+    checks = [
         (config.precision == "fp32" or parallel.zero_stage > 0, "parallel.zero_stage",
          "bf16 needs a stage of 1 or more (stage 0 computes a wrong gradient norm under tensor parallelism)"),
         (not (parallel.sequence and parallel.tensor == 1), "parallel.sequence", "true needs parallel.tensor > 1"),
         (batch.window_segments * config.model.segment_length % parallel.tensor == 0 or not parallel.sequence,
          "parallel.sequence", "the tokens of a window must be divisible by parallel.tensor"),
-        (config.checkpoint.every > 0, "checkpoint.every", "must be > 0"),
-        (config.checkpoint.keep_last > 0, "checkpoint.keep_last", "must be > 0"),
-        (config.logging.every > 0, "logging.every", "must be > 0"),
         (config.evaluation.every is None or config.data.validation is not None, "evaluation.every",
          "needs data.validation"),
     ]
@@ -301,6 +333,4 @@ def _check_values(config: Config) -> None:
                        f"{value} is not divisible by parallel.tensor {parallel.tensor}"))
     checks.append((config.model.vocab_multiple % parallel.tensor == 0, "model.vocab_multiple",
                    f"{config.model.vocab_multiple} is not divisible by parallel.tensor {parallel.tensor}"))
-    for holds, key, problem in checks:
-        if not holds:
-            raise UserError(f"{key}: {problem}")
+    return checks

@@ -129,7 +129,8 @@ def shape_of(p: torch.nn.Parameter) -> torch.Size:
 
 def _parameter_groups(model: InftyLM, config: Config) -> list[dict]:
     """Matrices decay, vectors do not; the long-term memory's parameters may have a learning rate of their own."""
-    rates = {True: config.optimizer.memory_lr or config.optimizer.lr, False: config.optimizer.lr}
+    given = config.optimizer.memory_lr
+    rates = {True: config.optimizer.lr if given is None else given, False: config.optimizer.lr}
     buckets: dict[tuple[bool, bool], list] = {}
     for name, p in model.named_parameters():
         buckets.setdefault((".memory." in name, len(shape_of(p)) >= 2), []).append(p)

@@ -35,7 +35,8 @@ def detect(environment: MutableMapping[str, str] | None = None) -> Launch:
     if "RANK" in env and "WORLD_SIZE" in env:
         launcher = "env"
         env.setdefault("LOCAL_RANK", "0")
-    elif "OMPI_COMM_WORLD_RANK" in env or ("PMI_RANK" in env and "SLURM_STEP_ID" not in env):
+    elif any(k in env for k in ("OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")) or (
+            "PMI_RANK" in env and "SLURM_STEP_ID" not in env):  # srun --mpi=pmi2 sets PMI_RANK, too
         launcher = "mpi"
         _from_mpi(env)
     elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:

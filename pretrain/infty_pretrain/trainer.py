@@ -13,6 +13,7 @@ from infty.data.lanes import LaneReader, LaneSchedule
 from infty.errors import UserError
 from infty.parallel import groups
 from infty_pretrain import checkpoint, evaluation, schedule
+from infty_pretrain import config as configs
 from infty_pretrain.config import Config
 from infty_pretrain.engine import Engine
 from infty_pretrain.launch import Launch, connect
@@ -143,12 +144,13 @@ class Trainer:
         """Go on from the newest whole checkpoint, if there is one. Returns (step, tokens)."""
         import torch.distributed as dist
 
-        chosen: list[Path | None] = [None]
+        found: list = [None, None]
         if self.rank == 0:
-            self._prepare_folder()
-            chosen = [checkpoint.newest_valid(self.checkpoints)]
-        dist.broadcast_object_list(chosen, src=0)
-        path = chosen[0]
+            found = list(self._choose())
+        dist.broadcast_object_list(found, src=0)
+        path, problem = found
+        if problem is not None:
+            raise UserError(problem)
         if path is None:
             return 0, 0
         run = checkpoint.Reader(path).run
@@ -159,11 +161,26 @@ class Trainer:
             self._replay()
         if self.rank == 0:
             print(f"resumed from {path} at step {run['step']}", flush=True)
+            changes = configs.differences(configs.load(path / checkpoint.CONFIG), self.config)
+            if changes:
+                print(f"changed since then: {'; '.join(changes)}", flush=True)
         return run["step"], run["tokens"]
+
+    def _choose(self) -> tuple[Path | None, str | None]:
+        """On rank 0: the checkpoint to go on from, or why the run cannot go on."""
+        try:
+            self._prepare_folder()
+            path = checkpoint.newest_valid(self.checkpoints)
+            checkpoint.set_aside(self.checkpoints, path)
+        except (UserError, OSError) as error:
+            return None, str(error)
+        return path, None
 
     def _prepare_folder(self) -> None:
         """Store the resolved config; remove what a killed run was in the middle of writing."""
-        (self.folder / "config.yaml").write_text(self.config.to_yaml())
+        aside = self.folder / "config.yaml.partial"
+        aside.write_text(self.config.to_yaml())
+        aside.replace(self.folder / "config.yaml")
         (self.folder / "stop").unlink(missing_ok=True)
         for leftover in self.checkpoints.glob(f"*{checkpoint.PARTIAL}"):
             shutil.rmtree(leftover, ignore_errors=True)

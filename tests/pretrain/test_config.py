@@ -1,0 +1,147 @@
+"""A config that is wrong is refused before anything starts, by a message that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import small_run
+import yaml
+
+from infty.errors import UserError
+from infty_pretrain import config as configs
+from infty_pretrain.config import Config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def make(**changes) -> Config:
+    return small_run.config(Path("run"), Path("data"), **changes)
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("optimizer__leraning_rate", 1, "unknown key 'leraning_rate'"),
+    ("optimizer__memory_rl", 1, "did you mean 'memory_lr'?"),
+    ("modell", {}, "did you mean 'model'?"),
+    ("model__hiden_size", 8, "did you mean 'hidden_size'?"),
+    ("model__memory__bassis", 8, "did you mean 'basis'?"),
+    ("checkpoint__keep_lst", 8, "did you mean 'keep_last'?"),
+    ("run__steps", "many", "run.steps"),
+    ("run__steps", 2.5, "run.steps"),
+    ("run__steps", 0, "run.steps"),
+    ("run__tokens", 10, "give either run.steps or run.tokens"),
+    ("optimizer__lr", -1.0, "optimizer.lr"),
+    ("optimizer__betas", [0.9], "optimizer.betas"),
+    ("schedule__kind", "cosin", "schedule.kind"),
+    ("schedule__min_ratio", 2, "schedule.min_ratio"),
+    ("parallel__zero_stage", 4, "parallel.zero_stage"),
+    ("parallel__tensor", 3, "model.heads"),
+    ("parallel__sequence", True, "parallel.sequence"),
+    ("precision", "fp16", "precision"),
+    ("model__hidden_size", 30, "model.heads"),
+    ("model__stm_length", 5, "model.stm_length"),
+    ("model__memory__basis", 0, "model.memory.basis"),
+    ("model__memory__contraction", 2.0, "model.memory.contraction"),
+    ("batch__lanes", 0, "batch.lanes"),
+    ("checkpoint__memory", "forget", "checkpoint.memory"),
+    ("checkpoint__every", 0, "checkpoint.every"),
+    ("evaluation__every", 5, "data.validation"),
+    ("evaluation__windows", 0, "evaluation.windows"),
+    ("logging__peak_tflops", -1, "logging.peak_tflops"),
+    ("run__minutes", -5, "run.minutes"),
+    ("optimizer__weight_decay", -0.1, "optimizer.weight_decay"),
+    ("optimizer__eps", 0.0, "optimizer.eps"),
+    ("optimizer__betas", [0.9, 1.5], "optimizer.betas"),
+    ("optimizer__memory_lr", -1.0, "optimizer.memory_lr"),
+    ("checkpoint__keep_every", 0, "checkpoint.keep_every"),
+    ("checkpoint__minutes", 0.0, "checkpoint.minutes"),
+])
+def test_what_is_wrong_is_named(key, value, message):
+    with pytest.raises(UserError) as error:
+        make(**{key: value})
+    assert message in str(error.value)
+
+
+def test_bf16_at_stage_0_is_refused():
+    with pytest.raises(UserError, match="zero_stage"):
+        make(precision="bf16", parallel__zero_stage=0)
+
+
+@pytest.mark.parametrize("world, changes, message", [
+    (3, {"parallel__tensor": 2}, "parallel.tensor"),
+    (3, {}, "batch.lanes"),
+    (2, {"batch__micro_batch": 3}, "batch.micro_batch"),
+])
+def test_layouts_that_do_not_fit(world, changes, message):
+    with pytest.raises(UserError, match=message):
+        make(**changes).check_layout(world)
+
+
+def test_layouts_that_fit():
+    config = make(batch__lanes=8, batch__micro_batch=2, parallel__tensor=2)
+    config.check_layout(4)
+    assert config.micro_batches(2) == 2
+    assert make().micro_batches(2) == 1
+
+
+def test_a_budget_in_tokens_is_rounded_up_to_steps():
+    config = make(run__steps=None, run__tokens=97)
+    assert config.tokens_per_step == 4 * 3 * 8
+    assert config.total_steps == 2
+
+
+def test_overrides(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
+    config = configs.load(path, ["optimizer.lr=1e-4", "model.memory.basis=32", "model.memory.layers=[1]",
+                                 "data.validation=held/out"])
+    assert config.optimizer.lr == 1e-4
+    assert config.model.memory.basis == 32 and config.model.memory.layers == (1,)
+    assert config.data.validation == Path("held/out")
+    assert configs.load(path, ["model.memory=null"]).model.memory is None
+    with pytest.raises(UserError, match="did you mean 'optimizer'"):
+        configs.load(path, ["optimiser.lr=1"])
+    with pytest.raises(UserError, match="not an override"):
+        configs.load(path, ["optimizer.lr"])
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(UserError, match="there is no config"):
+        configs.load(tmp_path / "none.yaml")
+    for text in ("a: [", "- 1", "\x00"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(UserError, match="bad.yaml"):
+            configs.load(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_text("run:\nmodel: {}\n")
+    with pytest.raises(UserError):
+        configs.load(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not valid YAML"):
+        configs.load(tmp_path / "bad.yaml")
+
+
+def test_the_stored_config_is_the_config(tmp_path):
+    config = make(run__tokens=None, optimizer__lr=1.1e-05, model__memory__widths=[0.01, 0.05],
+                  model__memory__contraction=0.5).with_vocab(40)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert configs.load(tmp_path / "config.yaml") == config
+
+
+def test_vocabulary_comes_from_the_dataset():
+    assert make().with_vocab(40).model.vocab_size == 40
+    with pytest.raises(UserError, match="leave model.vocab_size out"):
+        make(model__vocab_size=50).with_vocab(40)
+
+
+def test_differences_are_listed():
+    old, new = make(), make(optimizer__lr=1.0, model__memory__contraction=0.5, run__folder="elsewhere")
+    assert configs.differences(old, new) == ["model.memory.contraction: uniform -> 0.5",
+                                             "optimizer.lr: 0.003 -> 1.0"]
+    assert configs.differences(old, old) == []
+    assert configs.differences(old, make(model__memory=None))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_the_configs_of_this_repository_are_valid(path):
+    config = configs.load(path)
+    config.check_layout(config.parallel.tensor)
