@@ -18,7 +18,7 @@ from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
 from infty.models.lm import InftyLM
 from infty_tools import export_verify
-from infty_tools.export_tokenizer import convert_sentencepiece, fast_tokenizer
+from infty_tools.export_tokenizer import SAMPLES, convert_sentencepiece, fast_tokenizer
 from infty_tools.export_weights import convert_weights
 from infty_tools.exporter import Exporter
 
@@ -68,9 +68,9 @@ def in_another_process(script: str, *arguments: Path, cache: Path) -> dict:
 
 
 @pytest.mark.usefixtures("run")
-def test_export_generates_alone(tmp_path):
-    _, report = Exporter(tmp_path / "run").write(tmp_path / "exports" / "first")
-    assert report.startswith("Verified")
+def test_export_generates_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(Exporter, "_verify", lambda *_: "tested below")
+    Exporter(tmp_path / "run").write(tmp_path / "exports" / "first")
     folder = tmp_path / "exports" / "first"
     names = {p.name for p in folder.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
@@ -87,15 +87,17 @@ def test_export_generates_alone(tmp_path):
 
 @pytest.mark.parametrize("name, dtype", [("paper with stm", "float32"), ("gpt2 untied", "bfloat16")])
 def test_exported_logits_equal_the_training_models(name, dtype, tmp_path, vocabulary, monkeypatch):
-    monkeypatch.setattr(Exporter, "_verify", lambda *_: "done below")
+    alone = export_verify.run_alone
+    monkeypatch.setattr(export_verify, "run_alone", lambda *given: results.append(alone(*given)) or results[-1])
     _, trained = make_run(tmp_path / "run", replace(VARIANTS[name], init_std=0.05), vocabulary)
-    folder = tmp_path / "out"
-    Exporter(tmp_path / "run", dtype).write(folder)
+    folder, results = tmp_path / "out", []
+    _, report = Exporter(tmp_path / "run", dtype).write(folder)
+    assert report.startswith("Verified")
     assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
     config = trained.config
     ids = export_verify.tokens(config)
-    got, texts = export_verify.run_alone(folder, ids, [TEXT])
-    assert texts == [vocabulary.encode(TEXT).tolist()]
+    [(got, texts)] = results
+    assert texts == [vocabulary.encode(text).tolist() for text in SAMPLES]
     with torch.no_grad():
         for p in trained.parameters():
             p.copy_(p.to(getattr(torch, dtype)))
