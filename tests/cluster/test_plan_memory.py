@@ -11,7 +11,8 @@ from small import VARIANTS
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
 from infty_pretrain import config as configs
-from infty_tools import plan_activations, plan_memory
+from infty_tools import plan_activations, plan_memory, processes
+from infty_tools.layout_training import window
 from infty_tools.plan_memory import Layout
 from infty_tools.plan_parameters import parameters
 
