@@ -58,8 +58,11 @@ def main() -> NoReturn:
     arguments = [a for a in sys.argv[1:] if not a.startswith(("--local_rank", "--local-rank"))]
     code = 1
     try:
-        app(args=arguments, prog_name="infty", standalone_mode=False)
-        code = 0
+        # Outside its standalone mode typer returns the status of an Exit, and turns Ctrl-C into one of 130.
+        result = app(args=arguments, prog_name="infty", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+        if code == 130:
+            _say("stopped", code)
     except UserError as error:
         code = _say(str(error), 2)
     except typer.Exit as leaving:
