@@ -1,0 +1,104 @@
+"""Who may import whom: tools -> pretrain -> infty, and inside infty models -> layers -> memory."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {"infty": ROOT / "infty", "infty_pretrain": ROOT / "pretrain" / "infty_pretrain",
+           "infty_tools": ROOT / "tools" / "infty_tools"}
+UPPER = {"infty": {"infty_pretrain", "infty_tools"}, "infty_pretrain": {"infty_tools"}, "infty_tools": set()}
+# Of these parts of infty, what each may not import: everything above it.
+INSIDE = {"infty.memory": {"infty.layers", "infty.models", "infty.parallel", "infty.data", "infty.hf"},
+          "infty.layers": {"infty.models", "infty.data", "infty.hf"},
+          "infty.models": {"infty.data", "infty.hf"},
+          "infty.parallel": {"infty.layers", "infty.models", "infty.data", "infty.hf"},
+          "infty.data": {"infty.layers", "infty.models", "infty.memory", "infty.parallel", "infty.hf"}}
+# What an exported model needs beside the standard library.
+CARRIED = {"infty.memory": {"torch", "triton", "infty"}, "infty.hf": {"torch", "triton", "transformers", "infty"}}
+CARRIED_OF_INFTY = ("infty.memory", "infty.hf", "infty.errors")
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name."""
+    found = {}
+    for package, folder in SOURCES.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join((package, *parts)).removesuffix(".__init__")] = path
+    return found
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Dotted names of everything a file imports, wherever in the file; `from a import b` counts as a.b."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[:len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def below(name: str, parents) -> bool:
+    return any(name == p or name.startswith(p + ".") for p in parents)
+
+
+def test_packages_import_downward():
+    found = modules()
+    assert len(found) > 40
+    wrong = [f"{name} imports {i}" for name, path in found.items() for i in imports(name, path)
+             if below(i, UPPER[name.partition(".")[0]])]
+    assert not wrong
+
+
+def test_parts_of_infty_import_downward():
+    wrong = [f"{name} imports {i}" for name, path in modules().items() for part, forbidden in INSIDE.items()
+             if below(name, [part]) for i in imports(name, path) if below(i, forbidden)]
+    assert not wrong
+
+
+@pytest.mark.parametrize("part", CARRIED)
+def test_an_exported_model_carries_its_mathematics(part):
+    wrong = []
+    for name, path in modules().items():
+        if below(name, [part]):
+            for i in imports(name, path):
+                top = i.partition(".")[0]
+                allowed = top in CARRIED[part] or top in sys.stdlib_module_names
+                if not allowed or (top == "infty" and not below(i, CARRIED_OF_INFTY)):
+                    wrong.append(f"{name} imports {i}")
+    assert not wrong
+
+
+def test_relative_imports_are_understood(tmp_path):
+    """The checks above would be empty if names were resolved wrongly."""
+    path = tmp_path / "a.py"
+    path.write_text("from . import b\nfrom ..c import d\nimport e.f\ndef g():\n    from h import i\n")
+    assert imports("p.q.a", path) == {"p.q.b", "p.c.d", "e.f", "h.i"}
+
+
+def test_a_wheel_holds_three_packages(tmp_path):
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("hatchling is not installed: a wheel cannot be built without a network")
+    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w",
+                           str(tmp_path), str(ROOT)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {n.partition("/")[0] for n in names if ".dist-info/" not in n} == set(SOURCES)
+    missing = [name for name, path in modules().items()
+               if not any(n in names for n in (name.replace(".", "/") + s for s in (".py", "/__init__.py")))]
+    assert not missing
