@@ -16,7 +16,7 @@ import slurm_cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.multiprocess,
               pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")]
-STEPS = 48
+STEPS = 36
 CONFIG = f"""
 run: {{folder: run, steps: {STEPS}}}
 data: {{train: data/train}}
@@ -81,11 +81,11 @@ def test_submit_train_signal_requeue_node_failure_finish(workplace):
                 texts = [p.read_text() for p in sorted(logs.rglob("*")) if p.is_file() and p.suffix in (".log", ".out")]
                 raise AssertionError("\n".join([str(error), summary(), *texts])) from None
 
-        explained(trained(10, 1), 240, "the first ten steps")
+        explained(trained(6, 1), 240, "the first steps")
         cluster.slurm("scancel", "--batch", "--signal=USR1", number)
-        explained(trained(20, 2), 240, "steps after the signal")
+        explained(trained(14, 2), 240, "steps after the signal")
         cluster.slurm("scontrol", "requeue", number)
-        explained(trained(30, 3), 240, "steps after the requeue")
+        explained(trained(22, 3), 240, "steps after the requeue")
         cluster.fail_node(cluster.nodes[1])
         explained(lambda: cluster.job(number)["JobState"] != "RUNNING", 120, "the job to lose its node")
         cluster.start_node(cluster.nodes[1])
