@@ -110,7 +110,7 @@ def test_files_that_are_no_config(tmp_path):
         configs.load(tmp_path / "none.yaml")
     for text in ("a: [", "- 1", "\x00"):
         (tmp_path / "bad.yaml").write_text(text)
-        with pytest.raises(UserError, match="bad.yaml"):
+        with pytest.raises(UserError, match=r"bad\.yaml"):
             configs.load(tmp_path / "bad.yaml")
     (tmp_path / "bad.yaml").write_text("run:\nmodel: {}\n")
     with pytest.raises(UserError):
@@ -129,7 +129,7 @@ def test_the_stored_config_is_the_config(tmp_path):
 
 def test_vocabulary_comes_from_the_dataset():
     assert make().with_vocab(40).model.vocab_size == 40
-    with pytest.raises(UserError, match="leave model.vocab_size out"):
+    with pytest.raises(UserError, match=r"leave model\.vocab_size out"):
         make(model__vocab_size=50).with_vocab(40)
 
 
