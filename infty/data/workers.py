@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from infty.errors import UserError
@@ -21,9 +22,10 @@ class Workers:
     it is renamed."""
 
     def __init__(self, count: int, start: Callable[..., None] | None = None, *args: Any) -> None:
-        # Spawned, not forked: the parent may hold threads.
-        self._pool = ProcessPoolExecutor(max(1, count), mp_context=multiprocessing.get_context("spawn"),
-                                         initializer=_start, initargs=(start, args))
+        # Spawned, not forked: the parent may hold threads. Making the pool starts a helper of Python's own.
+        with _signals_blocked():
+            self._pool = ProcessPoolExecutor(max(1, count), mp_context=multiprocessing.get_context("spawn"),
+                                             initializer=_start, initargs=(start, args))
 
     def __enter__(self) -> Workers:
         return self
@@ -38,18 +40,24 @@ class Workers:
 
     def map(self, function: Callable[..., Any], arguments: list[tuple]) -> Iterator[Any]:
         """Results of function(*a) for every a, as they come. Raises what the function raises."""
-        # Children are born with the signals blocked, so that none reaches them before they ignore it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-        try:
+        with _signals_blocked():
             futures: list[Future] = [self._pool.submit(function, *a) for a in arguments]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
             raise UserError("a worker process was killed, perhaps for want of memory: run the same command again, "
                             "with fewer --workers") from error
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Children are born with the signals blocked, so that none reaches them before they ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(start: Callable[..., None] | None, args: tuple) -> None:
