@@ -166,18 +166,21 @@ def problem_with(folder: Path) -> str | None:
         return f"it has no {MANIFEST}"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        version = manifest["format"]
+        files = {str(name): (int(f["size"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} is damaged"
-    if manifest.get("format") != FORMAT:
-        return f"its format is {manifest.get('format')}, this version reads {FORMAT}"
-    for name, expected in files.items():
+    if version != FORMAT:
+        return f"its format is {version}, this version reads {FORMAT}"
+    if RUN not in files:
+        return f"its {MANIFEST} is damaged"
+    for name, (size, sha256) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-        if _digest(path) != expected:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _digest(path)["sha256"] != sha256:
             return f"{name} is damaged: its sha256 is not the one in the manifest"
     return None
 

@@ -1,0 +1,100 @@
+"""A checkpoint is whole or absent: which folder is chosen, which are kept, what is said about the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infty.errors import UserError
+from infty_pretrain import checkpoint
+
+
+def write(folder: Path, step: int) -> Path:
+    """A folder that is a checkpoint as far as its manifest goes."""
+    path = folder / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    for name in ("weights-00000.safetensors", "lanes-00000.safetensors", checkpoint.RUN):
+        (path / name).write_bytes(f"{name} of {step}".encode() * 20)
+    files = {p.name: checkpoint._digest(p) for p in path.iterdir()}
+    (path / checkpoint.MANIFEST).write_text(json.dumps({"format": checkpoint.FORMAT, "files": files}))
+    return path
+
+
+def steps(folder: Path) -> list[int]:
+    return [int(p.name.removeprefix("step-")) for p in checkpoint.candidates(folder)]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "cut": (lambda p: (p / "weights-00000.safetensors").write_bytes(b"w"), "has 1 bytes instead of"),
+    "flipped": (lambda p: flip(p / "lanes-00000.safetensors"), "is damaged: its sha256"),
+    "missing": (lambda p: (p / checkpoint.RUN).unlink(), "run.json is missing"),
+    "no manifest": (lambda p: (p / checkpoint.MANIFEST).unlink(), "it has no manifest.json"),
+    "cut manifest": (lambda p: (p / checkpoint.MANIFEST).write_text('{"files": {'), "manifest.json is damaged"),
+    "binary manifest": (lambda p: (p / checkpoint.MANIFEST).write_bytes(b"\xff\xfe\x00"), "manifest.json is damaged"),
+    "list manifest": (lambda p: (p / checkpoint.MANIFEST).write_text("[]"), "manifest.json is damaged"),
+    "odd files": (lambda p: (p / checkpoint.MANIFEST).write_text('{"format": 1, "files": [1]}'),
+                  "manifest.json is damaged"),
+    "no size": (lambda p: (p / checkpoint.MANIFEST).write_text('{"format": 1, "files": {"run.json": {}}}'),
+                "manifest.json is damaged"),
+    "empty files": (lambda p: (p / checkpoint.MANIFEST).write_text('{"format": 1, "files": {}}'),
+                    "manifest.json is damaged"),
+    "later format": (lambda p: (p / checkpoint.MANIFEST).write_text('{"format": 9, "files": {}}'), "its format is 9"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_passed_over_with_the_reason(tmp_path, damage):
+    for step in (5, 10, 15):
+        write(tmp_path, step)
+    spoil, reason = DAMAGES[damage]
+    spoil(tmp_path / "step-00000015")
+    said = []
+    assert checkpoint.newest_valid(tmp_path, said.append) == tmp_path / "step-00000010"
+    assert len(said) == 1 and "step-00000015" in said[0] and reason in said[0]
+
+
+def test_the_newest_whole_one_is_chosen_silently(tmp_path):
+    for step in (5, 100, 20):
+        write(tmp_path, step)
+    said = []
+    assert checkpoint.newest_valid(tmp_path, said.append) == tmp_path / "step-00000100"
+    assert checkpoint.newest_valid(tmp_path / "none", said.append) is None
+    assert not said
+
+
+def test_half_written_folders_are_never_chosen(tmp_path):
+    write(tmp_path, 5)
+    for name in ("step-00000010.partial", "step-00000010.damaged"):
+        write(tmp_path, 10).rename(tmp_path / name)
+    (tmp_path / "step-00000020").write_text("a file")
+    (tmp_path / "step-latest").mkdir()
+    assert steps(tmp_path) == [5]
+    assert checkpoint.newest_valid(tmp_path, pytest.fail) == tmp_path / "step-00000005"
+
+
+def test_the_damaged_are_set_aside(tmp_path):
+    for step in (5, 10, 15):
+        write(tmp_path, step)
+    checkpoint.set_aside(tmp_path, tmp_path / "step-00000010", lambda _: None)
+    assert steps(tmp_path) == [10, 5] and (tmp_path / "step-00000015.damaged").is_dir()
+    with pytest.raises(UserError, match="none is whole"):
+        checkpoint.set_aside(tmp_path, None)
+    assert steps(tmp_path) == [10, 5]
+
+
+def test_pruning_keeps_the_last_and_every_nth(tmp_path):
+    for step in range(10, 101, 10):
+        write(tmp_path, step)
+    checkpoint.prune(tmp_path, keep_last=2, keep_every=40)
+    assert steps(tmp_path) == [100, 90, 80, 40]
+    checkpoint.prune(tmp_path, keep_last=1, keep_every=None)
+    assert steps(tmp_path) == [100]
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000100"]
