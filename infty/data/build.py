@@ -50,9 +50,9 @@ def make_shard(job: Job, tokenizer: Tokenizer, index: int, source: Source) -> No
     path = shard_path(job, index)
     facts = {"source": source.name, "size": source.size, "modified": source.modified}
     if path.is_file():
-        if facts.items() <= json.loads(path.read_text()).items():
+        if facts.items() <= _read_record(path).items():
             return
-        path.unlink()  # the file has changed since
+        path.unlink()  # the source has changed since, or the record was lost in a crash
     dtype, documents = token_dtype(tokenizer.vocab_size), []
     partial = path.with_suffix(f".partial{os.getpid()}")
     try:
@@ -62,14 +62,22 @@ def make_shard(job: Job, tokenizer: Tokenizer, index: int, source: Source) -> No
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path.with_suffix(".tokens"))
-        write_whole(path, {**facts, "documents": documents}, partial)
+        partial.write_text(json.dumps({**facts, "documents": documents}))
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, value: Any, partial: Path | None = None) -> None:
-    """Write JSON aside, to `partial`, and rename: a reader finds all of it or none."""
-    partial = partial or path.with_name(path.name + ".partial")
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return {}
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """Write JSON aside and rename: a reader finds all of it or none."""
+    partial = path.with_name(path.name + ".partial")
     with open(partial, "w") as f:
         json.dump(value, f, indent=1)
         f.write("\n")
@@ -137,11 +145,16 @@ def merge(job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, 
 def sync(folder: Path) -> None:
     """Force a folder and everything in it to disk."""
     for path in (folder, *folder.rglob("*")):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_one(path)
+
+
+def sync_one(path: Path) -> None:
+    """Force one file, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _documents(job: Job, index: int, dtype: np.dtype) -> Iterator[tuple[dict[str, Any], np.ndarray]]:

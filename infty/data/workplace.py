@@ -90,6 +90,7 @@ class Workplace:
         """Give the result its name; from here on the output is there, and whole."""
         build.sync(self.result)
         self.result.rename(self.output)
+        build.sync_one(self.output.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:

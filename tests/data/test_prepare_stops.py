@@ -18,7 +18,8 @@ from small_data import contents, infty, request, run, silent, write_books
 
 from infty.data import build, workplace
 from infty.data import prepare as one_process
-from infty.data.prepare import prepare
+from infty.data.documents import Documents
+from infty.data.prepare import Request, prepare
 from infty.data.workers import Workers
 from infty.errors import UserError
 
@@ -67,11 +68,18 @@ def test_shards_are_made_once(prepared, tmp_path, monkeypatch):
 
 
 def _decoded(folder: Path, name: str) -> str:
-    from infty.data.documents import Documents
-
     documents = Documents.open(folder)
     index = documents.names.index(name)
     return documents.tokenizer.decode(documents.read(index, 0, int(documents.lengths[index])))
+
+
+def test_a_record_lost_in_a_crash(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared / "books", tmp_path / "books")
+    wanted = request(tmp_path, validation_documents=2)
+    interrupted(wanted, monkeypatch, "merging train")
+    (tmp_path / "data.partial/shards/000003.json").write_bytes(b"")
+    run(wanted)
+    assert contents(tmp_path / "data") == contents(prepared / "data")
 
 
 def test_a_shard_cut_short(prepared, tmp_path, monkeypatch):
@@ -147,8 +155,10 @@ def test_a_full_disk(prepared, tmp_path, small_disk):
         == done.stderr.splitlines()
     assert not (small_disk / "data").exists()
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
-    assert infty(*command).returncode == 0
-    assert infty("inspect", small_disk / "data/train", "--verify").returncode == 0
+    said = []
+    prepare(Request(tmp_path / "books", small_disk / "data", tokenizer=prepared / "data/train"), 1, silent, said.append)
+    assert said == [f"going on with {small_disk / 'data.partial'}"]
+    assert len(Documents.open(small_disk / "data/train")) == 60
 
 
 def test_a_full_disk_while_merging(prepared, tmp_path, monkeypatch):
@@ -168,7 +178,7 @@ def test_a_full_disk_while_merging(prepared, tmp_path, monkeypatch):
 
 def start(prepared: Path, tmp_path: Path) -> tuple[subprocess.Popen, list]:
     """A preparation that has long to go, in a process group of its own as a terminal makes them."""
-    write_books(tmp_path / "books", 400, words=6000)
+    write_books(tmp_path / "books", 200, words=4000)
     command = [sys.executable, "-m", "infty_tools", "prepare", "--input", tmp_path / "books", "--output",
                tmp_path / "data", "--workers", "2", "--tokenizer", prepared / "data/train"]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

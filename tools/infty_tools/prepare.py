@@ -183,4 +183,4 @@ class _Progress:
         self._bars.update(self._task, description=what, completed=done, total=total or None)
 
     def tell(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False)
+        self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
