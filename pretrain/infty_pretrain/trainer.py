@@ -194,8 +194,10 @@ class Trainer:
                                 "give the one the run began with, or another run.folder")
 
     def _replay(self) -> None:
+        self.engine.deepspeed.eval()
         state = evaluation.replay(self.engine.deepspeed, self.engine.model.initial_state(len(self.engine.lanes),
                                   self.device), self.reader, self.config.batch.window_segments, self.device)
+        self.engine.deepspeed.train()
         self.engine.set_lane_state(state)
 
     def _greet(self) -> None:

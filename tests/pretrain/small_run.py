@@ -32,7 +32,7 @@ def write_dataset(folder: Path, lengths: list[int] | None = None, seed: int = 0,
     builder.finalize(str(folder / f"{PREFIX}.idx"))
     names = [f"book {i}" for i in range(len(lengths))]
     DatasetInfo(len(lengths), sum(lengths), "uint16", vocabulary, digest.hexdigest(), f"tokenizer of {vocabulary}",
-                sum(lengths) // 2, names, [n // 2 for n in lengths]).save(folder)
+                sum(n // 2 for n in lengths), names, [n // 2 for n in lengths]).save(folder)
     return folder
 
 

@@ -1,0 +1,135 @@
+"""Perplexity does not depend on how the documents are read, and figures reach those who watch. One process."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from dataclasses import replace
+
+import pytest
+import small_run
+import small_training
+import torch
+
+from infty.data.documents import Documents
+from infty.errors import UserError
+from infty.models.lm import InftyLM
+from infty_pretrain import evaluation, flops
+from infty_pretrain.launch import Launch
+from infty_pretrain.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings():
+    """What a launcher would set; and the trainer takes signals over, which pytest wants back."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+            patch.setenv(name, value)
+        yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_run.write_dataset(tmp_path_factory.mktemp("data") / "train")
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    torch.manual_seed(0)
+    config = small_run.config(data, data).with_vocab(40).model
+    return InftyLM(replace(config, init_std=0.3)).eval()
+
+
+def figures(model: InftyLM, data, lanes: int = 2, window_segments: int = 3, **options) -> dict[str, float]:
+    return evaluation.evaluate(model, model.initial_state, Documents.open(data), lanes=lanes,
+                               segment_length=small_run.SEGMENT, window_segments=window_segments, device="cpu",
+                               **options)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_lanes_and_windows_do_not_matter(model, data, memory):
+    expected = figures(model, data, memory=memory)
+    assert expected["tokens"] == sum(n - 1 for n in small_run.LENGTHS)
+    for lanes, window in ((1, 5), (4, 1), (20, 7)):  # 20: more lanes than documents
+        assert figures(model, data, lanes, window, memory=memory) == pytest.approx(expected, rel=1e-5)
+
+
+def test_figures_belong_together(model, data):
+    f = figures(model, data)
+    assert f["perplexity"] == pytest.approx(math.exp(f["nll"]))
+    assert f["word_perplexity"] == pytest.approx(math.exp(f["nll"] * f["tokens"] / f["words"]))
+    assert f["words"] == sum(n // 2 for n in small_run.LENGTHS)
+    some = figures(model, data, windows=1)
+    assert some["tokens"] < f["tokens"] and "word_perplexity" not in some
+
+
+def test_the_memory_matters_and_can_be_switched_off(model, data):
+    on, off = figures(model, data), figures(model, data, memory=False)
+    assert abs(on["nll"] - off["nll"]) > 1e-4
+
+
+def test_replay_rebuilds_the_memories(tmp_path, data):
+    """With weights that stand still, reading again gives what was saved: memories, short-term memory, counters."""
+    def start(memory: str) -> dict[str, torch.Tensor]:
+        config = small_run.config(tmp_path / "run", data, optimizer__lr=1e-12, optimizer__memory_lr=1e-12,
+                                  model__dropout=0.0, checkpoint__memory=memory)
+        trainer = Trainer(config, Launch(0, 1, 0, "env"))
+        assert trainer.step == 6
+        trainer.monitor.close()
+        trainer.engine.deepspeed.destroy()
+        return trainer.engine.lane_state().tensors()
+
+    assert small_training.train(tmp_path / "run", data, optimizer__lr=1e-12, optimizer__memory_lr=1e-12,
+                                model__dropout=0.0) == 0
+    saved, again = start("save"), start("replay")
+    # A lane whose document has just ended needs no replay: what it holds is reset by the next.
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000006" / "run.json").read_text())["lanes"]["lanes"]
+    inside = [i for i in range(4) if state[str(i)]["document"] >= 0 and state[str(i)]["position"] > 0]
+    assert len(inside) >= 2
+    for name, value in saved.items():
+        torch.testing.assert_close(again[name][inside], value[inside], rtol=1e-4, atol=1e-5,
+                                   msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_what_tensorboard_and_the_console_show(tmp_path, data, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    assert small_training.train(run, data, logging__tensorboard=True, data__validation=str(data), evaluation__every=3,
+                                logging__peak_tflops=0.001) == 0
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {f"train/{n}" for n in ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu")} <= tags
+    assert {"validation/nll_memory_on", "validation/nll_memory_off"} <= tags
+    for layer in ("layer_00", "layer_01"):
+        assert len([t for t in tags if t.startswith("memory_") and t.endswith(layer)]) >= 4
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 4, 6]
+    said = capsys.readouterr().out
+    assert "step 4/6" in said and "left 0:00:0" in said and "mfu" in said and "validation perplexity" in said
+
+
+def test_a_loss_that_is_no_number_ends_the_run_without_a_checkpoint(tmp_path, data):
+    trainer = Trainer(small_run.config(tmp_path / "run", data), Launch(0, 1, 0, "env"))
+    with torch.no_grad():
+        next(trainer.engine.model.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="step 1: the loss is nan"):
+        trainer.run()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    trainer.engine.deepspeed.destroy()
+
+
+def test_flops_of_a_plain_model_are_six_a_parameter(data):
+    """The rule of thumb, for a model whose attention costs little beside its matrices."""
+    config = replace(small_run.config(data, data).with_vocab(40).model, memory=None, hidden_size=256, layers=4,
+                     ffn_size=1024)
+    matrices = sum(p.numel() for n, p in InftyLM(config).named_parameters() if p.dim() == 2 and "embedding" not in n)
+    per_token = flops.training_per_token(config)
+    assert per_token == pytest.approx(6 * matrices, rel=0.05)
+    assert flops.training_per_token(small_run.config(data, data).with_vocab(40).model) > 0
