@@ -142,7 +142,7 @@ def small_disk(tmp_path):
                                       capture_output=True).returncode:
         pytest.skip("no right to mount a small file system")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_a_full_disk(prepared, tmp_path, small_disk):

