@@ -65,7 +65,8 @@ def _memory(config: ModelConfig, stm: int, layout: Layout, device: str) -> float
     widths = len(memory.widths)
     densities = 4 * n * heads * (2 + 1 + (widths if device == "cpu" else 1))
     values = 4 * S * b * kv * N * d  # the slices for each width share one storage
-    read = (4 if device == "cpu" else 0) * n * heads * d * (widths if device == "cpu" else 1)
+    # The CPU's blocked read keeps its result for each width; a gibbs density keeps about as much in other places.
+    read = 4 * n * heads * d * widths if device == "cpu" and memory.density in ("gaussian", "gibbs") else 0
     into_projection = w * n * heads * d
     return (queries + pooled + maps + densities + values + read + into_projection
             + _signal(config, layout) + _write(config, layout, device))

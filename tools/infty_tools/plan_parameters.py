@@ -64,13 +64,8 @@ def _block(config: ModelConfig, layer: int) -> Iterator[Parameter]:
 
 def _memory(config: ModelConfig) -> Iterator[Parameter]:
     memory, e, d = config.memory, config.hidden_size, config.head_size
-    shared = memory.maps == "shared"
-    rows = 1 if shared else config.heads
-    for name in ("mu", "sigma"):
-        yield Parameter(f"memory.maps.weight_{name}", (rows, memory.basis), not shared)
-    if memory.map_bias:
-        for name in ("mu", "sigma"):
-            yield Parameter(f"memory.maps.bias_{name}", (rows,), not shared)
+    if memory.density != "gibbs":  # whose densities are the keys themselves
+        yield from _maps(config)
     if memory.signal == "hidden":
         for name in ("key", "value"):
             yield from _column(f"memory.{name}", config.kv_heads * d, e, False)
@@ -79,6 +74,17 @@ def _memory(config: ModelConfig) -> Iterator[Parameter]:
     if memory.output_gate:
         yield Parameter("memory.output_gate", (config.heads,), True)
     yield from _row("memory.out", e, config.heads * d, False)
+
+
+def _maps(config: ModelConfig) -> Iterator[Parameter]:
+    memory = config.memory
+    shared = memory.maps == "shared"
+    rows = 1 if shared else config.heads
+    for name in ("mu", "sigma"):
+        yield Parameter(f"memory.maps.weight_{name}", (rows, memory.basis), not shared)
+    if memory.map_bias:
+        for name in ("mu", "sigma"):
+            yield Parameter(f"memory.maps.bias_{name}", (rows,), not shared)
 
 
 def _norm(name: str, config: ModelConfig) -> Iterator[Parameter]:
