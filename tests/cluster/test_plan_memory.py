@@ -75,7 +75,7 @@ def _activations(config: ModelConfig, sequence: bool = False, precision: str = "
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", [*VARIANTS, "book"])
 def test_activations(name, precision, single_process):
-    """A window of four segments, every variant of the model: within 5 % of what autograd holds, 10 % for gibbs densities."""
+    """A window of four segments of every variant: within 5 % of what autograd holds, 10 % for gibbs densities."""
     config = ModelConfig(vocab_size=1000, hidden_size=128, layers=2, heads=4, segment_length=64,
                          memory=MemoryConfig(basis=256))
     if name in VARIANTS:  # wide enough for a model's own tensors to outweigh bookkeeping
