@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from typing import NoReturn
 
 import typer
@@ -69,15 +70,24 @@ def main() -> NoReturn:
         code = leaving.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = _say("stopped", 130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        code = _say(f"the disk is full ({error.filename or error}): make room and run the same command again", 1)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not a usage error of the command line
-            raise
-        code = _say(error.format_message(), 2)
+        code = _explain(error)
     _end(code)
+
+
+def _explain(error: Exception) -> int:
+    """Say what ended the command; with a stack trace only where the program, not the person, can mend it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _say(f"the disk is full ({error.filename or error}): make room and run the same command again", 1)
+    if hasattr(error, "format_message"):  # a usage error of the command line
+        return _say(error.format_message(), 2)
+    if isinstance(error, RuntimeError) and any(f"Connection {e} by peer" in str(error) for e in ("closed", "reset")):
+        rank = os.environ.get("RANK", "0")
+        print(f"error: rank {rank}: another process of this run has ended; its own message says why",
+              file=sys.stderr, flush=True)
+        return 1
+    traceback.print_exception(error)
+    return 1
 
 
 def _say(message: str, code: int) -> int:
@@ -90,6 +100,7 @@ def _end(code: int) -> NoReturn:
     """Leave at once when process groups are up: another rank may never come, and gloo can abort a teardown."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
+    connected = "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
+    if connected or (code == 1 and "mpi4py.MPI" in sys.modules):  # mpirun then ends the others
         os._exit(code)
     sys.exit(code)

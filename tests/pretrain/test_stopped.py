@@ -1,0 +1,79 @@
+"""A run that is stopped under one launcher, by a signal to everything as Ctrl-C sends it, finished under another."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import small_run
+import yaml
+
+from infty_pretrain import checkpoint
+
+pytestmark = pytest.mark.multiprocess
+BIN = Path(sys.executable).parent
+
+
+def command(launcher: str, *words: str) -> list[str]:
+    starts = {"torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2"],
+              "mpirun": [str(BIN / "mpirun"), "-n", "2", sys.executable]}
+    return [*starts[launcher], "-m", "infty_tools", *words]
+
+
+def environment() -> dict[str, str]:
+    set_by_launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    env = {k: v for k, v in os.environ.items() if k not in set_by_launchers}
+    return env | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{env.get('PATH', '')}"}
+
+
+def finish(launcher: str, *words: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(launcher, *words), env=environment(), capture_output=True, text=True, timeout=100,
+                          check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def stop(words: list[str], run: Path, number: signal.Signals, steps: int) -> None:
+    """Start, wait for some steps, send a signal to the launcher and all its processes, wait for the end."""
+    with open(run.with_suffix(".log"), "w") as log:
+        process = subprocess.Popen(words, env=environment(), stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline, rows = time.monotonic() + 100, run / "metrics.jsonl"
+        while not rows.exists() or len(rows.read_text().splitlines()) < steps:
+            assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".log").read_text()
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        process.wait(60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_stopped_under_torchrun_finished_under_mpirun_evaluated(tmp_path):
+    if not (BIN / "mpirun").exists():
+        pytest.skip("mpirun is not installed")
+    data, run = small_run.write_dataset(tmp_path / "data"), tmp_path / "run"
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(small_run.values(run, data, run__steps=3000, parallel__tensor=2,
+                                                      parallel__zero_stage=3)))
+    stop(command("torchrun", "pretrain", "--config", str(config)), run, signal.SIGINT, steps=4)
+    assert "with a checkpoint; the same command goes on" in run.with_suffix(".log").read_text()
+    stopped_at = len(small_run.curve(run))
+    assert checkpoint.newest_valid(run / "checkpoints").name == f"step-{stopped_at:08d}"
+
+    last = stopped_at + 2
+    done = finish("mpirun", "pretrain", "--config", str(config), f"run.steps={last}")
+    assert f"at step {stopped_at}" in done.stdout and f"done: {last} steps" in done.stdout
+    assert [row[0] for row in small_run.curve(run)] == list(range(1, last + 1))
+
+    one = small_run.write_dataset(tmp_path / "one", [150])  # fewer documents than processes: a rank without any
+    finish("mpirun", "evaluate", "--checkpoint", str(run), "--data", str(one), "--output", str(tmp_path / "figures"))
+    figures = json.loads((tmp_path / "figures").read_text())
+    assert all(figures[mode]["tokens"] == 149 and 0 < figures[mode]["nll"] < 5 for mode in ("on", "off"))
