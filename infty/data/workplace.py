@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -52,10 +53,10 @@ class Workplace:
         """Make the folder, or take up the one of an interrupted preparation with the same arguments."""
         try:
             self._begin(fingerprint, tell)
-        except PermissionError as error:
-            raise UserError(f"--output {self.output} cannot be made: {error.filename} is not writable") from error
-        except (FileExistsError, NotADirectoryError) as error:
-            raise UserError(f"--output {self.output} cannot be made: {error.filename} is a file") from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"--output {self.output} cannot be made: {error}") from error
 
     def _begin(self, fingerprint: str, tell: Callable[[str], None]) -> None:
         ours = {"plan.json", "plan.json.partial", "lock"}

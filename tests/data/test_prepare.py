@@ -108,7 +108,7 @@ def test_a_folder_that_is_not_ours_is_left_alone(prepared, tmp_path):
     (tmp_path / "file").write_text("x")
     books = prepared / "books"
     for output, words in (("data", "was not made by infty prepare"), ("other", "was not made by infty prepare"),
-                          ("file", "was not made by infty"), ("file/data", "is a file")):
+                          ("file", "was not made by infty"), ("file/data", "cannot be made")):
         with pytest.raises(UserError, match=words):
             run(Request(books, tmp_path / output, vocab_size=330))
     (tmp_path / "file").unlink()

@@ -96,9 +96,17 @@ def test_a_hugging_face_dataset_needs_its_library(tmp_path):
 
 
 def test_a_hugging_face_dataset(tmp_path):
-    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
-    datasets.Dataset.from_dict({"text": [f"book {i}" for i in range(300)], "id": list(range(300))}).save_to_disk(
-        str(tmp_path / "pg"))
+    pytest.importorskip("datasets", reason="the datasets library is not installed")
+    import pyarrow
+
+    (tmp_path / "pg").mkdir()  # what save_to_disk writes
+    table = pyarrow.table({"text": [f"book {i}" for i in range(300)], "id": list(range(300))})
+    with pyarrow.ipc.new_stream(str(tmp_path / "pg/data-00000-of-00001.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    (tmp_path / "pg/dataset_info.json").write_text("{}")
+    (tmp_path / "pg/state.json").write_text(json.dumps({
+        "_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "0", "_format_columns": None,
+        "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None}))
     parts = sources.find(tmp_path / "pg")
     assert [p.rows for p in parts] == [(0, 256), (256, 300)]
     assert found(tmp_path / "pg") == {f"pg:{i}": f"book {i}" for i in range(300)}

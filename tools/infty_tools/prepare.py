@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,14 +164,19 @@ def _show_report(output: Path, report: dict[str, Any]) -> None:
 
 
 class _Progress:
-    """One bar for what is being done; plain silence where nobody watches."""
+    """A bar for what is being done; in a log file a line now and then; nothing on the ranks nobody watches."""
+
+    SECONDS = 30
+    """Between lines in a log file."""
 
     def __init__(self, enabled: bool) -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         self._bars = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
-                              TimeRemainingColumn(), disable=not enabled, transient=True)
-        self._task = self._bars.add_task("starting", total=None)
+                              TimeRemainingColumn(), transient=True)
+        self._enabled, self._lines = enabled, not self._bars.console.is_terminal
+        self._bars.disable = self._lines or not enabled
+        self._task, self._what, self._said = None, "", 0.0
 
     def __enter__(self) -> _Progress:
         self._bars.__enter__()
@@ -180,7 +186,18 @@ class _Progress:
         self._bars.__exit__(*error)
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        self._bars.update(self._task, description=what, completed=done, total=total or None)
+        new, self._what = what != self._what, what
+        if self._lines:
+            if self._enabled and (new or time.monotonic() > self._said + self.SECONDS):
+                self._said = time.monotonic()
+                print(f"{what} {100 * done // total}%" if total else what, flush=True)
+            return
+        if new:  # a task of its own: its time left, and a bar that just moves when nobody knows how much there is
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self._task = self._bars.add_task(what, total=total or None)
+        self._bars.update(self._task, completed=done)
 
     def tell(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self._enabled:
+            self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
