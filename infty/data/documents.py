@@ -65,6 +65,7 @@ class Documents:
         if size != info.tokens * itemsize:
             raise UserError(f"{folder}/{PREFIX}.bin holds {size} bytes where {info.tokens * itemsize} are expected: "
                             "it was cut short or changed; prepare the dataset again or copy it again")
+        _check_index(folder / f"{PREFIX}.idx", info.documents)
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
         try:
@@ -115,6 +116,17 @@ class Documents:
     def read(self, document: int, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop-1 of a document, int64."""
         return self._index.get(document, offset=start, length=stop - start).astype(np.int64)
+
+
+def _check_index(path: Path, documents: int) -> None:
+    """What megatron-core would answer with a stack trace. The file: 34 bytes of header, then for every document its
+    length (int32) and place (int64), then the numbers of the sequences that begin documents (int64, one more)."""
+    with open(path, "rb") as f:
+        begins_well = f.read(9) == b"MMIDIDX\0\0"
+    size, expected = path.stat().st_size, 34 + 12 * documents + 8 * (documents + 1)
+    if not begins_well or size != expected:
+        raise UserError(f"{path} cannot be read: it is no index of {documents} documents (cut short or changed?); "
+                        "prepare the dataset again or copy it again")
 
 
 def _read_info(folder: Path) -> DatasetInfo:
