@@ -1,4 +1,5 @@
-"""What a run tells: a line on the console, TensorBoard, and `metrics.jsonl` with one row a step."""
+"""What a run tells: a line on the console, TensorBoard, `metrics.jsonl` with one row a step and `validation.jsonl` with
+one an evaluation."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Monitor:
         given = config.logging.peak_tflops
         self.peak = 1e12 * given if given else flops.peak(device)
         self.rows = config.run.folder / "metrics.jsonl"
-        _forget_after(self.rows, first_step)
+        self.validations = config.run.folder / "validation.jsonl"
+        for path in (self.rows, self.validations):
+            _forget_after(path, first_step)
         self.file = open(self.rows, "a")  # noqa: SIM115 - open as long as the run
         if config.logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -91,6 +94,8 @@ class Monitor:
             return
         text = ", ".join(f"memory {mode}: {f['perplexity']:.2f}" for mode, f in figures.items())
         self.say(f"step {step}: validation perplexity, {text}")
+        with open(self.validations, "a") as f:
+            f.write(json.dumps({"step": step, **figures}) + "\n")
         if self.writer is not None:
             for mode, f in figures.items():
                 self.writer.add_scalar(f"validation/nll_memory_{mode}", f["nll"], step)

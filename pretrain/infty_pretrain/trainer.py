@@ -12,7 +12,7 @@ from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule
 from infty.errors import UserError
 from infty.parallel import groups
-from infty_pretrain import checkpoint, evaluation, schedule
+from infty_pretrain import checkpoint, evaluation, lock, schedule
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
 from infty_pretrain.engine import Engine
@@ -31,18 +31,21 @@ def validate(config: Config, world: int) -> Config:
             raise UserError(f"data.validation ({config.data.validation}) was made with another tokenizer than "
                             f"data.train ({config.data.train}): prepare them together")
     config.check_layout(world)
-    folder = config.run.folder
+    _check_folder(config.run.folder)
+    return config
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a run's folder that is something else or cannot be written; make nothing yet."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run.folder: {folder} is a file")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
-        raise UserError(f"run.folder: {folder} holds other things; give a new or empty folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run.folder: {folder} cannot be made: {error}") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"run.folder: {folder} is not writable")
-    return config
+    if folder.is_dir() and not (folder / "config.yaml").exists():
+        others = {p.name for p in folder.iterdir()} - {lock.NAME, "stop", "config.yaml.partial"}
+        if others:
+            raise UserError(f"run.folder: {folder} holds other things; give a new or empty folder")
+    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"run.folder: {folder} cannot be made or written: {above} is not a writable folder")
 
 
 class Trainer:
@@ -51,6 +54,7 @@ class Trainer:
     def __init__(self, config: Config, launch: Launch) -> None:
         self.config = config = validate(config, launch.world)
         self.rank, self.folder = launch.rank, config.run.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = self.folder / "checkpoints"
         self.device = connect(launch, config.parallel.tensor)
         self.stop = StopFlag(self.folder, self.device, config.run.minutes)
@@ -177,7 +181,8 @@ class Trainer:
         return path, None
 
     def _prepare_folder(self) -> None:
-        """Store the resolved config; remove what a killed run was in the middle of writing."""
+        """Have the folder to ourselves; store the resolved config; remove what a killed run was writing."""
+        self._lock = lock.take(self.folder)
         aside = self.folder / "config.yaml.partial"
         aside.write_text(self.config.to_yaml())
         aside.replace(self.folder / "config.yaml")

@@ -111,6 +111,8 @@ def test_what_tensorboard_and_the_console_show(tmp_path, data, capsys):
     for layer in ("layer_00", "layer_01"):
         assert len([t for t in tags if t.startswith("memory_") and t.endswith(layer)]) >= 4
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 4, 6]
+    rows = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [3, 6] and rows[0]["on"]["tokens"] == rows[0]["off"]["tokens"] > 0
     said = capsys.readouterr().out
     assert "step 4/6" in said and "left 0:00:0" in said and "mfu" in said and "validation perplexity" in said
 

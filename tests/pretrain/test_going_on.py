@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from infty.errors import UserError
-from infty_pretrain import checkpoint
+from infty_pretrain import checkpoint, lock
 from infty_pretrain.engine import _parameter_groups
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
@@ -221,3 +223,34 @@ def test_no_process_group_is_needed_to_refuse(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         Trainer(small_run.config(tmp_path / "run", tmp_path / "none"), Launch(0, 1, 0, "env"))
     assert not os.path.exists(tmp_path / "run")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from infty_pretrain import lock
+held = lock.take(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_runs_in_one_folder_do_not_meet(run, data, monkeypatch, capsys):
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        monkeypatch.setattr(lock.take, "__defaults__", (print, 0.3))
+        config = (run / "config.yaml").read_text()
+        with pytest.raises(UserError, match=f"in use by process {other.pid} on"):
+            again(run, data, run__steps=5)
+        assert "waiting for" in capsys.readouterr().out
+        assert (run / "config.yaml").read_text() == config
+    finally:
+        other.kill()
+        other.wait()
+    assert again(run, data, run__steps=5) == 0  # the lock died with its owner
+
+
+def test_checkpoints_by_the_clock(run, data):
+    assert again(run, data, run__steps=7, checkpoint__minutes=1e-9) == 0
+    assert names(run)[-3:] == ["step-00000005", "step-00000006", "step-00000007"]
