@@ -176,14 +176,13 @@ def test_a_full_disk_while_merging(prepared, tmp_path, monkeypatch):
     run(wanted)
 
 
-def start(prepared: Path, tmp_path: Path) -> tuple[subprocess.Popen, list]:
+def start(tmp_path: Path, *options: object) -> subprocess.Popen:
     """A preparation that has long to go, in a process group of its own as a terminal makes them."""
     write_books(tmp_path / "books", 200, words=4000)
     command = [sys.executable, "-m", "infty_tools", "prepare", "--input", tmp_path / "books", "--output",
-               tmp_path / "data", "--workers", "2", "--tokenizer", prepared / "data/train"]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
-    return process, command
+               tmp_path / "data", "--workers", "2", *options]
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True)
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -200,7 +199,7 @@ def wait_for(condition, seconds: float = 60) -> None:
     (signal.SIGUSR1, os.killpg, 85, "run the same command again to go on"),
     (signal.SIGKILL, os.kill, -9, "")])
 def test_signals(prepared, tmp_path, number, to, code, said):
-    process, _ = start(prepared, tmp_path)
+    process = start(tmp_path, "--tokenizer", prepared / "data/train")
     shards = tmp_path / "data.partial/shards"
     wait_for(lambda: len(list(shards.glob("*.json"))) >= 3 or process.poll() is not None)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -214,6 +213,15 @@ def test_signals(prepared, tmp_path, number, to, code, said):
     for record in shards.glob("*.json"):  # what is there is whole
         entries = json.loads(record.read_text())["documents"]
         assert record.with_suffix(".tokens").stat().st_size == 2 * sum(e["tokens"] for e in entries)
+
+
+def test_ctrl_c_while_the_tokenizer_is_trained(tmp_path):
+    process = start(tmp_path, "--vocab-size", 500)
+    assert process.stdout.readline() == "training the tokenizer\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "error: stopped\n")
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_worker_that_dies(tmp_path):
