@@ -100,6 +100,10 @@ class HuggingFaceTokenizer(Tokenizer):
             self._model = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path} is not a Hugging Face tokenizer: {error}") from error
+        # A file may ask to cut texts at the length of some model, and would read "</s>" in a book as the book's end.
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.encode_special_tokens = True
         # Not the number of tokens: ids may have gaps.
         self.vocab_size = 1 + max(self._model.get_vocab(with_added_tokens=True).values())
         ends = [self._model.token_to_id(t) for t in self.END_TOKENS]

@@ -102,6 +102,24 @@ def test_where_tokenizers_are_found(prepared, tmp_path):
         Tokenizer.load(prepared / "books")
 
 
+def test_a_tokenizer_that_cuts_pads_and_reads_ends(tmp_path):
+    """As public tokenizers' files do: a book must come through whole, whatever words are in it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    model = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(sorted(alphabet))}, []))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    model.add_special_tokens(["</s>"])
+    model.enable_truncation(8)
+    model.enable_padding(length=16)
+    model.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    words = "the end is written </s> in some books"
+    ids = tokenizer.encode(words)
+    assert len(ids) == len(words) and tokenizer.eos_id == 256 and 256 not in ids
+    assert tokenizer.decode(ids) == words
+
+
 def test_a_tokenizer_without_an_end(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
