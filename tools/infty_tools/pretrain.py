@@ -24,7 +24,7 @@ def pretrain(
       torchrun --nproc-per-node 2 -m infty_tools pretrain --config configs/demo.yaml
 
     Ctrl-C, SIGTERM, SIGUSR1 or a file `stop` in the run's folder end it after the current step with a checkpoint and
-    exit status 85; a second signal ends it at once.
+    exit status 85; another signal, 3 seconds later or more, ends it at once.
     """
     from infty_pretrain import config as configs
     from infty_pretrain import launch
