@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def infty(*arguments: object, before: tuple[str, ...] = (), timeout: float = 120) -> subprocess.CompletedProcess:
+def infty(*arguments: object, before: tuple[str, ...] = (), timeout: float = 300) -> subprocess.CompletedProcess:
     """Run the command as a person does."""
     command = [*before, sys.executable, "-m", "infty_tools", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)

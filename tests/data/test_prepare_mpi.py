@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def mpi(ranks: int, *arguments: object) -> subprocess.CompletedProcess:
-    return infty(*arguments, before=(str(MPIRUN), "-n", str(ranks)), timeout=240)
+    return infty(*arguments, before=(str(MPIRUN), "-n", str(ranks)), timeout=400)
 
 
 def test_the_same_bytes_from_four_ranks(prepared, tmp_path):
@@ -62,7 +62,7 @@ def test_a_mistake_that_one_rank_finds(prepared, tmp_path):
         "sources.read = broken\nfrom infty_tools.cli import main\nmain()\n")
     done = subprocess.run([str(MPIRUN), "-n", "3", sys.executable, str(changed), "prepare", "--input", str(books),
                            "--tokenizer", str(prepared / "data/train"), "--output", str(tmp_path / "data")],
-                          capture_output=True, text=True, timeout=240, check=False)
+                          capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 2
     assert re.findall("error: .*", done.stderr) == ["error: book03 cannot be read: mend it"]
     assert not (tmp_path / "data").exists()
@@ -83,7 +83,7 @@ def test_stopped_and_taken_up_by_another_number_of_ranks(prepared, tmp_path, num
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=180)
     assert process.returncode != 0 and "Traceback" not in said
     assert not (tmp_path / "data").exists() and len(list(shards.glob("*.json"))) >= 5
     done = infty(*command, tmp_path / "data", "--workers", 2)

@@ -185,7 +185,7 @@ def start(tmp_path: Path, *options: object) -> subprocess.Popen:
                             start_new_session=True)
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -204,7 +204,7 @@ def test_signals(prepared, tmp_path, number, to, code, said):
     wait_for(lambda: len(list(shards.glob("*.json"))) >= 3 or process.poll() is not None)
     children = psutil.Process(process.pid).children(recursive=True)
     to(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == code, errors
     assert "Traceback" not in errors and said in errors
     assert number == signal.SIGKILL or len(errors.splitlines()) == 1
@@ -219,7 +219,7 @@ def test_ctrl_c_while_the_tokenizer_is_trained(tmp_path):
     process = start(tmp_path, "--vocab-size", 500)
     assert process.stdout.readline() == "training the tokenizer\n"
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert (process.returncode, errors) == (130, "error: stopped\n")
     assert not (tmp_path / "data").exists()
 
