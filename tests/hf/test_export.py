@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -172,7 +173,10 @@ def test_an_edited_config_is_noticed(tmp_path, vocabulary):
     checkpoint, _ = make_run(tmp_path / "run", VARIANTS["gpt2"], vocabulary)
     path = checkpoint / "config.yaml"
     path.write_text(path.read_text().replace("ffn_size: 128", "ffn_size: 64"))
-    (checkpoint / "manifest.json").write_text(json.dumps({"format": 1, "files": {}}))
+    whole = {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"]["config.yaml"] = whole
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"mlp\.out\.weight has shape"):
         Exporter(checkpoint)
 
