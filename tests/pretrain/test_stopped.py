@@ -44,7 +44,7 @@ def stop(words: list[str], run: Path, number: signal.Signals, steps: int) -> Non
     with open(run.with_suffix(".log"), "w") as log:
         process = subprocess.Popen(words, env=environment(), stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline, rows = time.monotonic() + 100, run / "metrics.jsonl"
+        deadline, rows = time.monotonic() + 300, run / "metrics.jsonl"
         while not rows.exists() or len(rows.read_text().splitlines()) < steps:
             assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".log").read_text()
             time.sleep(0.05)
