@@ -24,7 +24,7 @@ def write(root: Path, **changes) -> Path:
 
 
 def start(config: Path, *more: str, before: tuple[str, ...] = (sys.executable,),
-          module: tuple[str, ...] = ("-m", "infty_tools"), timeout: float = 100) -> subprocess.CompletedProcess:
+          module: tuple[str, ...] = ("-m", "infty_tools"), timeout: float = 300) -> subprocess.CompletedProcess:
     env = {k: v for k, v in os.environ.items() if k not in SET_BY_LAUNCHERS}
     env |= {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{env.get('PATH', '')}"}
     return subprocess.run([*before, *module, "pretrain", "--config", str(config), *more], env=env, text=True,
