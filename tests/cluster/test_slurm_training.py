@@ -15,8 +15,6 @@ import pytest
 import slurm_cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.multiprocess,
-              pytest.mark.skipif("INFTY_TEST_SLURM_TRAINING" not in os.environ,
-                                 reason="takes minutes and a quiet machine: set INFTY_TEST_SLURM_TRAINING=1"),
               pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")]
 STEPS = 36
 CONFIG = f"""
