@@ -31,16 +31,18 @@ def fast_tokenizer(tokenizer: Tokenizer, texts: Iterable[str] = ()) -> PreTraine
         import tokenizers
 
         backend = tokenizers.Tokenizer.from_file(str(tokenizer.path))
+        backend.no_truncation()
+        backend.no_padding()
         options = {}
     else:
         proto = _proto(tokenizer)
         backend = convert_sentencepiece(proto)
         options = {key: proto.pieces[i].piece for key, i in
                    (("unk_token", proto.trainer_spec.unk_id), ("bos_token", proto.trainer_spec.bos_id)) if i >= 0}
-        options["split_special_tokens"] = True  # to sentencepiece, "</s>" in a text is four characters
     end = backend.id_to_token(tokenizer.eos_id)
+    # Split: "</s>" in a text is four characters, as in the dataset, never the end of a book.
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end, padding_side="left",
-                                   clean_up_tokenization_spaces=False, **options)
+                                   clean_up_tokenization_spaces=False, split_special_tokens=True, **options)
     compare(tokenizer, fast, [*SAMPLES, *texts])
     return fast
 
