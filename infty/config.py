@@ -16,6 +16,28 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class CompressedConfig:
+    """The compressed memory of a compressive transformer (Rae et al., arXiv 1911.05507), in every layer with an STM."""
+
+    length: int = 512
+    """Compressed memories kept and attended to; a multiple of what a segment is compressed to."""
+    ratio: int = 4
+    """Tokens that are compressed to one memory; divides segment_length."""
+    reconstruction_weight: float = 1.0
+    """Weight of the attention-reconstruction loss, which trains the compression alone."""
+    backprop: bool = True
+    """Let the main loss train the compression, too, as far as a window reaches. The paper does not."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError."""
+        for name in ("length", "ratio"):
+            _require(getattr(self, name) > 0, f"compressed.{name}", f"{getattr(self, name)} must be > 0")
+        _require(self.reconstruction_weight >= 0, "compressed.reconstruction_weight", "must be >= 0")
+        _require(self.backprop or self.reconstruction_weight > 0, "compressed.reconstruction_weight",
+                 "must be > 0 with backprop: false, or nothing trains the compression")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A pre-norm decoder with a short-term and a long-term memory. Validated when made; never changed after."""
 
@@ -38,7 +60,8 @@ class ModelConfig:
     """Layers (from 0) that have a short-term memory; left out: all."""
     norm: Literal["layernorm", "rmsnorm"] | None = None
     activation: Literal["gelu", "swiglu"] | None = None
-    positions: Literal["learned", "rotary", "none"] | None = None
+    positions: Literal["learned", "rotary", "relative", "none"] | None = None
+    """`relative`: Transformer-XL's (Dai et al., arXiv 1901.02860)."""
     bias: bool | None = None
     tie_embeddings: bool | None = None
     norm_eps: float = 1e-5
@@ -49,6 +72,8 @@ class ModelConfig:
     """The embedding is padded to a multiple of this many rows; padding never changes the loss."""
     memory: MemoryConfig | None = field(default_factory=MemoryConfig)
     """The long-term memory; null: none."""
+    compressed: CompressedConfig | None = None
+    """A compressed memory instead of a long-term memory; left out: none."""
 
     def __post_init__(self) -> None:
         """Fill in what the family decides and refuse what cannot work. Raises UserError."""
@@ -78,6 +103,17 @@ class ModelConfig:
         for name, chosen in (("stm_layers", self.stm_layers), ("memory.layers", self.memory and self.memory.layers)):
             wrong = [i for i in chosen or () if not 0 <= i < self.layers]
             _require(not wrong, name, f"{wrong} are not layers of a model with layers 0 to {self.layers - 1}")
+        if self.compressed is not None:
+            self._validate_compressed(self.compressed)
+
+    def _validate_compressed(self, compressed: CompressedConfig) -> None:
+        L, ratio = self.segment_length, compressed.ratio
+        _require(self.memory is None, "compressed", "is another long memory: needs memory: null")
+        _require(self.positions == "relative", "compressed", f"needs positions: relative, not {self.positions}")
+        _require(self.stm_length > 0, "compressed", "is made of what leaves the short-term memory: needs stm_length > 0")
+        _require(L % ratio == 0, "compressed.ratio", f"{ratio} does not divide segment_length {L}")
+        _require(compressed.length % (L // ratio) == 0, "compressed.length",
+                 f"{compressed.length} is not a multiple of {L // ratio}, what a segment is compressed to")
 
     @property
     def head_size(self) -> int:
@@ -90,6 +126,11 @@ class ModelConfig:
             raise UserError("model.vocab_size is not known yet: give it, or a dataset to take it from")
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
+    @property
+    def remembers(self) -> bool:
+        """Whether any layer has a memory beyond the short-term one."""
+        return self.memory is not None or self.compressed is not None
+
     def has_memory(self, layer: int) -> bool:
         """Whether this layer has a long-term memory."""
         return self.memory is not None and (self.memory.layers is None or layer in self.memory.layers)
@@ -97,6 +138,10 @@ class ModelConfig:
     def stm_of(self, layer: int) -> int:
         """Length of this layer's short-term memory in tokens."""
         return self.stm_length if self.stm_layers is None or layer in self.stm_layers else 0
+
+    def compressed_of(self, layer: int) -> int:
+        """Compressed memories that this layer keeps."""
+        return self.compressed.length if self.compressed is not None and self.stm_of(layer) else 0
 
     def memory_heads(self) -> int:
         """Heads of the stored signal: one for each key/value head, or one for each slice of the hidden state."""
@@ -111,6 +156,8 @@ class ModelConfig:
         out = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.memory is not None:
             out["memory"] = {f.name: getattr(self.memory, f.name) for f in fields(self.memory)}
+        if self.compressed is not None:
+            out["compressed"] = {f.name: getattr(self.compressed, f.name) for f in fields(self.compressed)}
         return {k: _plain(v) for k, v in out.items()}
 
     @classmethod
@@ -120,7 +167,10 @@ class ModelConfig:
         memory = values.pop("memory", None)
         if memory is not None:
             memory = MemoryConfig(**{k: _tuples(v) for k, v in memory.items()})
-        return cls(**{k: _tuples(v) for k, v in values.items()}, memory=memory)
+        compressed = values.pop("compressed", None)
+        if compressed is not None:
+            compressed = CompressedConfig(**compressed)
+        return cls(**{k: _tuples(v) for k, v in values.items()}, memory=memory, compressed=compressed)
 
 
 def _plain(value: Any) -> Any:

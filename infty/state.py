@@ -16,21 +16,28 @@ from infty.memory.state import MemoryState
 class LayerState:
     """One layer's memories. The lane is dimension 0 of every tensor; heads (dimension 1) are this rank's."""
 
-    memory: MemoryState | None
+    memory: MemoryState | None = None
     """The long-term memory."""
-    pending: Tensor | None
-    """[b, h, D*L, c]: the D segments that are in the short-term memory and not written yet (signal: hidden)."""
-    stm_key: Tensor | None
+    pending: Tensor | None = None
+    """[b, h, D*L, c]: the D segments that are in the short-term memory and not written yet (signal: hidden), or not
+    compressed yet."""
+    stm_key: Tensor | None = None
     """[b, K, stm, d]: keys of the last stm tokens, unrotated. With signal: heads also what is pending."""
-    stm_value: Tensor | None
+    stm_value: Tensor | None = None
     """[b, K, stm, d]."""
+    compressed: Tensor | None = None
+    """[b, h, n, c]: the compressed memories, newest last (compressive transformer)."""
 
     def map(self, f: Callable[[Tensor], Tensor]) -> LayerState:
         def g(x: Tensor | None) -> Tensor | None:
             return None if x is None else f(x)
 
         memory = None if self.memory is None else self.memory.map(f)
-        return LayerState(memory, g(self.pending), g(self.stm_key), g(self.stm_value))
+        return LayerState(memory, *(g(getattr(self, name)) for name in PLAIN))
+
+
+PLAIN = ("pending", "stm_key", "stm_value", "compressed")
+"""The fields of a `LayerState` that are single tensors."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class LaneState:
         """Every tensor by name, for checkpoints: `segments`, `layers.3.memory.coefficients`, ..."""
         out = {"segments": self.segments}
         for i, layer in enumerate(self.layers):
-            parts = {"pending": layer.pending, "stm_key": layer.stm_key, "stm_value": layer.stm_value}
+            parts = {name: getattr(layer, name) for name in PLAIN}
             if layer.memory is not None:
                 parts |= {f"memory.{k}": v for k, v in vars(layer.memory).items()}
             out |= {f"layers.{i}.{k}": v for k, v in parts.items() if v is not None}
@@ -71,7 +78,7 @@ class LaneState:
             memory = None
             if layer.memory is not None:
                 memory = MemoryState(**{k: tensors[f"{prefix}memory.{k}"] for k in vars(layer.memory)})
-            rest = {k: tensors.get(prefix + k) for k in ("pending", "stm_key", "stm_value")}
+            rest = {k: tensors.get(prefix + k) for k in PLAIN}
             layers.append(LayerState(memory, **rest))
         return cls(tensors["segments"], tuple(layers))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal
 from infty.layers.positions import rotary_angles, rotate
+from infty.layers.relative import RelativePositions
 from infty.parallel import groups, randomness
 
 
@@ -28,6 +30,7 @@ class LocalAttention(nn.Module):
         self.head_size, self.group = config.head_size, config.heads // config.kv_heads
         self.kv_heads = config.kv_heads // groups.tensor_size()
         self.rotary = config.rope_theta if config.positions == "rotary" else None
+        self.relative = RelativePositions(config, layer) if config.positions == "relative" else None
         self.dropout = config.dropout
         # For each key/value head: its group of queries, its key, its value. So any slice by heads is whole.
         width = config.kv_heads * (self.group + 2) * self.head_size
@@ -37,13 +40,17 @@ class LocalAttention(nn.Module):
             config.heads * self.head_size, config.hidden_size,
             normal(f"{layer}.attention.out", config.init_std / math.sqrt(2 * config.layers)), bias=config.bias)
 
-    def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """h [T, b, e] -> queries [b, K, G, T, d], keys and values [b, K, T, d] of this rank's heads."""
+    def project(self, h: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """h [T, b, e] -> queries [b, K, G, T, d], keys and values [b, K, T, d] of this rank's heads.
+
+        `frozen`: without gradients for the weights.
+        """
         T, b, _ = h.shape
-        qkv = self.qkv(h).view(T, b, self.kv_heads, self.group + 2, self.head_size).permute(1, 2, 3, 0, 4)
+        qkv = self.qkv(h, frozen).view(T, b, self.kv_heads, self.group + 2, self.head_size).permute(1, 2, 3, 0, 4)
         return qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
 
-    def forward(self, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor,
+                compressed: Compressed | None = None) -> Tensor:
         """Attend. `keys` and `values` [b, K, stm+T, d] begin with the short-term memory; `seen` int64 [b, S] is the
         number of segments of its document before each segment. Returns [T, b, H/tp * d]."""
         b, K, G, T, d = q.shape
@@ -52,25 +59,55 @@ class LocalAttention(nn.Module):
             cos, sin = rotary_angles(self.stm + T, d, self.rotary, q.device)
             q, keys = rotate(q, cos[self.stm:], sin[self.stm:]), rotate(keys, cos, sin)
         q = q.reshape(b, K * G, S, L, d).transpose(1, 2).flatten(0, 1)  # [b*S, H, L, d]
-        keys, values = (self._by_segment(x) for x in (keys, values))
+        keys, values = (by_segment(x, self.stm + L, L, S) for x in (keys, values))
+        mask = self._mask(seen)
+        if compressed is not None:
+            keys, values, mask = compressed.before(keys, values, mask)
+        if self.relative is not None:
+            q, bias = self.relative(q, keys.shape[2] - L)
+            mask = bias.masked_fill(~mask, float("-inf"))
         dropout = self.dropout if self.training else 0.0
         with randomness.sharded():
             z = F.scaled_dot_product_attention(
-                q, keys, values, attn_mask=self._mask(seen), is_causal=self.stm == 0, dropout_p=dropout,
-                enable_gqa=G > 1)
+                q, keys, values, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, enable_gqa=G > 1)
         return z.view(b, S, K * G, L, d).permute(1, 3, 0, 2, 4).reshape(T, b, K * G * d)
-
-    def _by_segment(self, x: Tensor) -> Tensor:
-        """[b, K, stm+T, d] -> [b*S, K, stm+L, d]: what each segment may see, overlapping."""
-        L = self.segment_length
-        return x.unfold(2, self.stm + L, L).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
     def _mask(self, seen: Tensor) -> Tensor | None:
         """True where a token may look, [b*S, 1, L, stm+L]; None where plain causality says it all."""
-        if self.stm == 0:
+        if self.stm == 0 and self.relative is None:
             return None
         L, stm = self.segment_length, self.stm
         key = torch.arange(stm + L, device=seen.device)
         causal = key <= torch.arange(L, device=seen.device)[:, None] + stm
         same_document = key >= stm - (seen.flatten() * L).clamp(max=stm)[:, None]
         return (causal & same_document[:, None]).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Compressed memories to attend to, before the short-term memory; each counts as one position."""
+
+    keys: Tensor
+    """[b, K, n + S*each, d], oldest first: segment s may see n of them, from s*each."""
+    values: Tensor
+    visible: Tensor
+    """int64 [b, S]: how many of these n, the newest, are of the segment's document."""
+    length: int
+    """n"""
+    each: int
+    """Memories that a segment is compressed to."""
+
+    def before(self, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The keys and values [b*S, K, k, d] of all segments and their mask [b*S, 1, L, k], with the memories in
+        front."""
+        S = self.visible.shape[1]
+        k, v = (by_segment(x, self.length, self.each, S) for x in (self.keys, self.values))
+        slot = torch.arange(self.length, device=mask.device)
+        allowed = slot >= self.length - self.visible.flatten()[:, None]
+        allowed = allowed[:, None, None].expand(-1, -1, mask.shape[2], -1)
+        return torch.cat([k, keys], 2), torch.cat([v, values], 2), torch.cat([allowed, mask], 3)
+
+
+def by_segment(x: Tensor, length: int, step: int, segments: int) -> Tensor:
+    """[b, K, n, d] -> [b*S, K, length, d]: what each segment may see, overlapping."""
+    return x.unfold(2, length, step)[:, :, :segments].permute(0, 2, 1, 4, 3).flatten(0, 1)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infty.config import ModelConfig
-from infty.layers.attention import LocalAttention
+from infty.layers.attention import Compressed, LocalAttention
+from infty.layers.compressive import CompressedMemory
 from infty.layers.memory import LongTermMemory
 from infty.layers.mlp import MLP
 from infty.parallel.region import Region, mark_stream
@@ -43,33 +44,48 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config)
         self.attention = LocalAttention(config, layer)
         self.memory = LongTermMemory(config, layer) if config.has_memory(layer) else None
+        self.compressed = CompressedMemory(config, layer) if config.compressed_of(layer) else None
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config, layer)
 
     def forward(self, x: Tensor, state: LayerState, how: Pass) -> tuple[Tensor, Tensor | None, tuple]:
-        """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, divergence [b, T], (state, figures)).
+        """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, penalty, (state, figures)).
 
-        The state carries no gradient out of the window.
+        The penalty, float32 [b, T] or None, is what the memories add to every token's loss. The state carries no
+        gradient out of the window.
         """
         h = self.region.enter(self.attention_norm(x))
         q, keys, values = self.attention.project(h)
         if state.stm_key is not None:
             keys, values = (torch.cat([old.to(new.dtype), new], 2) for old, new in
                             ((state.stm_key, keys), (state.stm_value, values)))
-        partial = self.attention.out(self.attention(q, keys, values, how.seen))
-        divergence, figures, pending, memory = None, None, None, None
+        compressed, penalty, figures, new = None, None, None, {}
+        if self.compressed is not None:
+            compressed, penalty, new = self._compress(h, q, keys, values, state, how)
+        partial = self.attention.out(self.attention(q, keys, values, how.seen, compressed))
         if self.memory is not None:
             stream = self._stream(h, x, keys, values, state)
-            context, divergence, figures, memory = self.memory(
+            context, penalty, figures, new["memory"] = self.memory(
                 q, stream, how.seen, state.memory, enabled=how.memory_enabled, statistics=how.statistics)
             partial = partial + self.memory.out(context.to(partial.dtype))
-            pending = self._tail(stream) if state.pending is not None else None
+            new["pending"] = self._tail(stream) if state.pending is not None else None
         x = self._add(x, partial, self.attention.out.bias)
         h = self.region.enter(self.mlp_norm(x))
         x = self._add(x, self.mlp(h), self.mlp.out.bias)
-        stm = (self._tail(keys), self._tail(values)) if self.stm else (None, None)
-        new_state = LayerState(memory, pending, *stm).map(Tensor.detach)
-        return x, divergence, (new_state, figures)
+        if self.stm:
+            new |= {"stm_key": self._tail(keys), "stm_value": self._tail(values)}
+        return x, penalty, (LayerState(**new).map(Tensor.detach), figures)
+
+    def _compress(self, h: Tensor, q: Tensor, keys: Tensor, values: Tensor, state: LayerState,
+                  how: Pass) -> tuple[Compressed, Tensor, dict[str, Tensor]]:
+        """The compressed memories to attend to, their penalty, and what the state keeps."""
+        memory = self.compressed
+        content = memory.content(h)
+        stream = torch.cat([state.pending.to(content.dtype), content], 2)
+        (key, value), penalty, kept = memory(self.attention, q, keys, values, stream, how.seen, state.compressed)
+        visible = memory.visible(how.seen) * how.memory_enabled
+        compressed = Compressed(key, value, visible, kept.shape[2], memory.each)
+        return compressed, penalty, {"pending": self._tail(stream), "compressed": kept}
 
     def _stream(self, h: Tensor, x: Tensor, keys: Tensor, values: Tensor, state: LayerState) -> Tensor:
         """What the memory will write, in order: [b, heads, (D+S)*L, c]."""

@@ -59,7 +59,10 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         super().__init__(inputs, outputs, config=_settings(), init_method=init, bias=bias, gather_output=False,
                          disable_grad_reduce=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """`frozen`: without gradients for the weights."""
+        if frozen:
+            return F.linear(x, self.weight.detach(), None if self.bias is None else self.bias.detach())
         return super().forward(x)[0]
 
 

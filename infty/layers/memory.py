@@ -114,8 +114,8 @@ class LongTermMemory(nn.Module):
         """Read and write all segments of a window.
 
         Returns, as a plain tuple (ZeRO-3 finds the tensors that need a backward hook in tuples and dicts only): what
-        each token's heads read [T, b, H/tp * d]; the divergence of the read densities from their prior, mean over all
-        heads, float32 [b, T], or None if unused; scalars for monitoring, or None unless asked for; the new state.
+        each token's heads read [T, b, H/tp * d]; the weighted divergence of the read densities from their prior, mean
+        over all heads, float32 [b, T], or None if unused; scalars for monitoring, or None unless asked for; the new state.
 
         q [b, K/tp, G, T, d]; stream [b, h, (D+S)*L, c] begins with the D segments that are not yet written; seen
         int64 [b, S] is the number of segments of its document before each segment. `enabled=False` reads an empty
@@ -223,7 +223,7 @@ class LongTermMemory(nn.Module):
             return None
         variance = place[1].unflatten(-1, (self.group, -1))  # [b, S, K, G, L]
         total = density.kl(place[0].view_as(variance), variance, self.memory.kl_sigma).sum((2, 3)).flatten(1)
-        return collectives.reduce(total) / self.config.heads
+        return self.memory.kl_weight * collectives.reduce(total) / self.config.heads
 
     @torch.no_grad()
     def _statistics(self, place: tuple[Tensor, Tensor], state: MemoryState) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
@@ -16,7 +16,7 @@ from infty.layers.block import Block, Pass, make_norm
 from infty.layers.linear import ColumnParallelLinear, PositionEmbedding, VocabParallelEmbedding, normal
 from infty.parallel import groups, randomness
 from infty.parallel.region import Region
-from infty.state import LaneState, LayerState
+from infty.state import PLAIN, LaneState, LayerState
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,17 @@ class InftyLM(nn.Module):
         dtype = next(self.parameters()).dtype
         heads, channels = config.memory_heads() // groups.tensor_size(), config.memory_channels()
         stm, kv = config.stm_of(layer), config.kv_heads // groups.tensor_size()
-        memory = pending = key = value = None
+        memory = pending = key = value = compressed = None
         if block.memory is not None:
             memory = block.memory.core.empty(lanes, heads, channels, device=device)
             if stm and config.memory.signal == "hidden":
                 pending = torch.zeros(lanes, heads, stm, channels, dtype=dtype, device=device)
+        if block.compressed is not None:
+            pending, compressed = (torch.zeros(lanes, heads, n, channels, dtype=dtype, device=device) for n in
+                                   (stm, config.compressed_of(layer)))
         if stm:
             key, value = (torch.zeros(lanes, kv, stm, config.head_size, dtype=dtype, device=device) for _ in "kv")
-        return LayerState(memory, pending, key, value)
+        return LayerState(memory, pending, key, value, compressed)
 
     def forward(self, tokens: Tensor, reset: Tensor, state: LaneState, labels: Tensor | None = None,
                 weights: Tensor | None = None, *, memory_enabled: bool = True,
@@ -104,11 +107,11 @@ class InftyLM(nn.Module):
         how = Pass(segments_seen(state.segments, reset), memory_enabled, statistics)
         state = _cleared(state, how.seen[:, 0] == 0)
         x = self._embed(tokens, how.seen)
-        layers, divergences, figures = [], [], []
+        layers, penalties, figures = [], [], []
         for block, layer_state in zip(self.blocks, state.layers):
-            x, divergence, (layer_state, figure) = self._run(block, x, layer_state, how)
+            x, penalty, (layer_state, figure) = self._run(block, x, layer_state, how)
             layers.append(layer_state)
-            divergences += [] if divergence is None else [divergence]
+            penalties += [] if penalty is None else [penalty]
             figures += [] if figure is None else [figure]
         new_state = LaneState(how.seen[:, -1] + 1, tuple(layers))
         stacked = {k: torch.stack([f[k] for f in figures]) for k in figures[0]} if figures else None
@@ -119,8 +122,8 @@ class InftyLM(nn.Module):
         nll = self._token_losses(h, labels)
         weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
         loss = nll_sum = (nll * weights).sum()
-        if divergences:
-            loss = loss + self.config.memory.kl_weight * (sum(divergences) * weights).sum()
+        if penalties:
+            loss = loss + (sum(penalties) * weights).sum()
         token_nll = nll.detach().view(b, S, L)
         return loss, Output(new_state, nll_sum.detach(), token_nll, stacked)
 
@@ -168,8 +171,7 @@ def _cleared(state: LaneState, fresh: Tensor) -> LaneState:
     def clear(x: Tensor) -> Tensor:
         return torch.where(fresh.view(-1, *[1] * (x.dim() - 1)), torch.zeros_like(x), x)
 
-    layers = (LayerState(l.memory, *(None if x is None else clear(x) for x in (l.pending, l.stm_key, l.stm_value)))
-              for l in state.layers)
+    layers = (replace(l, **{k: clear(x) for k in PLAIN if (x := getattr(l, k)) is not None}) for l in state.layers)
     return LaneState(state.segments, tuple(layers))
 
 

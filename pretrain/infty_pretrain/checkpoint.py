@@ -283,7 +283,8 @@ def load(engine: Engine, folder: Path, kept_lanes: list[int]) -> Reader:
 
 
 # May differ between a checkpoint and the run that goes on from it: what they change is not what the weights mean.
-_FREE = ("dropout", "init_std", "memory.backprop", "memory.kl_weight", "memory.kl_sigma", "memory.precision")
+_FREE = ("dropout", "init_std", "memory.backprop", "memory.kl_weight", "memory.kl_sigma", "memory.precision",
+         "compressed.reconstruction_weight", "compressed.backprop")
 
 
 def _check_model(engine: Engine, reader: Reader) -> None:

@@ -60,7 +60,7 @@ class Evaluator:
 
     def run(self, lanes: int, windows: int | None = None) -> dict[str, dict[str, float]]:
         """Figures by mode: memory "on" and "off" (only "off" for a model without)."""
-        modes = ("on", "off") if self.config.model.memory is not None else ("off",)
+        modes = ("on", "off") if self.config.model.remembers else ("off",)
         figures = {}
         with Progress(disable=self.rank != 0, transient=True) as progress:
             for mode in modes:

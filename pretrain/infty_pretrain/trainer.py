@@ -121,7 +121,7 @@ class Trainer:
         self.monitor.evaluation(self.step, figures)
 
     def _modes(self) -> tuple[str, ...]:
-        return ("on", "off") if self.config.model.memory is not None else ("off",)
+        return ("on", "off") if self.config.model.remembers else ("off",)
 
     def _save(self) -> None:
         if self.last_saved == self.step:

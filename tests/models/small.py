@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from infty.config import ModelConfig
+from infty.config import CompressedConfig, ModelConfig
 from infty.memory.config import MemoryConfig
 
 LLAMA = ModelConfig(
@@ -28,4 +28,10 @@ VARIANTS = {
     "gibbs-hidden": replace(GPT2, memory=replace(HIDDEN, density="gibbs", kl_weight=0.0)),
     "some layers": replace(LLAMA, stm_layers=(1,), memory=replace(LLAMA.memory, layers=(0,), kl_weight=0.0)),
     "no memory": replace(LLAMA, memory=None),
+    "relative": replace(LLAMA, positions="relative"),
+    "transformer-xl": replace(GPT2, positions="relative", stm_length=16, memory=None),
+    "compressive": replace(LLAMA, positions="relative", memory=None, compressed=CompressedConfig(length=6, ratio=4)),
+    "compressive as published": replace(
+        GPT2, positions="relative", stm_length=16, memory=None,
+        compressed=CompressedConfig(length=8, ratio=2, backprop=False, reconstruction_weight=0.5)),
 }

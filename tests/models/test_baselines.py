@@ -1,0 +1,186 @@
+"""Transformer-XL's positions and the compressed memory against float64 references written from the papers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from small import VARIANTS
+from test_lm import build, logits
+from torch import Tensor
+
+from infty.config import CompressedConfig, ModelConfig
+from infty.errors import UserError
+from infty.layers.attention import Compressed
+from infty_tools.layout_training import window
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+
+def sinusoid(distance: int, size: int) -> Tensor:
+    angles = [distance / 10_000 ** (2 * i / size) for i in range(size // 2)]
+    return torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=torch.float64)
+
+
+def attend(q: Tensor, keys: list[Tensor], values: list[Tensor], distances: list[int], W_R: Tensor, u: Tensor,
+           v: Tensor) -> Tensor:
+    """One query of one head: softmax over terms a to d of Transformer-XL, section 3.3."""
+    scores = []
+    for k, distance in zip(keys, distances):
+        r = W_R @ sinusoid(distance, W_R.shape[1])
+        scores.append((q @ k + q @ r + u @ k + v @ r) / math.sqrt(len(q)))
+    share = torch.stack(scores).softmax(0)
+    return sum(p * value for p, value in zip(share, values))
+
+
+def random_inputs(config: ModelConfig, segments: int) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    T, K, d = segments * config.segment_length, config.kv_heads, config.head_size
+    q = torch.randn(1, K, config.heads // K, T, d, generator=g)
+    keys, values = (torch.randn(1, K, config.stm_length + T, d, generator=g) for _ in "kv")
+    return q, keys, values
+
+
+@pytest.mark.parametrize("name, read_before", [("transformer-xl", 0), ("transformer-xl", 1), ("relative", 5)])
+def test_relative_attention_is_that_of_transformer_xl(name, read_before):
+    config = VARIANTS[name]
+    attention = build(config).blocks[1].attention
+    q, keys, values = random_inputs(config, segments=3)
+    seen = torch.arange(read_before, read_before + 3)[None]
+    got = attention(q, keys, values, seen).double().view(-1, config.heads, config.head_size)
+    relative, L, stm = attention.relative, config.segment_length, config.stm_length
+    W_R = relative.project.weight.double().view(config.heads, config.head_size, -1)
+    u, v = relative.bias_content.double(), relative.bias_position.double()
+    group = config.heads // config.kv_heads
+    for t in (0, 5, L, 2 * L - 1, 3 * L - 1):
+        segment = t // L
+        first = max(stm + segment * L - min(stm, (read_before + segment) * L), 0)
+        sees = range(first, stm + t + 1)
+        for h in (0, config.heads - 1):
+            k, x = (y[0, h // group].double() for y in (keys, values))
+            expected = attend(q[0, h // group, h % group, t].double(), [k[j] for j in sees], [x[j] for j in sees],
+                              [stm + t - j for j in sees], W_R[h], u[h], v[h])
+            torch.testing.assert_close(got[t, h], expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, read_before", [("compressive", 0), ("compressive", 7), ("compressive as published", 1)])
+def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_before):
+    """Memories, what is read of them, and the attention-reconstruction loss, from hidden states of a window."""
+    config = VARIANTS[name]
+    block = build(config).blocks[1]
+    L, stm, n, c, e = (config.segment_length, config.stm_length, config.compressed.length, config.compressed.ratio,
+                       config.hidden_size)
+    g = torch.Generator().manual_seed(4)
+    S, H, d, K = 3, config.heads, config.head_size, config.kv_heads
+    hidden = torch.randn(stm + S * L, 1, e, generator=g)
+    old = torch.randn(1, H, n, e // H, generator=g)
+    seen = torch.arange(read_before, read_before + S)[None]
+    q, keys, values = block.attention.project(hidden)
+    q = q[:, :, :, stm:]
+    stream = block.compressed.content(hidden)
+    (ck, cv), loss, kept = block.compressed(block.attention, q, keys, values, stream, seen, old)
+
+    # The memories: a 1-d convolution over tokens with kernel and stride c, as torch's own.
+    weight = block.compressed.convolution.weight.double().view(e, c, e).permute(0, 2, 1)
+    bias = block.compressed.convolution.bias.double()
+    new = torch.nn.functional.conv1d(hidden[:S * L, 0].double().t()[None], weight, bias, stride=c)[0].t()
+    memories = torch.cat([old[0].double().transpose(0, 1).flatten(1), new])  # [n + S*L/c, e]
+    valid = min(max(read_before + S - stm // L, 0) * L // c, n)
+    expected = memories[-n:].clone()
+    expected[:n - valid] = 0
+    torch.testing.assert_close(kept[0].double().transpose(0, 1).flatten(1), expected, rtol=1e-5, atol=1e-5)
+
+    # What segment 2's tokens read: [its compressed memories | short-term memory | segment].
+    compressed = Compressed(ck, cv, block.compressed.visible(seen), n, L // c)
+    got = block.attention(q, keys, values, seen, compressed).double().view(-1, H, d)
+    relative, group = block.attention.relative, H // K
+    W_R = relative.project.weight.double().view(H, d, -1)
+    u, v = relative.bias_content.double(), relative.bias_position.double()
+    qkv = block.attention.qkv.weight.double().view(K, group + 2, d, e)
+    shift = block.attention.qkv.bias.double().view(K, group + 2, d) if config.bias else torch.zeros(K, group + 2, d)
+
+    def head(x: Tensor, kv: int, which: int) -> Tensor:
+        return x @ qkv[kv, which].t() + shift[kv, which]
+
+    whole = hidden[:, 0].double()
+    for segment in range(S):
+        count = min(max(read_before + segment - stm // L, 0) * L // c, n)
+        mine = memories[segment * L // c:segment * L // c + n][n - count:]
+        local = whole[max(segment * L, segment * L + stm - (read_before + segment) * L):segment * L + stm + L]
+        for i, h in ((0, 0), (L - 1, H - 1)):
+            kv = h // group
+            tokens = torch.cat([mine, local])[:len(mine) + len(local) - L + i + 1]
+            distances = [len(tokens) - 1 - j for j in range(len(tokens))]
+            expected = attend(head(whole[stm + segment * L + i], kv, h % group), list(head(tokens, kv, group)),
+                              list(head(tokens, kv, group + 1)), distances, W_R[h], u[h], v[h])
+            torch.testing.assert_close(got[segment * L + i, h], expected, rtol=1e-4, atol=1e-5)
+
+    # The reconstruction loss of segment 1's last token: plain attention, without positions or biases.
+    errors = []
+    for h in range(H):
+        kv, query = h // group, head(whole[stm + 2 * L - 1], h // group, h % group)
+        leaving, small = whole[L:2 * L], new[L // c:2 * L // c]
+        reads = [(head(x, kv, group) @ query / math.sqrt(d)).softmax(0) @ head(x, kv, group + 1)
+                 for x in (leaving, small)]
+        errors.append((reads[0] - reads[1]).square().mean())
+    leaves = read_before + 1 >= stm // L
+    expected = config.compressed.reconstruction_weight * torch.stack(errors).mean() if leaves else 0.0
+    assert loss[0, 2 * L - 1].item() == pytest.approx(float(torch.as_tensor(expected)), rel=1e-4, abs=1e-9)
+
+
+def test_the_reconstruction_loss_trains_the_compression_alone():
+    """Section 3.2: its gradient stops before everything that the compression is made from or compared with."""
+    model, batch = build(VARIANTS["compressive"]), window(VARIANTS["compressive"], lanes=2, segments=4, resets=0.0)
+    weighted = build(replace(VARIANTS["compressive"], compressed=replace(
+        VARIANTS["compressive"].compressed, reconstruction_weight=50.0)))
+    gradients = []
+    for m in (model, weighted):
+        logits(m, batch, labels=batch["labels"])[0].backward()
+        gradients.append({n: p.grad for n, p in m.named_parameters()})
+    for name, gradient in gradients[0].items():
+        same = torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
+        assert same != (".convolution." in name), name
+
+
+@pytest.mark.parametrize("backprop", [True, False])
+def test_the_main_loss_reaches_the_compression_only_with_backprop(backprop):
+    config = replace(VARIANTS["compressive"], compressed=CompressedConfig(
+        length=6, ratio=4, backprop=backprop, reconstruction_weight=1e-12))
+    model, batch = build(config), window(config, lanes=2, segments=4, resets=0.0)
+    logits(model, batch, labels=batch["labels"])[0].backward()
+    size = max(p.grad.abs().max().item() for n, p in model.named_parameters() if ".convolution." in n)
+    assert (size > 1e-3) == backprop
+
+
+def test_compressed_memories_reach_beyond_the_local_attention():
+    config = replace(VARIANTS["compressive"], layers=1)
+    model, batch = build(config), window(config, lanes=1, segments=5, resets=0.0)
+    changed = dict(batch, tokens=batch["tokens"].clone())
+    changed["tokens"][0, 1, 0] = (changed["tokens"][0, 1, 0] + 1) % config.vocab_size
+    with torch.no_grad():
+        read = [logits(model, x)[0][0] for x in (batch, changed)]
+        without = [logits(model, x, memory_enabled=False)[0][0] for x in (batch, changed)]
+    assert not torch.equal(read[0][4], read[1][4])  # segment 1 leaves the STM after 2; of 6 memories it has 2
+    assert torch.equal(without[0][3:], without[1][3:])
+
+
+@pytest.mark.parametrize("change, key", [
+    ({"positions": "rotary"}, "model.compressed: needs positions"), ({"stm_length": 0}, "stm_length > 0"),
+    ({"compressed": CompressedConfig(length=6, ratio=3)}, "model.compressed.ratio: 3 does not divide"),
+    ({"compressed": CompressedConfig(length=7, ratio=4)}, "model.compressed.length: 7 is not a multiple of 2"),
+    ({"memory": VARIANTS["llama"].memory}, "another long memory"),
+])
+def test_a_compressed_memory_that_cannot_work_names_the_key(change, key):
+    with pytest.raises(UserError, match=key):
+        replace(VARIANTS["compressive"], **change)
+
+
+@pytest.mark.parametrize("values, key", [
+    ({"ratio": 0}, "ratio"), ({"reconstruction_weight": -1.0}, "reconstruction_weight"),
+    ({"reconstruction_weight": 0.0, "backprop": False}, "nothing trains the compression")])
+def test_compression_values_that_cannot_work_name_the_key(values, key):
+    with pytest.raises(UserError, match=key):
+        CompressedConfig(**values)
