@@ -100,7 +100,8 @@ class ModelConfig:
         _require(self.stm_length >= 0 and self.stm_length % self.segment_length == 0, "stm_length",
                  f"{self.stm_length} is not a multiple of segment_length {self.segment_length} (0 means none)")
         _require(0 <= self.dropout < 1, "dropout", f"{self.dropout} must lie in [0, 1)")
-        for name, chosen in (("stm_layers", self.stm_layers), ("memory.layers", self.memory and self.memory.layers)):
+        for name, chosen in (("stm_layers", self.stm_layers), ("memory.layers", self.memory and self.memory.layers),
+                             ("memory.overrides", self.memory and self.memory.overrides)):
             wrong = [i for i in chosen or () if not 0 <= i < self.layers]
             _require(not wrong, name, f"{wrong} are not layers of a model with layers 0 to {self.layers - 1}")
         if self.compressed is not None:
@@ -110,7 +111,7 @@ class ModelConfig:
         L, ratio = self.segment_length, compressed.ratio
         _require(self.memory is None, "compressed", "is another long memory: needs memory: null")
         _require(self.positions == "relative", "compressed", f"needs positions: relative, not {self.positions}")
-        _require(self.stm_length > 0, "compressed", "is made of what leaves the short-term memory: needs stm_length > 0")
+        _require(self.stm_length > 0, "compressed", "is made of what leaves the STM: needs stm_length > 0")
         _require(L % ratio == 0, "compressed.ratio", f"{ratio} does not divide segment_length {L}")
         _require(compressed.length % (L // ratio) == 0, "compressed.length",
                  f"{compressed.length} is not a multiple of {L // ratio}, what a segment is compressed to")
@@ -134,6 +135,10 @@ class ModelConfig:
     def has_memory(self, layer: int) -> bool:
         """Whether this layer has a long-term memory."""
         return self.memory is not None and (self.memory.layers is None or layer in self.memory.layers)
+
+    def memory_of(self, layer: int) -> MemoryConfig | None:
+        """This layer's long-term memory, with what is different in this layer; None: it has none."""
+        return self.memory.of(layer) if self.has_memory(layer) else None
 
     def stm_of(self, layer: int) -> int:
         """Length of this layer's short-term memory in tokens."""

@@ -79,6 +79,10 @@ class InftyConfig(PretrainedConfig):
             return None
         return MemoryConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.memory.items()})
 
+    def memory_of(self, layer: int) -> MemoryConfig | None:
+        """This layer's long-term memory, with what is different in this layer; None: it has none."""
+        return self.memory_config.of(layer) if self.has_memory(layer) else None
+
     def has_memory(self, layer: int) -> bool:
         """Whether this layer has a long-term memory."""
         return self.memory is not None and (self.memory.get("layers") is None or layer in self.memory["layers"])

@@ -106,9 +106,9 @@ class InftyAttention(nn.Module):
 class InftyDensityMaps(nn.Module):
     """From a memory's keys to each head's two pooled keys, for the mean and the variance of its read densities."""
 
-    def __init__(self, config: InftyConfig) -> None:
+    def __init__(self, config: InftyConfig, layer: int) -> None:
         super().__init__()
-        memory = config.memory_config
+        memory = config.memory_of(layer)
         self.heads, self.shared = config.num_attention_heads, memory.maps == "shared"
         rows = 1 if self.shared else self.heads
         self.scale = 1.0 if self.shared else math.sqrt(memory.basis)
@@ -131,13 +131,13 @@ class InftyLongTermMemory(nn.Module):
 
     def __init__(self, config: InftyConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.memory, self.layer = config, config.memory_config, layer
+        self.config, self.memory, self.layer = config, config.memory_of(layer), layer
         self.delay = config.stm_of(layer) // config.segment_length
         self.kv_heads, self.group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
         self.hidden = self.memory.signal == "hidden"
         self.signal_heads = config.num_attention_heads if self.hidden else self.kv_heads
         self.channels = config.head_dim * (1 if self.hidden else 2)
-        self.maps = None if self.memory.density == "gibbs" else InftyDensityMaps(config)
+        self.maps = None if self.memory.density == "gibbs" else InftyDensityMaps(config, layer)
         e, width = config.hidden_size, self.kv_heads * config.head_dim
         if self.hidden:
             self.key, self.value = nn.Linear(e, width, bias=False), nn.Linear(e, width, bias=False)
@@ -145,6 +145,7 @@ class InftyLongTermMemory(nn.Module):
             self.gate = nn.Linear(3 * e, e)
         if self.memory.output_gate:
             self.output_gate = nn.Parameter(torch.zeros(config.num_attention_heads))
+        self.log_rate = nn.Parameter(torch.zeros(1)) if self.memory.contraction == "learned" else None
         self.out = nn.Linear(e, e, bias=False)
 
     def operators(self, device: torch.device) -> ContinuousMemory:
@@ -234,7 +235,9 @@ class InftyLongTermMemory(nn.Module):
                 seeds = None
                 if self.memory.sticky == "multinomial":
                     seeds = seed(0, torch.zeros_like(memory.written), memory.written, self.layer)
-                memory = core.write(memory, stream[:, :, :L], piece.complete & (piece.segments >= self.delay), seeds)
+                rate = None if self.log_rate is None else self.log_rate.float().exp()
+                ready = piece.complete & (piece.segments >= self.delay)
+                memory = core.write(memory, stream[:, :, :L], ready, seeds, rate)
         return replace(state.with_memory(memory), place=piece.put_away(state.place),
                        variance=piece.put_away(state.variance), content=piece.put_away(state.content))
 
@@ -341,8 +344,10 @@ class InftyPreTrainedModel(PreTrainedModel):
                 rows = len(module.bias_mu)
                 init.copy_(module.bias_mu, torch.logit((torch.arange(rows) + 0.5) / rows))
                 init.constant_(module.bias_sigma, math.log(math.expm1(INITIAL_SIGMA**2)))
-        elif isinstance(module, InftyLongTermMemory) and module.memory.output_gate:
-            init.zeros_(module.output_gate)
+        elif isinstance(module, InftyLongTermMemory):
+            for starts_at_zero in (getattr(module, "output_gate", None), module.log_rate):
+                if starts_at_zero is not None:
+                    init.zeros_(starts_at_zero)
 
 
 class InftyModel(InftyPreTrainedModel):

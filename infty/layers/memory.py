@@ -31,7 +31,7 @@ class DensityMaps(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        memory, heads = config.memory, config.heads
+        memory, heads = config.memory_of(layer), config.heads
         self.shared = memory.maps == "shared"
         rows = 1 if self.shared else heads
         # Coefficients of a signal of size 1 have size ~1/N, so a pooled key has size ~1 when weights have ~sqrt(N).
@@ -76,13 +76,13 @@ class LongTermMemory(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.memory = config, config.memory
+        self.config, self.memory = config, config.memory_of(layer)
         self.delay = config.stm_of(layer) // config.segment_length
         self.kv_heads = config.kv_heads // groups.tensor_size()
         self.signal_heads = config.memory_heads() // groups.tensor_size()
         self.group = config.heads // config.kv_heads
         self.layer = layer
-        self.core = ContinuousMemory(config.memory, config.segment_length)
+        self.core = ContinuousMemory(self.memory, config.segment_length)
         self.maps = None if self.memory.density == "gibbs" else DensityMaps(config, layer)
         e, d, init = config.hidden_size, config.head_size, config.init_std
         if self.memory.signal == "hidden":
@@ -92,6 +92,8 @@ class LongTermMemory(nn.Module):
             self.gate = ColumnParallelLinear(3 * e, e, normal(f"{layer}.memory.gate", init), bias=True)
         if self.memory.output_gate:
             self.output_gate = sharded_parameter(torch.zeros(config.heads))
+        # The logarithm of a learned contraction's rate: at zero it is the uniform one.
+        self.log_rate = nn.Parameter(torch.zeros(1)) if self.memory.contraction == "learned" else None
         self.out = RowParallelLinear(
             config.heads * d, e, normal(f"{layer}.memory.out", init / math.sqrt(2 * config.layers)))
 
@@ -115,7 +117,8 @@ class LongTermMemory(nn.Module):
 
         Returns, as a plain tuple (ZeRO-3 finds the tensors that need a backward hook in tuples and dicts only): what
         each token's heads read [T, b, H/tp * d]; the weighted divergence of the read densities from their prior, mean
-        over all heads, float32 [b, T], or None if unused; scalars for monitoring, or None unless asked for; the new state.
+        over all heads, float32 [b, T], or None if unused; scalars for monitoring, or None unless asked for; the new
+        state.
 
         q [b, K/tp, G, T, d]; stream [b, h, (D+S)*L, c] begins with the D segments that are not yet written; seen
         int64 [b, S] is the number of segments of its document before each segment. `enabled=False` reads an empty
@@ -126,6 +129,7 @@ class LongTermMemory(nn.Module):
             stream = stream.detach()
         q = q.unflatten(3, (S, L))  # [b, K, G, S, L, d]
         maps = self.maps(self.kv_heads * self.group) if self.maps is not None else None
+        rate = None if self.log_rate is None else collectives.copy(self.log_rate.float()).exp()
         places, values = [], []
         for s in range(S):
             state = self.core.reset(state, (seen[:, s] == 0) | (not enabled))
@@ -136,16 +140,18 @@ class LongTermMemory(nn.Module):
             if self.memory.sticky != "off":
                 state = self.core.with_histogram(state, self._histogram(place), state.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
-            state = self.core.write(state, stream[:, :, s * L:(s + 1) * L], ready, self._seeds(state))
+            state = self.core.write(state, stream[:, :, s * L:(s + 1) * L], ready, self._seeds(state), rate)
         place = tuple(torch.stack(x, 1) for x in zip(*places))
-        context = self._read(place, torch.stack(values, 1)) + self._nothing_from_the_gate()
+        context = self._read(place, torch.stack(values, 1)) + self._nothing()
         figures = self._statistics(place, state) if statistics else None
         return context, self._divergence(place), figures, state
 
-    def _nothing_from_the_gate(self) -> Tensor | float:
-        """Zero, but with a gradient for the gate: what a short window writes last, it does not read, and ZeRO-3 gives
-        a parameter that takes no part in a step a stale gradient."""
-        return 0.0 * (self.gate.weight.sum() + self.gate.bias.sum()) if self.memory.gate else 0.0
+    def _nothing(self) -> Tensor | float:
+        """Zero, but with gradients for what only a later read can train: what a short window writes last, it does not
+        read, and ZeRO-3 gives a parameter that takes no part in a step a stale gradient."""
+        late = [self.gate.weight, self.gate.bias] if self.memory.gate else []
+        late += [] if self.log_rate is None else [self.log_rate]
+        return sum(0.0 * p.sum() for p in late)
 
     def _seeds(self, state: MemoryState) -> Tensor | None:
         """int64 [b]: what a multinomial warp draws from, equal on every rank of a layout."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from infty.errors import UserError
+
+PER_LAYER = ("basis", "widths", "ridge", "contraction", "sticky", "samples", "bins", "explore")
+"""What may differ from layer to layer."""
+POLICIES = ("uniform", "doubling", "learned")
+WARPS = ("off", "quantile", "multinomial")
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,9 @@ class MemoryConfig:
     """What is stored: each head's own keys and values, or its slice of the hidden state (the paper)."""
     content: Literal["normed", "residual"] = "normed"
     """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
-    contraction: float | Literal["uniform", "doubling"] = "uniform"
-    """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy."""
+    contraction: float | Literal["uniform", "doubling", "learned"] = "uniform"
+    """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts as
+    `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
     sticky: Literal["off", "quantile", "multinomial"] = "quantile"
     """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper)."""
     sticky_heads: Literal["shared", "per_head"] = "shared"
@@ -59,6 +66,8 @@ class MemoryConfig:
     """Standard deviation of that prior [sigma_0]."""
     layers: tuple[int, ...] | None = None
     """Layers (from 0) that have a long-term memory; None: all."""
+    overrides: dict[int, dict[str, Any]] | None = None
+    """What is different in some layers, such as {0: {basis: 128, contraction: 0.75}}; see PER_LAYER."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot work, naming the key as it is written in a config."""
@@ -87,6 +96,36 @@ class MemoryConfig:
                  "regularises means and variances, and a gibbs density has none: must be 0")
         _require(self.sigma_floor > 0, "sigma_floor", f"{self.sigma_floor} must be > 0")
         _require(self.kl_weight >= 0 and self.kl_sigma > 0, "kl_weight", "must be >= 0, with kl_sigma > 0")
+        _require(not isinstance(self.contraction, str) or self.contraction in POLICIES, "contraction",
+                 f"'{self.contraction}' is no policy; there are {', '.join(POLICIES)}, or a number")
+        _require(self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}")
+        _require(self.contraction != "learned" or self.backprop, "contraction", "'learned' needs backprop: true")
+        self._validate_overrides()
+
+    def _validate_overrides(self) -> None:
+        if self.overrides is None:
+            return
+        # JSON knows only text as keys, and only lists.
+        values = {int(layer): {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+                  for layer, changes in self.overrides.items()}
+        object.__setattr__(self, "overrides", values)
+        for layer, changes in values.items():
+            wrong = [key for key in changes if key not in PER_LAYER]
+            _require(not wrong, f"overrides.{layer}",
+                     f"{', '.join(wrong)} cannot differ between layers; these can: {', '.join(PER_LAYER)}")
+            try:
+                self.of(layer)
+            except UserError as error:
+                raise UserError(f"model.memory.overrides.{layer}: {error}") from error
+            except TypeError as error:
+                raise UserError(f"model.memory.overrides.{layer}: a value is of the wrong kind ({error})") from error
+
+    def of(self, layer: int) -> MemoryConfig:
+        """The memory of one layer: this one, changed by the layer's overrides. Raises UserError."""
+        changes = dict((self.overrides or {}).get(layer, {}))
+        if "basis" in changes and "widths" not in changes and self.widths == (0.75 / self.basis,):
+            changes["widths"] = None  # left out: as narrow as the layer's own centres are close
+        return dataclasses.replace(self, overrides=None, **changes)
 
 
 def _require(condition: bool, key: str, problem: str) -> None:

@@ -31,8 +31,8 @@ class Policy(Protocol):
     appends: bool
     """Whether any plan appends."""
 
-    def plan(self, written: Tensor) -> Plan:
-        """The write that follows `written` segments (int64 [b])."""
+    def plan(self, written: Tensor, rate: Tensor | None = None) -> Plan:
+        """The write that follows `written` segments (int64 [b]). `rate`: see `Uniform`."""
         ...
 
 
@@ -44,18 +44,22 @@ class Constant:
     def __init__(self, keep: float) -> None:
         self.keep = keep
 
-    def plan(self, written: Tensor) -> Plan:
+    def plan(self, written: Tensor, rate: Tensor | None = None) -> Plan:
         keep = torch.full_like(written, self.keep, dtype=torch.float64)
         return Plan(keep, torch.ones_like(keep), torch.zeros_like(written, dtype=torch.bool))
 
 
 class Uniform:
-    """Every segment of the document gets the same share: after k segments the old signal keeps k/(k+1)."""
+    """Every segment of the document gets the same share: after k segments the old signal keeps k/(k+1).
+
+    With a rate r (a scalar, may be learned) it keeps k/(k+r): above 1, new tokens get more room than an even share
+    and old ones fade as k^-r; below 1, what came first keeps more.
+    """
 
     appends = False
 
-    def plan(self, written: Tensor) -> Plan:
-        keep = written.double() / (written.double() + 1)
+    def plan(self, written: Tensor, rate: Tensor | None = None) -> Plan:
+        keep = written.double() / (written.double() + (1.0 if rate is None else rate.double()))
         return Plan(keep, torch.ones_like(keep), torch.zeros_like(written, dtype=torch.bool))
 
 
@@ -67,7 +71,7 @@ class Doubling:
 
     appends = True
 
-    def plan(self, written: Tensor) -> Plan:
+    def plan(self, written: Tensor, rate: Tensor | None = None) -> Plan:
         count = written.double()
         # Room before this write: the smallest power of two that holds what is there; none when empty.
         room = torch.exp2(torch.ceil(torch.log2(count.clamp(min=1)))) * (count > 0)
@@ -77,7 +81,7 @@ class Doubling:
 
 
 def policy(contraction: float | str) -> Policy:
-    """The policy a config names: a number in (0, 1), 'uniform' or 'doubling'."""
+    """The policy a config names: a number in (0, 1), 'uniform', 'doubling' or 'learned' (uniform, at a rate)."""
     if isinstance(contraction, str):
-        return {"uniform": Uniform, "doubling": Doubling}[contraction]()
+        return {"uniform": Uniform, "doubling": Doubling, "learned": Uniform}[contraction]()
     return Constant(contraction)

@@ -9,7 +9,7 @@ from infty.errors import UserError
 from infty.memory import regression, sticky
 from infty.memory.basis import GaussianBasis, gaussian, placement
 from infty.memory.config import MemoryConfig
-from infty.memory.contraction import policy
+from infty.memory.contraction import Plan, policy
 from infty.memory.resample import old_cells, pool, sample
 from infty.memory.state import MemoryState
 
@@ -54,22 +54,26 @@ class ContinuousMemory(nn.Module):
         return MemoryState(state.coefficients, new, state.written)
 
     def write(self, state: MemoryState, x: Tensor, active: Tensor,
-              seeds: Tensor | None = None) -> MemoryState:
+              seeds: Tensor | None = None, rate: Tensor | None = None) -> MemoryState:
         """Contract the old signal and append the tokens x [b, h, l, c], in the lanes of `active` (bool [b]).
 
         l may be shorter than a segment. Gradients reach x, and the old coefficients if `backprop`. `seeds`
-        (int64 [b], see `sticky.seed`) are for the multinomial warp only. Returns the new state; inactive
-        lanes are unchanged to the bit.
+        (int64 [b], see `sticky.seed`) are for the multinomial warp only, `rate` (a scalar > 0) for a learned
+        contraction. Returns the new state; inactive lanes are unchanged to the bit.
         """
         if x.ndim != 4 or x.shape[2] == 0:
             raise UserError(f"memory write: expected [lanes, heads, tokens, channels], got {tuple(x.shape)}")
         with torch.autocast(x.device.type, enabled=False):
-            return self._write(state, x, active, seeds)
+            return self._write(state, x, active, seeds, rate)
 
-    def _write(self, state: MemoryState, x: Tensor, active: Tensor, seeds: Tensor | None) -> MemoryState:
+    def _write(self, state: MemoryState, x: Tensor, active: Tensor, seeds: Tensor | None,
+               rate: Tensor | None) -> MemoryState:
         before = state.coefficients if self.config.backprop else state.coefficients.detach()
         x, old = x.to(self.dtype), before.to(self.dtype)
-        new = (self._write_paper if self.paper else self._write_grid)(state, old, x, seeds)
+        if self.paper:
+            new = self._write_paper(state, old, x, seeds)
+        else:
+            new = self._write_grid(state, old, x, seeds, self.policy.plan(state.written, rate))
         new = torch.where(active[:, None, None, None], new.float(), before)
         return MemoryState(new, state.histogram, state.written + active)
 
@@ -86,16 +90,15 @@ class ContinuousMemory(nn.Module):
         first = torch.matmul(operators["first"].T, x)
         return torch.where((state.written == 0)[:, None, None, None], first, later)
 
-    def _write_grid(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None) -> Tensor:
+    def _write_grid(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None, plan: Plan) -> Tensor:
         """Any share: both signals are put on a fixed grid of cells, and one operator fits the grid."""
-        plan = self.policy.plan(state.written)
         weight, u = old_cells(plan.keep, self.samples)
         weight = torch.where(plan.append[:, None], 0.0, weight)  # what stays as it is is not sampled
-        kept = sample(self.basis, self._warp(state, u[:, None], seeds), weight, old)
+        kept = sample(self.basis, self._warp(state, u[:, None], seeds, plan), weight, old)
         new = torch.matmul(self.grid.T, kept + pool(plan.keep, plan.end, x, self.samples))
         return torch.where(plan.append[:, None, None, None], new + old, new) if self.policy.appends else new
 
-    def room(self, state: MemoryState) -> Tensor:
+    def room(self, state: MemoryState, plan: Plan | None = None) -> Tensor:
         """How much room each part of the old signal gets at the next write: float64 [b, g, D], rows sum to 1.
 
         A constant share follows past attention as the paper does. Where the signal is rewritten at every
@@ -105,15 +108,15 @@ class ContinuousMemory(nn.Module):
         """
         even = self.config.explore
         if not self.paper:
-            keep = self.policy.plan(state.written).keep
+            keep = (self.policy.plan(state.written) if plan is None else plan).keep.detach()
             even = (1 - (1 - even) * (1 - keep))[:, None, None]
         return sticky.mixed(state.histogram, even)
 
-    def _warp(self, state: MemoryState, u: Tensor, seeds: Tensor | None) -> Tensor:
+    def _warp(self, state: MemoryState, u: Tensor, seeds: Tensor | None, plan: Plan | None = None) -> Tensor:
         """Where the samples that go to u [b, 1, n] of the old signal's room are taken from: [b, g, n]."""
         if self.config.sticky == "off":
             return u
-        density = self.room(state)
+        density = self.room(state, plan)
         if self.config.sticky == "quantile":
             return sticky.quantiles(density, u)
         return sticky.multinomial(density, u, state.written if seeds is None else seeds, self.samples)

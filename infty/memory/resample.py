@@ -27,10 +27,10 @@ def sample(basis: GaussianBasis, times: Tensor, weight: Tensor | None, signal: T
     """weight * signal(times): [b, h, P, c] in the signal's dtype.
 
     times float64 [b, g, P], g = 1 or h; weight [b, P] or None; signal: coefficients [b, h, N, c]. Gradients reach
-    the signal only.
+    the signal, and the times and weights where they need them (a learned contraction).
     """
     band = band_of(basis)
-    if signal.device.type == "cpu" and band * BAND_GAIN <= basis.size:
+    if signal.device.type == "cpu" and not times.requires_grad and band * BAND_GAIN <= basis.size:
         index, psi = banded(basis, times, band, signal.dtype)
         psi = psi if weight is None else psi * weight.to(psi.dtype)[:, None, :, None]
         return _Banded.apply(index, psi, signal)

@@ -2,7 +2,7 @@
 
 `u` in [0, 1] says how far along its new room a sample lies; the warp answers where it is taken from. The
 identity gives the plain contraction. Sticky memories use the inverse distribution function of past attention,
-so that what was read much keeps much room. No gradient flows through a warp.
+so that what was read much keeps much room. No gradient flows to the density of past attention.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ def mixed(histogram: Tensor, explore: float | Tensor) -> Tensor:
     return (1 - explore) * histogram / histogram.sum(-1, keepdim=True) + explore / histogram.shape[-1]
 
 
-@torch.no_grad()
 def quantiles(histogram: Tensor, u: Tensor) -> Tensor:
     """Inverse distribution function of a density that is constant in each of D bins over [0, 1].
 
     histogram [..., D], rows sum to 1; u [..., n] (leading dimensions broadcast). Returns float64 [..., n].
-    A uniform histogram gives u back; bins without mass are stepped over.
+    A uniform histogram gives u back; bins without mass are stepped over. Gradients reach u.
     """
     bins = histogram.shape[-1]
-    histogram, u = _broadcast(histogram.double(), u.double())
+    histogram, u = _broadcast(histogram.detach().double(), u.double())
     # float64: cumulated mass must be monotone to the last bit, and 128 terms are nothing.
     upper = histogram.cumsum(-1)
     upper = upper / upper[..., -1:]
-    index = torch.searchsorted(upper, u.contiguous()).clamp(max=bins - 1)
+    index = torch.searchsorted(upper, u.detach().contiguous()).clamp(max=bins - 1)
     top, mass = upper.gather(-1, index), histogram.gather(-1, index)
     inside = torch.where(mass > 0, 1 - (top - u) / mass.clamp(min=1e-300), 1.0).clamp(0, 1)
     return (index + inside) / bins

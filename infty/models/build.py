@@ -19,8 +19,8 @@ def build(config: ModelConfig, *, seed: int, sequence_parallel: bool = False, re
     asked for), so that no process ever holds more than one whole layer of the model.
     """
     torch.manual_seed(seed)
-    memory = config.memory
-    if memory is not None:
+    memories = [config.memory_of(i) for i in range(config.layers)]
+    for memory in {m for m in memories if m is not None}:
         # Solve the memory's operators first: inside zero.Init torch makes every tensor in the model's dtype, and they
         # need float64. What is made in there from the cached solutions is replaced afterwards.
         ContinuousMemory(memory, config.segment_length)
@@ -30,7 +30,7 @@ def build(config: ModelConfig, *, seed: int, sequence_parallel: bool = False, re
     with deepspeed.zero.Init(data_parallel_group=groups.data_group(), config_dict_or_path=settings, enabled=partition):
         model = InftyLM(config, sequence_parallel=sequence_parallel, recompute=recompute)
     if partition:
-        for block in model.blocks:
+        for block, memory in zip(model.blocks, memories):
             if block.memory is not None:
                 core = ContinuousMemory(memory, config.segment_length)
                 block.memory.core = core.to(next(block.memory.core.buffers()).device)

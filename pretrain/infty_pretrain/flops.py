@@ -8,6 +8,7 @@ import time
 import torch
 
 from infty.config import ModelConfig
+from infty.memory.config import MemoryConfig
 
 # Dense bf16 peaks in TFLOP/s, by a part of the name that torch reports (manufacturers' data sheets).
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "B200": 2250, "A100": 312, "L40": 181, "A10": 125, "V100": 125, "4090": 165}
@@ -26,13 +27,27 @@ def forward_per_token(config: ModelConfig) -> dict[str, float]:
              "head": 2.0 * e * config.vocab_size, "memory": 0.0}
     for i in range(layers):
         if config.has_memory(i):
-            parts["memory"] += memory_layer_per_token(config)
+            parts["memory"] += memory_layer_per_token(config, config.memory_of(i))
+        if config.compressed_of(i):
+            parts["memory"] += compressed_layer_per_token(config, i)
+        if config.positions == "relative":  # scores by distance, and the projection of the distances once a window
+            parts["attention"] += 2.0 * H * d * (config.stm_of(i) + config.compressed_of(i) + L)
     return parts
 
 
-def memory_layer_per_token(config: ModelConfig) -> float:
+def compressed_layer_per_token(config: ModelConfig, layer: int) -> float:
+    """One layer's compressed memory: the convolution and the projections, both for the loss, too; attention to the
+    memories; the two reads of the reconstruction loss."""
+    e, d, H, K, L = config.hidden_size, config.head_size, config.heads, config.kv_heads, config.segment_length
+    n, ratio = config.compressed_of(layer), config.compressed.ratio
+    convolutions = 2 * 2.0 * e * e
+    projections = 2.0 * e * d * (H + 2 * K) * (2 / ratio + n / L)
+    return convolutions + projections + 4.0 * H * d * (n + L + L / ratio)
+
+
+def memory_layer_per_token(config: ModelConfig, memory: MemoryConfig) -> float:
     """One layer's long-term memory: output projection, read, write, and what `signal: hidden` projects."""
-    memory, e, d, L = config.memory, config.hidden_size, config.head_size, config.segment_length
+    e, d, L = config.hidden_size, config.head_size, config.segment_length
     N, h, c = memory.basis, config.memory_heads(), config.memory_channels()
     samples = memory.samples or 2 * N
     read = 2.0 * N * d * config.heads + 10.0 * N * config.heads  # weights times values, and the weights themselves

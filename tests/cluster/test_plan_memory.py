@@ -81,7 +81,7 @@ def test_activations(name, precision, single_process):
     if name in VARIANTS:  # wide enough for a model's own tensors to outweigh bookkeeping
         given = VARIANTS[name]
         config = replace(given, hidden_size=96, segment_length=32, stm_length=32 if given.stm_length else 0,
-                         ffn_size=None)
+                         ffn_size=None, compressed=given.compressed and replace(given.compressed, length=48))
     planned = plan_activations.activations(config, Layout(1, 1, 1, False, False, 2, 1, 4, precision), "cpu")
     tolerance = 2 * TOLERANCE if config.memory is not None and config.memory.density == "gibbs" else TOLERANCE
     assert planned == pytest.approx(_activations(config, precision=precision), rel=tolerance)

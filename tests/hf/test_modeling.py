@@ -44,6 +44,9 @@ VARIANTS = {
     "truncated": replace(LLAMA, memory=replace(MEMORY, density="truncated")),
     "sparsemax": replace(GPT2, memory=replace(HIDDEN, density="sparsemax")),
     "some layers": replace(LLAMA, layers=3, stm_layers=(1, 2), memory=replace(MEMORY, layers=(0, 2))),
+    "learned": replace(LLAMA, memory=replace(MEMORY, contraction="learned", overrides={1: {"basis": 24}})),
+    "unlike layers": replace(LLAMA, memory=replace(MEMORY, overrides={
+        0: {"basis": 8, "widths": (0.1,), "contraction": 0.75}, 1: {"contraction": "doubling", "bins": 8}})),
     "no memory": replace(LLAMA, memory=None),
 }
 SOME = ["llama", "gpt2", "paper with stm", "hidden", "per head", "gibbs"]

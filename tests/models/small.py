@@ -31,6 +31,10 @@ VARIANTS = {
     "relative": replace(LLAMA, positions="relative"),
     "transformer-xl": replace(GPT2, positions="relative", stm_length=16, memory=None),
     "compressive": replace(LLAMA, positions="relative", memory=None, compressed=CompressedConfig(length=6, ratio=4)),
+    "learned": replace(LLAMA, memory=replace(LLAMA.memory, contraction="learned", overrides={
+        1: {"basis": 8, "widths": (0.1,), "sticky": "off"}})),
+    "unlike layers": replace(GPT2, memory=replace(GPT2.memory, overrides={
+        0: {"basis": 24, "widths": (0.05, 0.1, 0.2), "contraction": 0.75}, 1: {"contraction": "doubling", "bins": 8}})),
     "compressive as published": replace(
         GPT2, positions="relative", stm_length=16, memory=None,
         compressed=CompressedConfig(length=8, ratio=2, backprop=False, reconstruction_weight=0.5)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,8 +39,15 @@ def convert_weights(weights: Iterable[tuple[str, Tensor]], config: ModelConfig) 
 
 
 def convert_config(config: ModelConfig, **extra: Any) -> InftyConfig:
-    """The same model's configuration for transformers; `extra`: its other fields, such as eos_token_id."""
-    values = config.to_dict()
+    """The same model's configuration for transformers; `extra`: its other fields, such as eos_token_id.
+
+    Raises UserError for a baseline that has no twin there.
+    """
+    if config.positions == "relative":
+        raise UserError("models with positions: relative (Transformer-XL, compressive transformer) are baselines of "
+                        "experiments and have no transformers twin: they cannot be exported. `infty evaluate` reads "
+                        "their checkpoints")
+    values = json.loads(json.dumps(config.to_dict()))  # as it will be read again
     return InftyConfig(
         vocab_size=config.vocab_size, hidden_size=config.hidden_size, num_hidden_layers=config.layers,
         num_attention_heads=config.heads, num_key_value_heads=config.kv_heads, intermediate_size=config.ffn_size,

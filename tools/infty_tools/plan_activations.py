@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from infty.config import ModelConfig
+from infty.memory.config import MemoryConfig
 from infty_tools.plan_memory import Layout
 
 
@@ -36,7 +37,7 @@ def layer_bytes(config: ModelConfig, layer: int, layout: Layout, device: str = "
         attention += 2 * 4 * (2 * layout.window_segments * L + stm) * d
     mlp = w * n * config.ffn_size / t * (4 if config.activation == "swiglu" else 2)
     masks = 2 * n * config.hidden_size if config.dropout else 0.0
-    memory = _memory(config, stm, layout, device) if config.has_memory(layer) else 0.0
+    memory = _memory(config, config.memory_of(layer), layout, device) if config.has_memory(layer) else 0.0
     return 2 * _norm(config, layout, device) + entered + attention + mlp + masks + memory
 
 
@@ -53,9 +54,9 @@ def _norm(config: ModelConfig, layout: Layout, device: str) -> float:
     return _tokens(config, layout) * (each * config.hidden_size + 4 * (1 if rms else 2)) / split
 
 
-def _memory(config: ModelConfig, stm: int, layout: Layout, device: str) -> float:
+def _memory(config: ModelConfig, memory: MemoryConfig, layout: Layout, device: str) -> float:
     """Reads and writes of a window."""
-    memory, d, w, t = config.memory, config.head_size, layout.width, layout.tensor
+    d, w, t = config.head_size, layout.width, layout.tensor
     b, S, n = layout.micro_lanes, layout.window_segments, _tokens(config, layout)
     heads, kv, N = config.heads / t, config.kv_heads / t, memory.basis
     whole = w == 4 and config.heads == config.kv_heads  # queries are a view of the whole product then
@@ -69,12 +70,12 @@ def _memory(config: ModelConfig, stm: int, layout: Layout, device: str) -> float
     read = 4 * n * heads * d * widths if device == "cpu" and memory.density in ("gaussian", "gibbs") else 0
     into_projection = w * n * heads * d
     return (queries + pooled + maps + densities + values + read + into_projection
-            + _signal(config, layout) + _write(config, layout, device))
+            + _signal(config, memory, layout) + _write(config, memory, layout, device))
 
 
-def _signal(config: ModelConfig, layout: Layout) -> float:
+def _signal(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
     """From a stored signal to pooled keys and values, and from the hidden state to what is stored."""
-    memory, e, d, w, t = config.memory, config.hidden_size, config.head_size, layout.width, layout.tensor
+    e, d, w, t = config.hidden_size, config.head_size, layout.width, layout.tensor
     b, S, n, N = layout.micro_lanes, layout.window_segments, _tokens(config, layout), memory.basis
     if memory.signal == "heads":
         return 4 * S * b * config.kv_heads / t * N * d
@@ -85,15 +86,15 @@ def _signal(config: ModelConfig, layout: Layout) -> float:
     return gathered + pooled + projection + gate
 
 
-def _write(config: ModelConfig, layout: Layout, device: str) -> float:
+def _write(config: ModelConfig, memory: MemoryConfig, layout: Layout, device: str) -> float:
     """Operators that autograd keeps of every write, for the gradients of the old signal and of the new tokens."""
-    memory, L = config.memory, config.segment_length
+    L = config.segment_length
     b, S, N = layout.micro_lanes, layout.window_segments, memory.basis
     if not memory.backprop:
         return 0.0
     samples = memory.samples or 2 * N
     groups = config.heads / layout.tensor if memory.sticky_heads == "per_head" else 1
-    rewritten = 4 * (S - 1) * b * groups * samples * _band(config, device)
+    rewritten = 4 * (S - 1) * b * groups * samples * _band(memory, device)
     if not isinstance(memory.contraction, str):
         return 0.0 if memory.sticky == "off" else rewritten
     heads, channels = config.memory_heads() / layout.tensor, config.memory_channels()
@@ -103,8 +104,10 @@ def _write(config: ModelConfig, layout: Layout, device: str) -> float:
     return rewritten + 4 * S * b * samples * L
 
 
-def _band(config: ModelConfig, device: str) -> float:
+def _band(memory: MemoryConfig, device: str) -> float:
     """Functions that a sample of the old signal is made of: all of them, or with the CPU's sparse form a band."""
-    memory, each = config.memory, len(config.memory.widths)
+    each = len(memory.widths)
     band = (math.floor(12 * max(memory.widths) * max(memory.basis // each - 1, 1)) + 1) * each
+    if memory.contraction == "learned":  # its gradient reaches the samples' places: the plain form
+        return 3 * memory.basis
     return band + 2 if device == "cpu" and 8 * band <= memory.basis else memory.basis

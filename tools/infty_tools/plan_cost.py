@@ -105,13 +105,17 @@ def traffic(config: ModelConfig, layout: Layout) -> dict[str, float]:
     ring, share = (t - 1) / t, (d - 1) / d
     reductions = (6 if layout.recompute else 4) * config.layers + 2  # of the residual stream, and embedding and head
     out = {"tensor parallel": 2 * ring * w * tokens * e * reductions, "memory": 0.0}
-    if config.memory is not None:
-        layers = sum(config.has_memory(i) for i in range(config.layers))
-        reads = layers * layout.window_segments * layout.micro_lanes * layout.micro_batches
-        if config.memory.sticky != "off" and config.memory.sticky_heads == "shared":
-            out["memory"] += 2 * ring * 4 * config.memory.bins * reads
-        if config.memory.signal == "hidden":
-            out["memory"] += 2 * ring * 4 * config.memory.basis * e * reads
+    reads = layout.window_segments * layout.micro_lanes * layout.micro_batches
+    for i in range(config.layers):
+        memory = config.memory_of(i)
+        if memory is not None and memory.sticky != "off" and memory.sticky_heads == "shared":
+            out["memory"] += 2 * ring * 4 * memory.bins * reads
+        if memory is not None and memory.signal == "hidden":
+            out["memory"] += 2 * ring * 4 * memory.basis * e * reads
+        if config.compressed_of(i):  # gathered to be compressed, and what is kept to be projected; twice for the loss
+            kept = config.compressed_of(i) / config.segment_length * layout.micro_lanes * layout.micro_batches
+            gathered = reads * (2 + 2 / config.compressed.ratio) + kept
+            out["memory"] += 2 * ring * w * config.segment_length * e * gathered
     if layout.zero_stage == 3:
         out["data parallel"] = 3 * share * w * size * layout.micro_batches
     else:  # DeepSpeed all-reduces gradients in every stage below 3; from stage 1 it gathers the updated weights

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infty.config import ModelConfig
+from infty.memory.config import MemoryConfig
 from infty_tools.plan_parameters import Parameter, parameters
 
 # DeepSpeed's defaults (a test compares them with the installed version), in numbers of elements.
@@ -108,12 +109,14 @@ def lane_bytes(config: ModelConfig, width: int, tensor: int = 1) -> float:
         stm = config.stm_of(i)
         total += 2 * width * config.kv_heads * stm * config.head_size / tensor
         if config.has_memory(i):
-            memory = config.memory
+            memory = config.memory_of(i)
             heads, channels = config.memory_heads() / tensor, config.memory_channels()
             groups = heads if memory.sticky_heads == "per_head" else 1
             total += 4 * heads * memory.basis * channels + 4 * groups * memory.bins + 8
             if memory.signal == "hidden":
                 total += width * heads * stm * channels
+        if config.compressed_of(i):
+            total += width * config.hidden_size * (stm + config.compressed_of(i)) / tensor
     return total
 
 
@@ -126,11 +129,13 @@ def checkpoint_bytes(config: ModelConfig, layout: Layout) -> dict[str, float]:
 
 def operators(config: ModelConfig, *, tensor: int = 1) -> float:
     """The memories' precomputed operators, every layer's own copy."""
-    if config.memory is None:
-        return 0.0
-    memory, N = config.memory, config.memory.basis
-    samples, each = memory.samples or 2 * N, 4 if memory.precision == "float32" else 8
+    return sum(_operators(memory, config.segment_length) for memory in map(config.memory_of, range(config.layers))
+               if memory is not None)
+
+
+def _operators(memory: MemoryConfig, segment_length: int) -> float:
+    samples, each = memory.samples or 2 * memory.basis, 4 if memory.precision == "float32" else 8
     rows = samples
     if not isinstance(memory.contraction, str):
-        rows = 2 * config.segment_length + (N if memory.sticky == "off" else samples)
-    return sum(each * rows * N for i in range(config.layers) if config.has_memory(i))
+        rows = 2 * segment_length + (memory.basis if memory.sticky == "off" else samples)
+    return each * rows * memory.basis

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from infty.config import ModelConfig
+from infty.memory.config import MemoryConfig
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,23 @@ def _block(config: ModelConfig, layer: int) -> Iterator[Parameter]:
     yield from _norm("attention_norm", config)
     yield from _column("attention.qkv", (config.heads + 2 * config.kv_heads) * d, e, config.bias)
     yield from _row("attention.out", e, config.heads * d, config.bias)
+    if config.positions == "relative":
+        yield from _column("attention.relative.project", config.heads * d, e, False)
+        for name in ("content", "position"):
+            yield Parameter(f"attention.relative.bias_{name}", (config.heads, d), True)
+    if config.compressed_of(layer):
+        yield from _column("compressed.convolution", e, config.compressed.ratio * e, True)
     if config.has_memory(layer):
-        yield from _memory(config)
+        yield from _memory(config, layer)
     yield from _norm("mlp_norm", config)
     yield from _column("mlp.up", wide, e, config.bias)
     yield from _row("mlp.out", e, ffn, config.bias)
 
 
-def _memory(config: ModelConfig) -> Iterator[Parameter]:
-    memory, e, d = config.memory, config.hidden_size, config.head_size
+def _memory(config: ModelConfig, layer: int) -> Iterator[Parameter]:
+    memory, e, d = config.memory_of(layer), config.hidden_size, config.head_size
     if memory.density != "gibbs":  # whose densities are the keys themselves
-        yield from _maps(config)
+        yield from _maps(config, memory)
     if memory.signal == "hidden":
         for name in ("key", "value"):
             yield from _column(f"memory.{name}", config.kv_heads * d, e, False)
@@ -73,11 +80,12 @@ def _memory(config: ModelConfig) -> Iterator[Parameter]:
         yield from _column("memory.gate", e, 3 * e, True)
     if memory.output_gate:
         yield Parameter("memory.output_gate", (config.heads,), True)
+    if memory.contraction == "learned":
+        yield Parameter("memory.log_rate", (1,), False)
     yield from _row("memory.out", e, config.heads * d, False)
 
 
-def _maps(config: ModelConfig) -> Iterator[Parameter]:
-    memory = config.memory
+def _maps(config: ModelConfig, memory: MemoryConfig) -> Iterator[Parameter]:
     shared = memory.maps == "shared"
     rows = 1 if shared else config.heads
     for name in ("mu", "sigma"):
