@@ -54,22 +54,21 @@ class CompressedMemory(nn.Module):
         """
         T, n = q.shape[3], old.shape[2]
         leaving = stream[:, :, :T]
-        new = self.compress(leaving if self.config.backprop else leaving.detach())
-        if not self.config.backprop:
-            new = new.detach()
+        trained = self.compress(leaving.detach())  # by the reconstruction loss
+        new = self.compress(leaving) if self.config.backprop else trained.detach()
         memories = torch.cat([old.to(new.dtype), new], 2)
         _, key, value = attention.project(_whole(memories))
         loss = self._reconstruction(attention, q.detach(), keys[:, :, :T].detach(), values[:, :, :T].detach(),
-                                    leaving.detach(), seen)
+                                    trained, seen)
         kept = memories[:, :, memories.shape[2] - n:]
         own = torch.arange(n, device=kept.device) >= n - self.visible(seen[:, -1:] + 1)
         return (key, value), loss, torch.where(own[:, None, :, None], kept, 0.0)  # nothing of earlier documents stays
 
-    def _reconstruction(self, attention: LocalAttention, q: Tensor, keys: Tensor, values: Tensor, leaving: Tensor,
+    def _reconstruction(self, attention: LocalAttention, q: Tensor, keys: Tensor, values: Tensor, new: Tensor,
                         seen: Tensor) -> Tensor:
         """Mean squared difference of the two readings, over heads and channels; 0 where nothing leaves."""
         S = seen.shape[1]
-        _, key, value = attention.project(_whole(self.compress(leaving)), frozen=True)
+        _, key, value = attention.project(_whole(new), frozen=True)
         queries = q.unflatten(3, (S, -1)).permute(0, 3, 1, 2, 4, 5).flatten(2, 3)  # [b, S, H, L, d]
 
         def read(k: Tensor, v: Tensor) -> Tensor:

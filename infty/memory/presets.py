@@ -26,8 +26,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["paper-gpt2-sticky"] = PRESETS["paper-gpt2"] | {"sticky": "multinomial"}
 
 
+def fields(name: str) -> dict[str, Any]:
+    """What the named memory sets. Raises UserError for an unknown name."""
+    if name not in PRESETS:
+        raise UserError(f"model.memory.preset: there is no '{name}'; there are {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]
+
+
 def preset(name: str, **changes: Any) -> MemoryConfig:
     """The named memory, with fields changed at will. Raises UserError for an unknown name."""
-    if name not in PRESETS:
-        raise UserError(f"model.memory: no preset is named '{name}'; there are {', '.join(sorted(PRESETS))}")
-    return MemoryConfig(**(PRESETS[name] | changes))
+    return MemoryConfig(**(fields(name) | changes))

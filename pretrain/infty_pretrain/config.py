@@ -19,6 +19,7 @@ import yaml
 
 from infty.config import ModelConfig
 from infty.errors import UserError
+from infty.memory import presets
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def from_dict(values: dict[str, Any], source: str = "config") -> Config:
-    """Build and validate a config from plain values. Raises UserError naming the key."""
+    """Build and validate a config from plain values. Raises UserError naming the key.
+
+    `model.memory.preset` names the memory that the section's other keys change (infty.memory.presets).
+    """
+    values = _with_preset(values)
     _check_keys(Config, values, source)
     try:
         return pydantic.TypeAdapter(Config).validate_python(_floats(values))
@@ -203,6 +208,15 @@ def from_dict(values: dict[str, Any], source: str = "config") -> Config:
             where = ".".join(str(p) for p in problem["loc"] if not str(p).startswith(("function", "constrained")))
             lines.append(f"{where}: {problem['msg']} (got {problem['input']!r})")
         raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from error
+
+
+def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    model = values.get("model")
+    memory = model.get("memory") if isinstance(model, dict) else None
+    if not isinstance(memory, dict) or "preset" not in memory:
+        return values
+    changes = {key: value for key, value in memory.items() if key != "preset"}
+    return values | {"model": model | {"memory": presets.fields(memory["preset"]) | changes}}
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -9,6 +9,7 @@ import small_run
 import yaml
 
 from infty.errors import UserError
+from infty.memory.presets import preset
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
 
@@ -26,6 +27,10 @@ def make(**changes) -> Config:
     ("model__hiden_size", 8, "did you mean 'hidden_size'?"),
     ("model__memory__bassis", 8, "did you mean 'basis'?"),
     ("checkpoint__keep_lst", 8, "did you mean 'keep_last'?"),
+    ("model__memory__preset", "papre-sorting", "there is no 'papre-sorting'"),
+    ("model__memory__overrides", {9: {"basis": 8}}, "model.memory.overrides"),
+    ("model__memory__overrides", {0: {"bassis": 8}}, "model.memory.overrides.0: bassis"),
+    ("model__compressed", {"lenght": 8}, "did you mean 'length'?"),
     ("run__steps", "many", "run.steps"),
     ("run__steps", 2.5, "run.steps"),
     ("run__steps", 0, "run.steps"),
@@ -145,3 +150,16 @@ def test_differences_are_listed():
 def test_the_configs_of_this_repository_are_valid(path):
     config = configs.load(path)
     config.check_layout(config.parallel.tensor)
+
+
+def test_a_memory_may_begin_from_a_preset():
+    config = make(model__memory={"preset": "paper-sorting", "basis": 64})
+    assert config.model.memory == preset("paper-sorting", basis=64)
+    assert configs.from_dict(config.to_dict()) == config  # the stored config names every value
+
+
+def test_layers_may_differ():
+    config = make(model__memory={"basis": 16, "overrides": {0: {"basis": 8}, "1": {"contraction": "learned"}}})
+    assert [config.model.memory_of(i).basis for i in range(2)] == [8, 16]
+    assert config.model.memory_of(1).contraction == "learned"
+    assert configs.from_dict(yaml.safe_load(config.to_yaml())) == config

@@ -33,12 +33,35 @@ def layer_bytes(config: ModelConfig, layer: int, layout: Layout, device: str = "
     seen = (stm + L) / L  # keys of neighbouring segments overlap
     attention = w * n * d * (3 * heads + 2 * kv * seen) + 4 * n * heads
     attention += w * n * (stm + L) if stm else 0.0  # the mask
+    if config.positions == "relative":
+        attention = _relative(config, config.compressed_of(layer) + stm + L, layout)
+    if config.compressed_of(layer):
+        attention += _compressed(config, config.compressed_of(layer), layout)
     if config.positions == "rotary":
         attention += 2 * 4 * (2 * layout.window_segments * L + stm) * d
     mlp = w * n * config.ffn_size / t * (4 if config.activation == "swiglu" else 2)
     masks = 2 * n * config.hidden_size if config.dropout else 0.0
     memory = _memory(config, config.memory_of(layer), layout, device) if config.has_memory(layer) else 0.0
     return 2 * _norm(config, layout, device) + entered + attention + mlp + masks + memory
+
+
+def _relative(config: ModelConfig, keys: int, layout: Layout) -> float:
+    """Attention to `keys` a segment with scores by distance: a bias that is trained takes torch's plain form."""
+    n, w, d, e = _tokens(config, layout), layout.width, config.head_size, config.hidden_size
+    heads = config.heads / layout.tensor
+    by_distance = w * n * heads * d + w * keys * (e + heads * d)
+    scaled = 4 * n * heads * d + 2 * 4 * n / config.segment_length * heads * keys * d
+    return by_distance + scaled + 4 * n * heads * keys + n * keys + w * n * heads * d
+
+
+def _compressed(config: ModelConfig, length: int, layout: Layout) -> float:
+    """What the convolution and the projection of the memories read, and the reconstruction loss."""
+    n, w, d, e = _tokens(config, layout), layout.width, config.head_size, config.hidden_size
+    heads, kv, new = config.heads / layout.tensor, config.kv_heads / layout.tensor, n / config.compressed.ratio
+    convolved = w * n * e * (2 if config.compressed.backprop else 1)
+    projected = w * (layout.micro_lanes * length + new) * e
+    reads = n * heads * (d * (2 * w + 4) + 4) + 2 * w * new * kv * d
+    return convolved + projected + reads
 
 
 def _tokens(config: ModelConfig, layout: Layout) -> float:
@@ -98,6 +121,9 @@ def _write(config: ModelConfig, memory: MemoryConfig, layout: Layout, device: st
     if not isinstance(memory.contraction, str):
         return 0.0 if memory.sticky == "off" else rewritten
     heads, channels = config.memory_heads() / layout.tensor, config.memory_channels()
+    if memory.contraction == "learned":  # the places of samples and tokens, and everything made from them
+        stream = 4 * b * heads * channels * (config.stm_length + S * L)
+        rewritten += stream + S * b * (4 * N * (4 * groups * samples + heads * channels) + 12 * 8 * samples)
     spread = math.ceil(samples / L) + 1  # cells that a token of a document's first segment touches
     if device == "cpu" and spread <= 6:
         return rewritten + S * b * L * spread * (4 + 8 * heads + 4 * heads * channels)
@@ -109,5 +135,5 @@ def _band(memory: MemoryConfig, device: str) -> float:
     each = len(memory.widths)
     band = (math.floor(12 * max(memory.widths) * max(memory.basis // each - 1, 1)) + 1) * each
     if memory.contraction == "learned":  # its gradient reaches the samples' places: the plain form
-        return 3 * memory.basis
+        return memory.basis
     return band + 2 if device == "cpu" and 8 * band <= memory.basis else memory.basis
