@@ -108,38 +108,60 @@ def merge(job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, 
     `seen` maps digests to names of documents that are kept already, in this dataset or another: a text that comes
     again is left out and reported. What was written is read back. Raises UserError when nothing is left.
     """
-    import torch
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    output.mkdir(parents=True)
-    dtype = token_dtype(tokenizer.vocab_size)
-    builder = IndexedDatasetBuilder(str(output / f"{PREFIX}.bin"), dtype=dtype.type)
-    digest, names, words, left_out, tokens = hashlib.sha256(), [], [], [], 0
+    writer, left_out = DatasetWriter(output, tokenizer), []
     for index in indices:
-        for entry, ids in _documents(job, index, dtype):
+        for entry, ids in _documents(job, index, writer.dtype):
             if entry["problem"] is None and entry["sha256"] in seen:
                 entry["problem"] = f"duplicate of {seen[entry['sha256']]}"
             if entry["problem"] is not None:
                 left_out.append({"name": entry["name"], "problem": entry["problem"]})
                 continue
             seen[entry["sha256"]] = entry["name"]
-            builder.add_document(torch.from_numpy(ids.astype(np.int64)), [len(ids)])
-            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
-            tokens += len(ids)
-            names.append(entry["name"])
-            words.append(entry["words"])
-    builder.finalize(str(output / f"{PREFIX}.idx"))
-    if not names:
+            writer.add(entry["name"], ids, entry["words"])
+    if not writer.names:
         reasons = ", ".join([f"{d['name']}: {d['problem']}" for d in left_out[:5]] + ["..."] * (len(left_out) > 5))
         raise UserError(f"no usable document for {output.name} ({reasons}): give other input, and delete "
                         f"{job.folder.parent}")
-    tokenizer.save(output / TOKENIZER)
-    info = DatasetInfo(len(names), tokens, dtype.name, tokenizer.vocab_size, digest.hexdigest(), tokenizer.fingerprint,
-                       sum(words), names, words, {"left_out": left_out})
-    info.save(output)
-    sync(output)
-    Documents.open(output).verify()
-    return info
+    return writer.finish({"left_out": left_out})
+
+
+class DatasetWriter:
+    """Writes a dataset, document by document, into the new folder `output`."""
+
+    def __init__(self, output: Path, tokenizer: Tokenizer) -> None:
+        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+        output.mkdir(parents=True)
+        self.output, self.tokenizer, self.dtype = output, tokenizer, token_dtype(tokenizer.vocab_size)
+        self._builder = IndexedDatasetBuilder(str(output / f"{PREFIX}.bin"), dtype=self.dtype.type)
+        self._digest, self._tokens = hashlib.sha256(), 0
+        self.names: list[str] = []
+        self.words: list[int] = []
+        self.counted_from: list[int] = []
+
+    def add(self, name: str, ids: np.ndarray, words: int, counted_from: int = 0) -> None:
+        """Append a document; its words (0: not text) are counted for perplexities."""
+        import torch
+
+        self._builder.add_document(torch.from_numpy(ids.astype(np.int64)), [len(ids)])
+        self._digest.update(len(ids).to_bytes(8, "little") + ids.astype(self.dtype).tobytes())
+        self._tokens += len(ids)
+        self.names.append(name)
+        self.words.append(words)
+        self.counted_from.append(counted_from)
+
+    def finish(self, report: dict[str, Any]) -> DatasetInfo:
+        """Write index, tokenizer and facts, force all to disk and read it back."""
+        self._builder.finalize(str(self.output / f"{PREFIX}.idx"))
+        self.tokenizer.save(self.output / TOKENIZER)
+        info = DatasetInfo(
+            len(self.names), self._tokens, self.dtype.name, self.tokenizer.vocab_size, self._digest.hexdigest(),
+            self.tokenizer.fingerprint, sum(self.words), self.names, self.words, report,
+            self.counted_from if any(self.counted_from) else [])
+        info.save(self.output)
+        sync(self.output)
+        Documents.open(self.output).verify()
+        return info
 
 
 def sync(folder: Path) -> None:

@@ -40,6 +40,9 @@ class DatasetInfo:
     word_counts: list[int] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     """What was left out and why."""
+    counted_from: list[int] = field(default_factory=list)
+    """For each document, the place of the first token whose prediction counts (what comes before is read only); empty:
+    all count."""
 
     def save(self, folder: Path) -> None:
         (folder / INFO).write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -51,6 +54,8 @@ class Documents:
     def __init__(self, folder: Path, info: DatasetInfo, index: Any) -> None:
         self.folder, self.info, self._index = folder, info, index
         self.lengths = np.asarray(index.sequence_lengths, dtype=np.int64)
+        # int64 [documents]: the first token of each whose prediction counts.
+        self.counted_from = np.asarray(info.counted_from or [0] * len(self.lengths), dtype=np.int64)
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
@@ -75,6 +80,9 @@ class Documents:
             raise UserError(f"{folder}/{PREFIX}.idx cannot be read ({error}); prepare the dataset again") from error
         if len(lengths) != info.documents or int(lengths.sum()) != info.tokens:
             raise UserError(f"{folder}/{PREFIX}.idx does not match {INFO}: prepare the dataset again")
+        if len(info.counted_from) not in (0, len(lengths)):
+            raise UserError(f"{folder}/{INFO} is damaged (counted_from names {len(info.counted_from)} of "
+                            f"{len(lengths)} documents); prepare the dataset again")
         return cls(folder, info, index)
 
     def __len__(self) -> int:

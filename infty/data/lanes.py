@@ -27,9 +27,11 @@ class Piece:
     start: int
     """First input token."""
     count: int
-    """Predictions that count: inputs start..start+count-1, labels one further."""
+    """Predictions: inputs start..start+count-1, labels one further."""
     reset: bool
     """Whether the document begins here."""
+    skip: int = 0
+    """How many of them, from the first, do not count (see `DatasetInfo.counted_from`)."""
 
 
 NOTHING = Piece(-1, 0, 0, True)
@@ -50,8 +52,9 @@ class LaneSchedule:
     """
 
     def __init__(self, lengths: Sequence[int] | np.ndarray, lanes: int, segment_length: int, seed: int = 0,
-                 *, single_pass: bool = False) -> None:
+                 *, single_pass: bool = False, counted_from: Sequence[int] | np.ndarray | None = None) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.counted_from = np.zeros_like(self.lengths) if counted_from is None else np.asarray(counted_from)
         self.usable = np.flatnonzero(self.lengths >= 2)
         if len(self.usable) == 0:
             raise UserError("the dataset has no document of two tokens or more: nothing to learn from")
@@ -120,7 +123,9 @@ class LaneSchedule:
                 self.padding += self.segment_length
                 return NOTHING
         left = int(self.lengths[cursor.document]) - 1 - cursor.position
-        piece = Piece(cursor.document, cursor.position, min(left, self.segment_length), cursor.position == 0)
+        count = min(left, self.segment_length)
+        skip = int(np.clip(self.counted_from[cursor.document] - 1 - cursor.position, 0, count))
+        piece = Piece(cursor.document, cursor.position, count, cursor.position == 0, skip)
         self.predictions += piece.count
         self.padding += self.segment_length - piece.count
         cursor.position += piece.count
@@ -154,7 +159,7 @@ class Window:
     labels: torch.Tensor
     """int64 [b, S, L]: the token after each."""
     weights: torch.Tensor
-    """float32 [b, S, L]: 1 where a prediction counts, 0 on padding."""
+    """float32 [b, S, L]: 1 where a prediction counts, 0 on padding and where a document is only read."""
     reset: torch.Tensor
     """bool [b, S]: segments that begin a document."""
     document: torch.Tensor
@@ -185,7 +190,7 @@ class LaneReader:
 
     def read(self, plan: list[list[Piece]]) -> Window:
         """This rank's part of a window planned for all lanes: [lane][segment]."""
-        counted = sum(piece.count for lane in plan for piece in lane)
+        counted = sum(piece.count - piece.skip for lane in plan for piece in lane)
         b, segments, L = len(self.lanes), len(plan[0]), self.schedule.segment_length
         tokens, labels = (torch.zeros(b, segments, L, dtype=torch.int64) for _ in range(2))
         weights = torch.zeros(b, segments, L)
@@ -198,7 +203,7 @@ class LaneReader:
                     text = torch.from_numpy(
                         self.documents.read(piece.document, piece.start, piece.start + piece.count + 1))
                     tokens[row, s, :piece.count], labels[row, s, :piece.count] = text[:-1], text[1:]
-                    weights[row, s, :piece.count] = 1
+                    weights[row, s, piece.skip:piece.count] = 1
         return Window(tokens, labels, weights, reset, document, counted)
 
 
@@ -207,4 +212,6 @@ def single_pass(documents: Documents, total_lanes: int, lanes: Sequence[int], se
 
     Every rank reads windows until `reader.schedule.exhausted`, so all make the same number.
     """
-    return LaneReader(documents, LaneSchedule(documents.lengths, total_lanes, segment_length, single_pass=True), lanes)
+    schedule = LaneSchedule(documents.lengths, total_lanes, segment_length, single_pass=True,
+                            counted_from=documents.counted_from)
+    return LaneReader(documents, schedule, lanes)

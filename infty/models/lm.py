@@ -14,7 +14,7 @@ from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.layers.block import Block, Pass, make_norm
 from infty.layers.linear import ColumnParallelLinear, PositionEmbedding, VocabParallelEmbedding, normal
-from infty.parallel import groups, randomness
+from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
 from infty.state import PLAIN, LaneState, LayerState
 
@@ -29,6 +29,8 @@ class Output:
     """float32 scalar: weighted sum of the tokens' negative log-likelihoods, without any regulariser."""
     token_nll: Tensor | None
     """float32 [b, S, L]: every token's negative log-likelihood."""
+    token_correct: Tensor | None
+    """bool [b, S, L]: whether the most likely token is the label; without gradients only."""
     statistics: dict[str, Tensor] | None
     """Figures of the memories, float32 [layers with a memory] each."""
 
@@ -118,14 +120,15 @@ class InftyLM(nn.Module):
         h = self.region.enter(self.norm(x))
         if labels is None:
             logits = self._logits(h).unflatten(0, (S, L)).permute(2, 0, 1, 3)
-            return logits, Output(new_state, None, None, stacked)
-        nll = self._token_losses(h, labels)
+            return logits, Output(new_state, None, None, None, stacked)
+        nll, correct = self._token_losses(h, labels)
         weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
         loss = nll_sum = (nll * weights).sum()
         if penalties:
             loss = loss + (sum(penalties) * weights).sum()
         token_nll = nll.detach().view(b, S, L)
-        return loss, Output(new_state, nll_sum.detach(), token_nll, stacked)
+        correct = None if correct is None else correct.view(b, S, L)
+        return loss, Output(new_state, nll_sum.detach(), token_nll, correct, stacked)
 
     def _run(self, block: Block, x: Tensor, state: LayerState, how: Pass) -> tuple:
         if self.recompute and torch.is_grad_enabled():
@@ -150,17 +153,33 @@ class InftyLM(nn.Module):
         padding = torch.arange(first, first + logits.shape[-1], device=h.device) >= self.config.vocab_size
         return logits.masked_fill(padding, torch.finfo(torch.float32).min)
 
-    def _token_losses(self, h: Tensor, labels: Tensor) -> Tensor:
-        """float32 [b, T]; a segment at a time, recomputed in the backward pass, so that only one segment's logits
-        exist at once."""
-        losses = []
-        for part, target in zip(h.split(labels.shape[2]), labels.unbind(1)):
-            def segment_loss(part: Tensor, target: Tensor = target) -> Tensor:
-                return vocab_parallel_cross_entropy(self._logits(part), target.t().contiguous())
+    def _token_losses(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """float32 [b, T], and bool [b, T] without gradients: whether the most likely token is the label.
 
-            grad = torch.is_grad_enabled()
-            losses.append(checkpoint(segment_loss, part, use_reentrant=False) if grad else segment_loss(part))
-        return torch.cat(losses).t()
+        A segment at a time, recomputed in the backward pass, so that only one segment's logits exist at once.
+        """
+        if torch.is_grad_enabled():
+            losses = [checkpoint(lambda part, target: self._segment_losses(part, target)[0], part, target,
+                                 use_reentrant=False)
+                      for part, target in zip(h.split(labels.shape[2]), labels.unbind(1))]
+            return torch.cat(losses).t(), None
+        both = (self._segment_losses(*x) for x in zip(h.split(labels.shape[2]), labels.unbind(1)))
+        losses, correct = zip(*both)
+        return torch.cat(losses).t(), torch.cat(correct).t()
+
+    def _segment_losses(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """h [L, b, e], labels [b, L] -> [L, b] each."""
+        logits, target = self._logits(h), labels.t().contiguous()
+        correct = None if torch.is_grad_enabled() else most_likely(logits) == target
+        return vocab_parallel_cross_entropy(logits, target), correct
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """int64 [...]: the token with the largest logit; logits [..., V/tp] are this rank's share of the vocabulary."""
+    value, index = logits.max(-1, keepdim=True)
+    index = index + groups.tensor_rank() * logits.shape[-1]
+    best = collectives.gather(value, -1).argmax(-1, keepdim=True)
+    return collectives.gather(index, -1).gather(-1, best).squeeze(-1)
 
 
 def _cleared(state: LaneState, fresh: Tensor) -> LaneState:

@@ -81,7 +81,8 @@ class Engine:
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         figures = None
         # The engine averages gradients over ranks and micro-batches; the loss is a mean over all tokens that count.
-        scale = groups.data_size() * self.micro_batches / window.tokens_in_step
+        counted = max(1, window.tokens_in_step)
+        scale = groups.data_size() * self.micro_batches / counted
         for i in range(self.micro_batches):
             part = window.select(slice(i * self.micro_lanes, (i + 1) * self.micro_lanes)).to(self.device)
             loss, out = self.deepspeed(part.tokens, part.reset, self.states[i], labels=part.labels,
@@ -94,7 +95,7 @@ class Engine:
             figures = out.statistics or figures
         dist.all_reduce(nll, group=groups.data_group())
         norm = float(self.deepspeed.get_global_grad_norm()) if norm is None else norm
-        return StepResult((nll / window.tokens_in_step).item(), norm, window.tokens_in_step, _mean_over_data(figures))
+        return StepResult((nll / counted).item(), norm, window.tokens_in_step, _mean_over_data(figures))
 
     def _plain_norm(self) -> float:
         """Global gradient norm where DeepSpeed reports none (stage 0), over tensor-parallel ranks."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -22,34 +23,35 @@ def evaluate(forward: Callable[..., tuple], initial_state: Callable[..., Any], d
 
     `lanes` is a number for the whole run, shared out evenly over data-parallel ranks (rounded up; a lane without a
     document reads nothing with weight 0, so every rank does the same passes). Returns nll (nats a token), perplexity,
-    tokens, and where the dataset counts words and is read whole, perplexity per word.
+    accuracy (share of tokens that were the most likely one, given the true ones before), tokens, and where the dataset
+    counts words and is read whole, perplexity per word. Only tokens that count (`counted_from`) are looked at.
     """
     share = -(-lanes // groups.data_size())
     mine = range(groups.data_rank() * share, (groups.data_rank() + 1) * share)
     reader = single_pass(documents, share * groups.data_size(), mine, segment_length)
     state = initial_state(share, device)
-    total = torch.zeros(2, dtype=torch.float64, device=device)
-    done, expected = 0, int(sum(max(0, n - 1) for n in documents.lengths))
+    total = torch.zeros(3, dtype=torch.float64, device=device)
+    done, expected = 0, int((documents.lengths - np.maximum(documents.counted_from, 1)).clip(0).sum())
     passes = 0
     while not reader.schedule.exhausted and (windows is None or passes < windows):
         window = reader.next_window(window_segments)
-        if window.tokens_in_step == 0:
-            break
         window = window.to(device)
         _, out = forward(window.tokens, window.reset, state, labels=window.labels, weights=window.weights,
                          memory_enabled=memory)
         state = out.state
-        total += torch.stack([out.nll_sum.double(), window.weights.double().sum()])
+        total += torch.stack([out.nll_sum, (out.token_correct * window.weights).sum(), window.weights.sum()]).double()
         done, passes = done + window.tokens_in_step, passes + 1
         if progress is not None:
             progress(done, expected)
     dist.all_reduce(total, group=groups.data_group())
-    return _figures(total[0].item(), int(total[1].item()), documents, whole=windows is None)
+    nll_sum, correct, tokens = total.tolist()
+    return _figures(nll_sum, correct, int(tokens), documents, whole=windows is None)
 
 
-def _figures(nll_sum: float, tokens: int, documents: Documents, whole: bool) -> dict[str, float]:
+def _figures(nll_sum: float, correct: float, tokens: int, documents: Documents, whole: bool) -> dict[str, float]:
     nll = nll_sum / max(1, tokens)
-    figures = {"nll": nll, "perplexity": math.exp(min(nll, 700)), "tokens": tokens}
+    figures = {"nll": nll, "perplexity": math.exp(min(nll, 700)), "accuracy": correct / max(1, tokens),
+               "tokens": tokens}
     if whole and documents.info.words:
         figures["words"] = documents.info.words
         figures["word_perplexity"] = math.exp(min(nll_sum / documents.info.words, 700))

@@ -92,13 +92,15 @@ class Monitor:
         self.interval_start = time.monotonic()
         if self.rank != 0:
             return
-        text = ", ".join(f"memory {mode}: {f['perplexity']:.2f}" for mode, f in figures.items())
+        text = ", ".join(f"memory {mode}: {f['perplexity']:.2f} ({100 * f['accuracy']:.1f}% of tokens right)"
+                         for mode, f in figures.items())
         self.say(f"step {step}: validation perplexity, {text}")
         with open(self.validations, "a") as f:
             f.write(json.dumps({"step": step, **figures}) + "\n")
         if self.writer is not None:
             for mode, f in figures.items():
-                self.writer.add_scalar(f"validation/nll_memory_{mode}", f["nll"], step)
+                for name in ("nll", "accuracy"):
+                    self.writer.add_scalar(f"validation/{name}_memory_{mode}", f[name], step)
 
     def pause(self) -> None:
         """Do not count the time of a checkpoint as training."""

@@ -61,7 +61,8 @@ class Trainer:
         self.train_data = Documents.open(config.data.train)
         self.validation = Documents.open(config.data.validation) if config.data.validation else None
         self.engine = Engine(config, self.device)
-        lanes = LaneSchedule(self.train_data.lengths, config.batch.lanes, config.model.segment_length, config.run.seed)
+        lanes = LaneSchedule(self.train_data.lengths, config.batch.lanes, config.model.segment_length, config.run.seed,
+                             counted_from=self.train_data.counted_from)
         self.reader = LaneReader(self.train_data, lanes, self.engine.lanes)
         self.step, tokens = self._resume()
         self.monitor = Monitor(config, self.device, self.rank, self.step, tokens)

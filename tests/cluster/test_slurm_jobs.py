@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,17 @@ def test_a_failure_that_repetition_cannot_mend_is_final(sent, name):
 def test_a_sick_node_stops_the_job_before_training(sent):
     assert "infty doctor found" in sent["sick"].finish()
     assert not (sent["sick"].folder / "run").exists()
+
+
+def test_a_port_in_use_is_left_alone(cluster, tmp_path):
+    """Two jobs on a node may want the same port; another program may have it, too."""
+    job = Sent(cluster, tmp_path, "0", sbatch=("--hold",))
+    port = 20000 + int(job.number) % 20000
+    with socket.create_server(("127.0.0.1", port)):
+        cluster.slurm("scontrol", "release", job.number)
+        job.finish()
+    addresses = {(job.folder / "run" / f"start-0-{rank}").read_text() for rank in (0, 1)}
+    assert addresses == {f"{cluster.nodes[0]}:{port + 1}"}
 
 
 def test_an_array_is_a_run_for_each_number(cluster, sent):

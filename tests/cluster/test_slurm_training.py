@@ -5,6 +5,7 @@ The losses are those of a run that nothing happened to, to the bit.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -61,10 +62,32 @@ def _submit(cluster, folder: Path, *words: str) -> str:
     return out.split("submitted job ")[1].split()[0]
 
 
+def _submit_other(cluster, folder: Path, verb: str, *words: str) -> str:
+    """Submit an evaluation or a preprocessing on two nodes; wait for its end; return its summary and logs."""
+    out = _infty("submit", "--verb", verb, "--nodes", "2", "--gpus-per-node", "0", "--tasks-per-node", "1",
+                 "--cpus-per-task", "1", "--time", "10", "--", *words, folder=folder, environment=cluster.environment)
+    number = out.split("submitted job ")[1].split()[0]
+    cluster.wait(lambda: cluster.job(number)["JobState"] in ("COMPLETED", "FAILED"), 240, f"{verb} to end")
+    said = "\n".join(p.read_text() for p in sorted((folder / "logs" / number).iterdir()))
+    assert cluster.job(number)["JobState"] == "COMPLETED", said
+    return said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="needs mpi4py: pip install infty[mpi]")
+def test_preprocessing_by_mpi_ranks_is_that_of_one_process(workplace):
+    with slurm_cluster.Cluster() as cluster:
+        said = _submit_other(cluster, workplace, "prepare", "--input", "books", "--output", "by-slurm", "--vocab-size",
+                             "280")
+    assert "start 1 of" in said and "finished" in said
+    for name in ("tokens.bin", "tokens.idx"):
+        assert (workplace / "by-slurm/train" / name).read_bytes() == (workplace / "data/train" / name).read_bytes()
+
+
 def test_submit_train_signal_requeue_node_failure_finish(workplace):
     with slurm_cluster.Cluster() as cluster:
         quiet = _submit(cluster, workplace, "run.folder=quiet")
         number = _submit(cluster, workplace)
+        (workplace / "config.yaml").write_text("run: {steps: 0}")  # a job keeps the config it was submitted with
         run, logs = workplace / "run", workplace / "run-slurm"
 
         def summary() -> str:
@@ -93,6 +116,9 @@ def test_submit_train_signal_requeue_node_failure_finish(workplace):
         explained(lambda: cluster.job(number)["JobState"] == "COMPLETED", 20, "the job to complete")
         explained(lambda: cluster.job(quiet)["JobState"] == "COMPLETED", 240, "the quiet run to end")
 
+        said = _submit_other(cluster, workplace, "evaluate", "--checkpoint", "run", "--data", "data/train",
+                             "--output", "evaluation.json")
+        assert json.loads((workplace / "evaluation.json").read_text()), said
         assert "told to stop" in summary() and summary().count("preflight is fine") >= 4
         assert "resumed from" in (logs / number / "node-0.log").read_text()
     losses, expected = _rows(run), _rows(workplace / "quiet")

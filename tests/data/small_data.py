@@ -57,6 +57,7 @@ class InMemory(Documents):
 
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.counted_from = np.zeros_like(self.lengths)
 
     def read(self, document: int, start: int, stop: int) -> np.ndarray:
         if not 0 <= start <= stop <= self.lengths[document]:

@@ -23,11 +23,13 @@ bench = typer.Typer(no_args_is_help=True, help="Measure: every figure side by si
 
 # verb -> (module, function); a verb whose module is not part of this installation is not offered.
 VERBS = {"prepare": ("prepare", "prepare"), "inspect": ("prepare", "inspect"), "books": ("books", "books"),
+         "sorting": ("sorting", "sorting"),
          "pretrain": ("pretrain", "pretrain"), "evaluate": ("evaluate", "evaluate"),
          "export": ("export", "export"), "generate": ("generate", "generate"),
          "plan": ("plan", "plan"), "submit": ("submit", "submit"), "doctor": ("doctor", "doctor")}
 BENCHES = {"memory": ("bench_memory", "memory"), "retention": ("bench_retention", "retention"),
-           "layouts": ("bench_layouts", "layouts"), "faults": ("bench_faults", "faults")}
+           "layouts": ("bench_layouts", "layouts"), "faults": ("bench_faults", "faults"),
+           "sorting": ("bench_sorting", "sorting")}
 
 
 def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:

@@ -44,8 +44,9 @@ def _show(figures: dict[str, dict[str, float]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("memory", "tokens", "nats a token", "perplexity", "perplexity a word")
+    table = Table("memory", "tokens", "nats a token", "perplexity", "perplexity a word", "right")
     for mode, f in figures.items():
         word = f"{f['word_perplexity']:,.1f}" if "word_perplexity" in f else "-"
-        table.add_row(mode, f"{f['tokens']:,}", f"{f['nll']:.4f}", f"{f['perplexity']:.2f}", word)
+        table.add_row(mode, f"{f['tokens']:,}", f"{f['nll']:.4f}", f"{f['perplexity']:.2f}", word,
+                      f"{100 * f['accuracy']:.1f}%")
     Console().print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -70,19 +71,24 @@ def submit(
                  exclude=exclude, array=array, sbatch=tuple(sbatch) if sbatch else None, container=container,
                  setup=tuple(setup) if setup else None, container_mounts=container_mounts, starts=starts, mpi=mpi,
                  lead_seconds=lead_seconds, name=name)
-    values = _profile(profile) | {k: v for k, v in given.items() if v is not None} | {"verb": verb}
-    values.setdefault("tasks_per_node", values.get("gpus_per_node", 8) or 1)
-    if "setup" not in values and "container" not in values and "command" not in values:
-        values["command"] = f"{shlex.quote(sys.executable)} -m infty_tools"  # this very installation
-    job = submit_job.from_dict(values, "submit")
+    job = _job(_profile(profile) | {k: v for k, v in given.items() if v is not None} | {"verb": verb})
     words = list(arguments or [])
     job = _pretraining(job, config, words, gpu) if job.verb == "pretrain" else _other(job, config, words)
-    text = submit_job.render(job)
-    _show(text)
+    _show(submit_job.render(job))
     if dry_run:
         print("nothing was sent")
     else:
-        _send(job, text)
+        _send(job, config)
+
+
+def _job(values: dict[str, Any]) -> Job:
+    """The job that these options ask for, before what it runs is looked at."""
+    from infty_tools import submit_job
+
+    values.setdefault("tasks_per_node", values.get("gpus_per_node", 8) or 1)
+    if "setup" not in values and "container" not in values and "command" not in values:
+        values["command"] = f"{shlex.quote(sys.executable)} -m infty_tools"  # this very installation
+    return submit_job.from_dict(values, "submit")
 
 
 def _profile(path: Path | None) -> dict[str, Any]:
@@ -116,12 +122,19 @@ def _pretraining(job: Job, config: Path | None, overrides: list[str], gpu: str) 
     folder = resolved.run.folder
     if job.array:
         folder = Path(next(o for o in overrides if o.startswith("run.folder=")).partition("=")[2])
-    words = quote(["--config", str(config), *overrides], job.array)
     logs = folder.parent / "slurm" if job.array else folder.parent / f"{folder.name}-slurm"
+    words = quote(["--config", str(_snapshot(logs, config)), *overrides], job.array)
     return dataclasses.replace(
         job, arguments=words, doctor_arguments=words, checkpoints=quote([str(folder / "checkpoints")], job.array),
         logs=shlex.quote(str(logs)), output=f"{logs}/{'%A_%a' if job.array else '%j'}.out",
         name=job.name if job.name != "infty" else _job_name(config))
+
+
+def _snapshot(logs: Path, config: Path) -> Path:
+    """Where a submitted job keeps its config: it may start, and start again, long after somebody has edited the file
+    it was submitted with."""
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()
+    return logs / f"{config.stem}-{digest[:12]}.yaml"
 
 
 def _job_name(config: Path) -> str:
@@ -179,12 +192,17 @@ def _show(text: str) -> None:
     Console().print(Syntax(text, "bash", background_color="default"))
 
 
-def _send(job: Job, text: str) -> None:
-    """Give the file to sbatch and say where to look."""
+def _send(job: Job, config: Path | None) -> None:
+    """Give the batch file to sbatch and say where to look."""
+    from infty_tools.submit_job import render
+
+    text = render(job)
     if shutil.which("sbatch") is None:
         raise UserError("there is no sbatch here: run this on a login node of a Slurm cluster, or add --dry-run")
     folder = Path(shlex.split(job.logs)[0])
     folder.mkdir(parents=True, exist_ok=True)
+    if config is not None:
+        shutil.copyfile(config, _snapshot(folder, config))
     # The batch script reads what it was submitted with, whatever later happens to a file.
     done = subprocess.run(["sbatch", "--parsable"], input=text, capture_output=True, text=True, check=False,
                           env={k: v for k, v in os.environ.items() if not k.startswith(("SBATCH_", "SLURM_JOB"))})
