@@ -130,12 +130,11 @@ class Engine:
         """
         streams = randomness.states()
         loss, out = self._forward(part, state, statistics)
-        lost = torch.zeros((), dtype=torch.float64, device=self.device)
-        if not self.config.faults.quarantine:
-            return loss, out, torch.zeros(groups.data_size(), self.micro_lanes, dtype=torch.bool), lost
-        bad = quarantine.agree(quarantine.faulty(out))
+        bad = torch.zeros(groups.data_size(), self.micro_lanes, dtype=torch.bool)
+        if self.config.faults.quarantine:
+            bad = quarantine.agree(quarantine.faulty(out))
         if not bad.any():
-            return loss, out, bad, lost
+            return loss, out, bad, torch.zeros((), dtype=torch.float64, device=self.device)
         del loss, out  # the first graph, before there is a second
         randomness.restore(streams)
         mine = bad[groups.data_rank()].to(self.device)
@@ -143,7 +142,7 @@ class Engine:
         loss, out = self._forward(quarantine.reading_nothing(part, mine), quarantine.chosen(mine, empty, state),
                                   statistics)
         out = replace(out, state=quarantine.chosen(mine, empty, out.state))
-        return loss, out, bad, lost + part.weights[mine].double().sum()
+        return loss, out, bad, part.weights[mine].double().sum()
 
     def _forward(self, part: Window, state: LaneState, statistics: bool) -> tuple[Tensor, Output]:
         return self.deepspeed(part.tokens, part.reset, state, labels=part.labels, weights=part.weights,

@@ -97,14 +97,14 @@ class Trainer:
 
     def _give_up(self, result: StepResult) -> None:
         """Raise UserError after too many skipped steps; keep what the steps before them have learned."""
-        if result.skipped == "loss":  # the weights themselves may be bad
-            kept = f"The checkpoint of step {self.last_saved} is as it was"
-        else:
+        kept = f"Nothing was saved after step {self.last_saved}"
+        if result.skipped != "loss":  # so the weights are sound
             self._save()
             kept = f"Nothing was lost: skipped steps change no weights, and step {self.step} is saved"
-        raise UserError(f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience), "
-                        f"{WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the data, or, if the losses are "
-                        "meant to be like this, raise faults.spike_sigma or set it to null; then start again")
+        raise UserError(
+            f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience), the last "
+            f"{WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the data, or, if such losses are to be "
+            "expected, raise faults.spike_sigma; then start again")
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
@@ -137,7 +137,8 @@ class Trainer:
         run = {"step": self.step, "tokens": self.monitor.tokens, "lanes": self.reader.schedule.state(),
                "data_fingerprint": self.train_data.fingerprint,
                "tokenizer_fingerprint": self.train_data.info.tokenizer_fingerprint,
-               "faults": self.engine.faults.state(), "tokenizer": str((self.train_data.folder / "tokenizer").resolve())}
+               "tokenizer": str((self.train_data.folder / "tokenizer").resolve()),
+               "faults": self.engine.faults.state()}
         checkpoint.save(self.engine, self.checkpoints, run)
         if self.rank == 0:
             checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
