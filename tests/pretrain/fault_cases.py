@@ -43,21 +43,17 @@ class Run:
     def window(self) -> Window:
         return self.reader.next_window(self.engine.config.batch.window_segments)
 
-    def step(self) -> StepResult:
-        return self.engine.step(self.window())
-
     def weights(self) -> dict[str, torch.Tensor]:
         """Weights, moments, the optimizer's count, and the weights that the model computes with."""
         out = {f"{name}/{part}": x.clone() for name, parts in canonical.export(self.engine.deepspeed)
                for part, x in parts.items()}
-        out |= {f"{name}/used": p.detach().clone() for name, p in self.engine.model.named_parameters()}
+        # At ZeRO-3 this rank's share: DeepSpeed gathers small ones again after a step, and when next read after none.
+        out |= {f"{name}/used": getattr(p, "ds_tensor", p.data).clone()
+                for name, p in self.engine.model.named_parameters()}
         return out | {"step": torch.tensor(canonical.optimizer_step(self.engine.deepspeed))}
 
     def states(self) -> dict[str, torch.Tensor]:
         return {k: v.clone() for k, v in self.engine.lane_state().tensors().items()}
-
-    def close(self) -> None:
-        self.engine.deepspeed.destroy()
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
@@ -100,81 +96,56 @@ def emptied(engine: Engine, row: int | None) -> None:
     engine.set_lane_state(type(engine.states[0]).from_tensors(engine.lane_state(), now))
 
 
-def quarantine(root: Path, what: str, **changes) -> dict:
-    """A step in which one lane is spoilt, and the next, beside a run in which it reads nothing from the start."""
-    lane, got = 3, []  # the last rank's last
-    for fault in (True, False):
-        run = Run(root, **changes)
-        run.step()
-        row = lane - run.engine.lanes[0] if lane in run.engine.lanes else None
-        window = run.window()
-        lost = torch.tensor(0.0 if row is None else window.weights[row].sum().item())
-        dist.all_reduce(lost, group=groups.data_group())
-        if fault:
-            spoil(run.engine, lane, what)
-            result = run.engine.step(window)
-        else:
-            emptied(run.engine, row)
-            result = run.engine.step(silent(window, row))
-            emptied(run.engine, row)
-        after, states = run.weights(), run.states()
-        later = run.step()
-        got.append((result, after, states, later, run.weights(), run.states()))
-        run.close()
-    (a, after, states, later, end, last), (b, after_b, states_b, later_b, end_b, last_b) = got
-    counted = a.tokens - lost.item()
-    return {"quarantined": (a.quarantined, b.quarantined, later.quarantined), "skipped": (a.skipped, later.skipped),
-            "differ": differing(after, after_b) + differing(states, states_b) + differing(end, end_b)
-            + differing(last, last_b), "norms": (a.grad_norm, b.grad_norm), "lost": lost.item(),
-            "losses": (a.loss * counted / a.tokens, b.loss), "later": later == later_b}
+def _spike(engine: Engine) -> Callable[[], None]:
+    engine.faults.losses.extend([0.1] * 100)
+    return engine.faults.losses.clear
 
 
-def _spike(run: Run) -> None:
-    run.engine.faults.losses.extend([0.1] * 100)
-
-
-def _one_gradient(run: Run) -> Callable[[], None]:
-    """One parameter's gradient has a NaN, on the last rank alone."""
-    p = run.engine.model.norm.weight
+def _gradient(engine: Engine) -> Callable[[], None]:
+    """One parameter's gradient has a NaN, on the last rank alone. DeepSpeed looks at what tensor-parallel ranks share
+    on the first of them only; at stage 0 the engine itself looks everywhere."""
+    shared = engine.config.parallel.zero_stage == 0
+    p = engine.model.norm.weight if shared else engine.model.embedding.weight
     if dist.get_rank() != dist.get_world_size() - 1:
         return lambda: None
-    return p.register_hook(lambda g: g.masked_fill(torch.arange(g.numel()) == 1, math.nan)).remove
+    return p.register_hook(lambda g: g.masked_fill(torch.arange(g.shape[-1]) == 1, math.nan)).remove
 
 
-def _blind(run: Run) -> Callable[[], None]:
+def _loss(engine: Engine) -> Callable[[], None]:
     """Whatever is read, no loss is finite."""
-    return run.engine.model.norm.register_forward_hook(lambda m, i, o: o * math.nan).remove
+    return engine.model.norm.register_forward_hook(lambda m, i, o: o * math.nan).remove
 
 
-FAULTS = {"spike": _spike, "gradient": _one_gradient, "loss": _blind}
+SKIPS = {"spike": _spike, "gradient": _gradient, "loss": _loss}
+LANES = {"state": 3, "coefficient": 1}  # the lane that is spoilt; of data-parallel ranks the second's and the first's
+STEPS = ("spike", None, "state", "coefficient", None, "gradient", None, "loss", None)
 
 
-def skip(root: Path, why: str, first: bool = False, **changes) -> dict:
-    """A step that is skipped, and the next, beside a run that passes the window by without a backward pass."""
-    got = []
-    for fault in (True, False):
-        run = Run(root, **changes)
-        if not first:
-            run.step()
-        before, states = (None if first else run.weights()), run.states()
-        window, result = run.window(), None
-        if fault:
-            mend = FAULTS[why](run)
-            result = run.engine.step(window)
-            run.engine.faults.losses.clear()
-            if mend is not None:
-                mend()
-        else:
-            _read_only(run.engine, window, keep=why == "loss")
-        touched = [] if first else differing(before, run.weights())
-        moved = run.states()
-        later = run.step()
-        got.append((result, touched, moved, later, run.weights(), run.states()))
-        run.close()
-    (result, touched, moved, later, end, last), (_, _, moved_b, later_b, end_b, last_b) = got
-    return {"result": result, "touched": touched, "still": differing(states, moved),
-            "differ": differing(moved, moved_b) + differing(end, end_b) + differing(last, last_b),
-            "later": (later.loss, later.grad_norm, later.skipped) == (later_b.loss, later_b.grad_norm, None)}
+def one_step(run: Run, fault: str | None, harmed: bool) -> tuple[StepResult | None, int]:
+    """A step in which something goes wrong (`harmed`), or what it should come to: one lane reads nothing, or the window
+    is passed by without a backward pass. Returns also the number of tokens of the lane."""
+    engine, window = run.engine, run.window()
+    if fault in LANES:
+        lane = LANES[fault]
+        row = lane - engine.lanes[0] if lane in engine.lanes else None
+        lost = torch.tensor(0.0 if row is None else window.weights[row].sum().item())
+        dist.all_reduce(lost, group=groups.data_group())
+        if harmed:
+            spoil(engine, lane, fault)
+            return engine.step(window), int(lost.item())
+        emptied(engine, row)
+        result = engine.step(silent(window, row))
+        emptied(engine, row)
+        return result, int(lost.item())
+    if fault is None:
+        return engine.step(window), 0
+    if harmed:
+        mend = SKIPS[fault](engine)
+        result = engine.step(window)
+        mend()
+        return result, 0
+    _read_only(engine, window, keep=fault == "loss")
+    return None, 0
 
 
 def _read_only(engine: Engine, window: Window, keep: bool) -> None:
@@ -188,13 +159,26 @@ def _read_only(engine: Engine, window: Window, keep: bool) -> None:
             engine.states[i] = state if keep else out.state
 
 
-def all_cases(root: Path) -> dict[tuple, dict]:
-    """In every process: each layout meets each fault."""
-    out = {}
-    for layout, changes in LAYOUTS.items():
-        for what in ("state", "coefficient"):
-            out[layout, what] = quarantine(root, what, **changes)
-        for why in FAULTS:
-            out[layout, why] = skip(root, why, **changes)
-        out[layout, "first"] = skip(root, "spike", first=True, **changes)
+def compared(root: Path, **changes) -> list[dict]:
+    """All of STEPS, harmed and as they should come to: for each, the results and the tensors that differ."""
+    histories = []
+    for harmed in (True, False):
+        run = Run(root, **changes)
+        history = [(None, 0, {}, run.states())]
+        for fault in STEPS:
+            result, lost = one_step(run, fault, harmed)
+            history.append((result, lost, run.weights(), run.states()))
+        run.engine.deepspeed.destroy()
+        histories.append(history)
+    out = []
+    for i, fault in enumerate(STEPS, 1):
+        (a, lost, weights, states), (b, _, weights_b, states_b) = (h[i] for h in histories)
+        before = histories[0][i - 1]
+        out.append({"fault": fault, "harmed": a, "expected": b, "lost": lost,
+                    "differ": differing(weights, weights_b) + differing(states, states_b),
+                    "learned": differing(weights, before[2]) if i > 1 else [], "moved": differing(states, before[3])})
     return out
+
+
+def all_layouts(root: Path) -> dict[str, list[dict]]:
+    return {layout: compared(root, **changes) for layout, changes in LAYOUTS.items()}
