@@ -32,6 +32,8 @@ def export(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, dict[str, T
 
     A collective: every rank must go through it to the end.
     """
+    if not _optimizer(engine).state:  # no step was taken yet
+        _make_moments(engine)
     _link_moments(engine)
     for name, p in engine.module.named_parameters():
         parts = {"weight": _weight(engine, p)} | {m: _moment(engine, p, m) for m in MOMENTS}

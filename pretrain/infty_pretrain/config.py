@@ -116,6 +116,23 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class FaultsConfig:
+    """What a run does about a step that would do harm. A skipped step leaves weights and optimizer untouched; the data
+    goes on."""
+
+    spike_sigma: float | None = 6.0
+    """Skip a step whose loss lies more than this many standard deviations above the mean of recent ones; null: never.
+    Ordinary noise stays below 4; what ruins a run is tens away."""
+    spike_window: int = 100
+    """Losses of how many steps that mean and deviation are taken from; the rule begins when half of them are seen."""
+    patience: int = 20
+    """Give up after this many skipped steps without one taken between them."""
+    quarantine: bool = True
+    """Read a lane whose numbers are not finite as nothing in that step and empty its memory; false: skip the whole
+    step instead."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -130,6 +147,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
 
     def __post_init__(self) -> None:
         _check_values(self)
@@ -310,7 +328,8 @@ def _ranges(config: Config) -> list[tuple[bool, str, str]]:
                 "checkpoint.every": kept.every, "checkpoint.keep_last": kept.keep_last,
                 "checkpoint.keep_every": kept.keep_every, "checkpoint.minutes": kept.minutes,
                 "logging.every": config.logging.every, "logging.peak_tflops": config.logging.peak_tflops,
-                "evaluation.every": config.evaluation.every, "evaluation.windows": config.evaluation.windows}
+                "evaluation.every": config.evaluation.every, "evaluation.windows": config.evaluation.windows,
+                "faults.spike_sigma": config.faults.spike_sigma, "faults.patience": config.faults.patience}
     not_negative = {"optimizer.memory_lr": optimizer.memory_lr, "optimizer.weight_decay": optimizer.weight_decay,
                     "schedule.warmup_steps": config.schedule.warmup_steps}
     return [
@@ -321,6 +340,7 @@ def _ranges(config: Config) -> list[tuple[bool, str, str]]:
         (all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", "must lie in [0, 1)"),
         (optimizer.clip >= 0, "optimizer.clip", "must be >= 0 (0: no clipping)"),
         (0 <= config.schedule.min_ratio <= 1, "schedule.min_ratio", "must lie in [0, 1]"),
+        (config.faults.spike_window >= 2, "faults.spike_window", "must be >= 2: one loss has no spread"),
     ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import deepspeed
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from infty.data.lanes import Window
 from infty.models.build import build
-from infty.models.lm import InftyLM
+from infty.models.lm import InftyLM, Output
 from infty.parallel import groups, randomness
 from infty.state import LaneState
+from infty_pretrain import quarantine
 from infty_pretrain.config import Config
+from infty_pretrain.spikes import FaultHistory
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,19 @@ class StepResult:
     """What a step did, the same on every rank."""
 
     loss: float
-    """Mean negative log-likelihood of the tokens that count, nats, without regulariser."""
+    """Mean negative log-likelihood of the tokens that count and were read, nats, without regulariser. Not finite where
+    `skipped` is `loss`."""
     grad_norm: float
-    """Global norm before clipping."""
+    """Global norm before clipping; not finite in a skipped step."""
     tokens: int
+    """Tokens that counted in the window, whether they were learned from or not."""
     statistics: dict[str, Tensor] | None
     """Figures of the memories, [layers with a memory] each, mean over data-parallel ranks."""
+    skipped: str | None = None
+    """Why weights and optimizer were left as they were: `loss` (it is not finite), `spike` (it is far above recent
+    ones), `gradient` (it is not finite); None: the step was taken."""
+    quarantined: tuple[int, ...] = ()
+    """Ids of lanes that read nothing, because their numbers were not finite, and go on with an empty memory."""
 
 
 class Engine:
@@ -52,6 +62,7 @@ class Engine:
         self.lanes = range(groups.data_rank() * lanes, (groups.data_rank() + 1) * lanes)
         self.micro_lanes = lanes // self.micro_batches
         self.states = [self.model.initial_state(self.micro_lanes, device) for _ in range(self.micro_batches)]
+        self.faults = FaultHistory(config.faults)
 
     @property
     def model(self) -> InftyLM:
@@ -76,26 +87,103 @@ class Engine:
         return self.config.optimizer.lr * factor
 
     def step(self, window: Window, statistics: bool = False) -> StepResult:
-        """Forward, backward and update on one window of this rank's lanes; the lanes' states move on."""
+        """Forward, backward and update on one window of this rank's lanes; the lanes' states move on.
+
+        Lanes whose numbers are not finite are put in quarantine (infty_pretrain.quarantine). A step whose loss or
+        gradient is not finite, or whose loss is a spike, is skipped: weights, moments and the optimizer's step count
+        stay as they are, to the bit. The window counts as read, and the lanes' states move on as in any other step,
+        except that a lane whose new state is not finite, and, where the loss is not finite even without the lanes in
+        quarantine (so that the weights are at fault and no lane is), also those, are put back to before the step.
+        """
         self.deepspeed.train()
-        nll = torch.zeros((), dtype=torch.float64, device=self.device)
-        figures = None
+        states, quarantined = [], []
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)  # summed nll; tokens that were not read
         # The engine averages gradients over ranks and micro-batches; the loss is a mean over all tokens that count.
         counted = max(1, window.tokens_in_step)
         scale = groups.data_size() * self.micro_batches / counted
         for i in range(self.micro_batches):
+            last = i == self.micro_batches - 1
             part = window.select(slice(i * self.micro_lanes, (i + 1) * self.micro_lanes)).to(self.device)
-            loss, out = self.deepspeed(part.tokens, part.reset, self.states[i], labels=part.labels,
-                                       weights=part.weights, statistics=statistics)
+            loss, out, bad, lost = self._read(part, self.states[i], statistics)
+            total += torch.stack([out.nll_sum.double(), lost])
+            if last:
+                mean, blind = self._mean_loss(total, window.tokens_in_step)
+                skipped = self.faults.verdict(mean)
+                if skipped:  # makes every gradient NaN, so that the optimizer drops the step
+                    loss = loss * math.nan
             self.deepspeed.backward(loss * scale)
-            norm = self._plain_norm() if self.config.parallel.zero_stage == 0 else None
+            norm = self._update(last)
+            states.append(out.state)
+            quarantined.append(bad)
+        if not math.isfinite(norm):
+            skipped = skipped or "gradient"
+            states = [self._put_back(*of, blind) for of in zip(self.states, states, quarantined)]
+        self.states = states
+        lanes = () if blind else self._ids(quarantined)
+        self.faults.record(mean if window.tokens_in_step else math.nan, skipped, len(lanes))
+        return StepResult(mean, norm, window.tokens_in_step, _mean_over_data(out.statistics), skipped, lanes)
+
+    def _read(self, part: Window, state: LaneState, statistics: bool) -> tuple[Tensor, Output, Tensor, Tensor]:
+        """One micro-batch's forward, and a second one where a lane anywhere has numbers that are not finite.
+
+        Returns the loss, the output, the lanes in quarantine (bool [data-parallel ranks, b], on the host) and the
+        number of this rank's tokens that were to count and were not read (float64 scalar).
+        """
+        streams = randomness.states()
+        loss, out = self._forward(part, state, statistics)
+        bad = torch.zeros(groups.data_size(), self.micro_lanes, dtype=torch.bool)
+        if self.config.faults.quarantine:
+            bad = quarantine.agree(quarantine.faulty(out))
+        if not bad.any():
+            return loss, out, bad, torch.zeros((), dtype=torch.float64, device=self.device)
+        del loss, out  # the first graph, before there is a second
+        randomness.restore(streams)
+        mine = bad[groups.data_rank()].to(self.device)
+        empty = self.model.initial_state(self.micro_lanes, self.device)
+        loss, out = self._forward(quarantine.reading_nothing(part, mine), quarantine.chosen(mine, empty, state),
+                                  statistics)
+        out = replace(out, state=quarantine.chosen(mine, empty, out.state))
+        return loss, out, bad, part.weights[mine].double().sum()
+
+    def _forward(self, part: Window, state: LaneState, statistics: bool) -> tuple[Tensor, Output]:
+        return self.deepspeed(part.tokens, part.reset, state, labels=part.labels, weights=part.weights,
+                              statistics=statistics)
+
+    def _mean_loss(self, total: Tensor, tokens: int) -> tuple[float, bool]:
+        """The step's loss over all data-parallel ranks, NaN where no token was read; and whether the weights must be
+        at fault: it is not finite, though the lanes in quarantine have no part in it."""
+        dist.all_reduce(total, group=groups.data_group())
+        nll, lost = total.tolist()
+        if tokens == 0:  # a window of text that is only read
+            return nll, not math.isfinite(nll)
+        return nll / (tokens - lost) if lost < tokens else math.nan, not math.isfinite(nll)
+
+    def _update(self, last: bool) -> float:
+        """End a micro-batch; after the last, the optimizer acts, unless the gradient is not finite. Returns the norm.
+
+        DeepSpeed itself drops a step whose norm is not finite from ZeRO-1 on. At stage 0 it would take it; a
+        micro-batch that is none of its boundaries only counts.
+        """
+        if self.config.parallel.zero_stage > 0 or not last:
             self.deepspeed.step()
-            self.states[i] = out.state
-            nll += out.nll_sum.double()
-            figures = out.statistics or figures
-        dist.all_reduce(nll, group=groups.data_group())
-        norm = float(self.deepspeed.get_global_grad_norm()) if norm is None else norm
-        return StepResult((nll / counted).item(), norm, window.tokens_in_step, _mean_over_data(figures))
+            return float(self.deepspeed.get_global_grad_norm()) if last else math.nan
+        norm = self._plain_norm()
+        if not math.isfinite(norm):
+            self.deepspeed.zero_grad()
+            self.deepspeed.set_gradient_accumulation_boundary(False)
+        self.deepspeed.step()
+        self.deepspeed.set_gradient_accumulation_boundary(None)  # its own count again
+        return norm
+
+    def _put_back(self, before: LaneState, after: LaneState, bad: Tensor, blind: bool) -> LaneState:
+        """The states after a skipped step, by the rule of `step`."""
+        lanes = quarantine.agree(quarantine.damaged(after))
+        lanes = (lanes | bad if blind else lanes)[groups.data_rank()].to(self.device)
+        return quarantine.chosen(lanes, before, after)
+
+    def _ids(self, quarantined: list[Tensor]) -> tuple[int, ...]:
+        """Ids of the lanes that are true in each micro-batch's bool [data-parallel ranks, b]."""
+        return tuple(torch.cat(quarantined, 1).flatten().nonzero().flatten().tolist())
 
     def _plain_norm(self) -> float:
         """Global gradient norm where DeepSpeed reports none (stage 0), over tensor-parallel ranks."""
@@ -108,6 +196,7 @@ class Engine:
                     split += square
                 else:
                     whole += square
+        split += 0 * whole  # a NaN on one rank alone is seen by all: they must agree on what is skipped
         dist.all_reduce(split, group=groups.tensor_group())
         return (split + whole).sqrt().item()
 

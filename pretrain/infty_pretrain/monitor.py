@@ -4,15 +4,22 @@ one an evaluation."""
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from infty.parallel import groups
 from infty_pretrain import flops
 from infty_pretrain.config import Config
 from infty_pretrain.engine import StepResult
+from infty_pretrain.spikes import FaultHistory
+
+WHY = {"loss": "because the loss is not finite", "gradient": "because the gradient is not finite",
+       "spike": "because the loss is far above recent ones"}
+"""What `StepResult.skipped` means, in words."""
 
 
 class Monitor:
@@ -42,20 +49,41 @@ class Monitor:
         """Whether this step (counted from 1) is one that is reported."""
         return step % self.config.logging.every == 0 or step == self.config.total_steps or step == 1
 
-    def step(self, step: int, result: StepResult, rate: float) -> None:
-        """Record a finished step (counted from 1)."""
+    def step(self, step: int, result: StepResult, rate: float, faults: FaultHistory) -> None:
+        """Record a finished step (counted from 1). A loss or a norm that is not finite becomes null."""
         self.tokens += result.tokens
         self.interval_tokens += result.tokens
         self.interval_steps += 1
         if self.rank != 0:
             return
-        row = {"step": step, "steps": self.config.total_steps, "loss": result.loss, "lr": rate,
-               "grad_norm": result.grad_norm, "tokens": self.tokens}
+        row = {"step": step, "steps": self.config.total_steps, "loss": _finite(result.loss), "lr": rate,
+               "grad_norm": _finite(result.grad_norm), "tokens": self.tokens}
+        if result.skipped or result.quarantined:
+            row |= self._fault(step, result)
         if self.wants_statistics(step):
             row |= self._speed()
             self._report(step, row, result)
+        self._count_faults(step, result, faults)
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
+
+    def _fault(self, step: int, result: StepResult) -> dict[str, Any]:
+        """Say what went wrong in a step; returns what its row says of it."""
+        row: dict[str, Any] = {}
+        if result.quarantined:
+            row["quarantined"] = list(result.quarantined)
+            self.say(f"step {step}: lane {', '.join(map(str, result.quarantined))} had numbers that are not finite: "
+                     "left out of the step, goes on with an empty memory")
+        if result.skipped:
+            row["skipped"] = result.skipped
+            figure = f" ({result.loss:.4f})" if math.isfinite(result.loss) else ""
+            self.say(f"step {step}: skipped, {WHY[result.skipped]}{figure}")
+        return row
+
+    def _count_faults(self, step: int, result: StepResult, faults: FaultHistory) -> None:
+        if self.writer is not None and (result.skipped or result.quarantined or self.wants_statistics(step)):
+            self.writer.add_scalar("faults/skipped", faults.skipped, step)
+            self.writer.add_scalar("faults/quarantined", faults.quarantined, step)
 
     def _speed(self) -> dict[str, float]:
         now = time.monotonic()
@@ -70,15 +98,15 @@ class Monitor:
 
     def _report(self, step: int, row: dict, result: StepResult) -> None:
         left = row["seconds_per_step"] * (self.config.total_steps - step)
-        text = (f"step {step}/{self.config.total_steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
-                f"norm {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s")
+        text = (f"step {step}/{self.config.total_steps}  loss {result.loss:.4f}  lr {row['lr']:.2e}  "
+                f"norm {result.grad_norm:.2f}  {row['tokens_per_second']:,.0f} tokens/s")
         if "mfu" in row:
             text += f"  mfu {100 * row['mfu']:.0f}%"
         self.say(f"{text}  left {_duration(left)}")
         if self.writer is None:
             return
         for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu"):
-            if name in row:
+            if row.get(name) is not None:
                 self.writer.add_scalar(f"train/{name}", row[name], step)
         for name, values in (result.statistics or {}).items():
             for layer, value in zip(self._memory_layers(), values.tolist()):
@@ -133,6 +161,11 @@ def _forget_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".partial")
     temporary.write_text("".join(r + "\n" for r in rows))
     temporary.replace(path)
+
+
+def _finite(x: float) -> float | None:
+    """JSON has no NaN."""
+    return x if math.isfinite(x) else None
 
 
 def _duration(seconds: float) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import time
 from pathlib import Path
+
+import torch
+import torch.distributed as dist
 
 from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule
@@ -15,9 +17,9 @@ from infty.parallel import groups
 from infty_pretrain import checkpoint, evaluation, lock, schedule
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
-from infty_pretrain.engine import Engine
+from infty_pretrain.engine import Engine, StepResult
 from infty_pretrain.launch import Launch, connect
-from infty_pretrain.monitor import Monitor
+from infty_pretrain.monitor import WHY, Monitor
 from infty_pretrain.signals import REQUEUE, StopFlag
 
 
@@ -89,12 +91,21 @@ class Trainer:
         window = self.reader.next_window(self.config.batch.window_segments)
         rate = self.engine.set_rate(schedule.factor(self.step, self.config.total_steps, self.config.schedule))
         result = self.engine.step(window, self.monitor.wants_statistics(self.step + 1))
-        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
-            raise UserError(f"step {self.step + 1}: the loss is {result.loss}, the gradient norm {result.grad_norm}. "
-                            f"Nothing was saved after step {self.last_saved}; lower optimizer.lr or look at the data, "
-                            "and start again")
         self.step += 1
-        self.monitor.step(self.step, result, rate)
+        self.monitor.step(self.step, result, rate, self.engine.faults)
+        if self.engine.faults.in_a_row >= self.config.faults.patience:
+            self._give_up(result)
+
+    def _give_up(self, result: StepResult) -> None:
+        """Raise UserError after too many skipped steps; keep what the steps before them have learned."""
+        kept = f"Nothing was saved after step {self.last_saved}"
+        if result.skipped != "loss":  # so the weights are sound
+            self._save()
+            kept = f"Nothing was lost: skipped steps change no weights, and step {self.step} is saved"
+        raise UserError(
+            f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience), the last "
+            f"{WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the data, or, if such losses are to be "
+            "expected, raise faults.spike_sigma; then start again")
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
@@ -104,9 +115,6 @@ class Trainer:
         minutes = self.config.checkpoint.minutes
         if minutes is None:
             return False
-        import torch
-        import torch.distributed as dist
-
         flag = torch.tensor(float(time.monotonic() - self.last_saved_at > 60 * minutes), device=self.device)
         dist.broadcast(flag, src=0)
         return bool(flag.item())
@@ -130,7 +138,8 @@ class Trainer:
         run = {"step": self.step, "tokens": self.monitor.tokens, "lanes": self.reader.schedule.state(),
                "data_fingerprint": self.train_data.fingerprint,
                "tokenizer_fingerprint": self.train_data.info.tokenizer_fingerprint,
-               "tokenizer": str((self.train_data.folder / "tokenizer").resolve())}
+               "tokenizer": str((self.train_data.folder / "tokenizer").resolve()),
+               "faults": self.engine.faults.state()}
         checkpoint.save(self.engine, self.checkpoints, run)
         if self.rank == 0:
             checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
@@ -147,8 +156,6 @@ class Trainer:
 
     def _resume(self) -> tuple[int, int]:
         """Go on from the newest whole checkpoint, if there is one. Returns (step, tokens)."""
-        import torch.distributed as dist
-
         found: list = [None, None]
         if self.rank == 0:
             found = list(self._choose())
@@ -162,6 +169,7 @@ class Trainer:
         self._check_data(run, path)
         kept = self.reader.schedule.restore(run["lanes"])
         checkpoint.load(self.engine, path, kept)
+        self.engine.faults.restore(run.get("faults"))
         if self.config.checkpoint.memory == "replay":
             self._replay()
         if self.rank == 0:
