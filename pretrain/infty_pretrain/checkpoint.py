@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infty.data.build import sync_one
 from infty.errors import UserError
 from infty.parallel import groups, randomness
 from infty.state import LaneState, split_over_heads
@@ -42,37 +44,54 @@ MANIFEST, RUN, CONFIG = "manifest.json", "run.json", "config.yaml"
 PARTIAL, DAMAGED = ".partial", ".damaged"
 
 
-def save(engine: Engine, folder: Path, run: dict[str, Any]) -> Path:
-    """Write the checkpoint of step `run["step"]` into the run's checkpoint folder. A collective.
+@dataclass(frozen=True)
+class Snapshot:
+    """What this rank writes of a checkpoint: nothing of it changes when training goes on."""
 
-    Raises UserError on every rank, and leaves nothing behind, when a rank cannot write (a full disk).
-    """
-    final = folder / f"step-{run['step']:08d}"
-    partial = final.with_name(final.name + PARTIAL)
+    final: Path
+    shards: dict[str, dict[str, Tensor]]
+    """Tensors in host memory, by file."""
+    texts: dict[str, str]
+    """The other files."""
+
+    @property
+    def partial(self) -> Path:
+        """The folder in which it is written."""
+        return self.final.with_name(self.final.name + PARTIAL)
+
+
+def collect(engine: Engine, folder: Path, run: dict[str, Any]) -> Snapshot:
+    """Copy what makes the checkpoint of step `run["step"]` to host memory. A collective."""
+    snapshot = Snapshot(folder / f"step-{run['step']:08d}", _collect(engine), {})
     if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        run = run | {"format": FORMAT, "layout": _layout(), "optimizer_step": canonical.optimizer_step(
+            engine.deepspeed), "zero_stage": engine.config.parallel.zero_stage}
+        snapshot.texts.update({RUN: json.dumps(run, indent=1), CONFIG: engine.config.to_yaml()})
+        shutil.rmtree(snapshot.partial, ignore_errors=True)
     dist.barrier()
-    shards = _collect(engine)
-    digests, problem = {}, None
+    return snapshot
+
+
+def write(snapshot: Snapshot) -> tuple[dict[str, Any], str | None]:
+    """Write this rank's files and see them to the disk; no collective. Returns their digests by name, and what went
+    wrong."""
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        for name, tensors in shards.items():
-            _write(partial / name, lambda path, t=tensors: save_file(t, path))
-        if dist.get_rank() == 0:
-            run = run | {"format": FORMAT, "layout": _layout(), "optimizer_step": canonical.optimizer_step(
-                engine.deepspeed), "zero_stage": engine.config.parallel.zero_stage}
-            _write(partial / RUN, lambda path: path.write_text(json.dumps(run, indent=1)))
-            _write(partial / CONFIG, lambda path: path.write_text(engine.config.to_yaml()))
-        names = [*shards, *((RUN, CONFIG) if dist.get_rank() == 0 else ())]
-        digests = {name: _digest(partial / name) for name in names}
+        snapshot.partial.mkdir(parents=True, exist_ok=True)
+        for name, tensors in snapshot.shards.items():
+            _write(snapshot.partial / name, lambda path, t=tensors: save_file(t, path))
+        for name, text in snapshot.texts.items():
+            _write(snapshot.partial / name, lambda path, t=text: path.write_text(t))
+        return {name: _digest(snapshot.partial / name) for name in (*snapshot.shards, *snapshot.texts)}, None
     except OSError as error:
-        problem = _explain(error, folder)
-    _publish(partial, final, digests, problem)
-    return final
+        return {}, _explain(error, snapshot.final.parent)
 
 
-def _publish(partial: Path, final: Path, digests: dict, problem: str | None) -> None:
-    """Agree that every rank has written, add the manifest, rename."""
+def publish(snapshot: Snapshot, digests: dict[str, Any], problem: str | None) -> None:
+    """Agree that every rank has written, add the manifest, rename. A collective.
+
+    Raises UserError on every rank, and leaves nothing behind, when a rank could not write (a full disk).
+    """
+    partial, final = snapshot.partial, snapshot.final
     everything: list = [None] * dist.get_world_size()
     dist.all_gather_object(everything, (digests, problem))
     problems = sorted({p for _, p in everything if p})
@@ -81,10 +100,10 @@ def _publish(partial: Path, final: Path, digests: dict, problem: str | None) -> 
         try:
             _write(partial / MANIFEST, lambda path: path.write_text(json.dumps({"format": FORMAT, "files": files},
                                                                                indent=1)))
-            _sync_folder(partial)
+            sync_one(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            _sync_folder(final.parent)
+            sync_one(final.parent)
         except OSError as error:
             problems = [_explain(error, final.parent)]
     agreed = [problems]
@@ -138,14 +157,6 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
     with open(path, "rb") as f:
         os.fsync(f.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(path: Path) -> dict[str, Any]:

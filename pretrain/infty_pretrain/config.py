@@ -33,6 +33,9 @@ class RunConfig:
     """Length of the run in tokens read, rounded up to whole steps."""
     minutes: float | None = None
     """Stop by itself, with a checkpoint, after this much time; the next start goes on."""
+    stall_minutes: float | None = 30.0
+    """End a run of several processes that has not moved for this long (a step, a window of an evaluation, a copy for a
+    checkpoint), telling who waits for whom, with the status that asks to be started again; null: wait for ever."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,9 @@ class CheckpointConfig:
     """Also keep, for good, those at multiples of this many steps."""
     minutes: float | None = None
     """Also write one when this much time has passed since the last."""
+    overlap: bool = True
+    """Write while training goes on; it stands still only while its state is copied to host memory, which must hold
+    that copy (12 bytes a parameter, shared out over the ranks, and the lanes of a rank)."""
     memory: Literal["save", "reset", "replay"] = "save"
     """The lanes' memories: saved with the checkpoint; emptied at resume; or rebuilt at resume by reading the current
     documents again from their start."""
@@ -322,7 +328,8 @@ def _check_values(config: Config) -> None:
 def _ranges(config: Config) -> list[tuple[bool, str, str]]:
     """(holds, key, what is wrong if not) of single values."""
     run, batch, optimizer, kept = config.run, config.batch, config.optimizer, config.checkpoint
-    positive = {"run.minutes": run.minutes, "batch.micro_batch": batch.micro_batch, "batch.lanes": batch.lanes,
+    positive = {"run.minutes": run.minutes, "run.stall_minutes": run.stall_minutes, "batch.lanes": batch.lanes,
+                "batch.micro_batch": batch.micro_batch,
                 "batch.window_segments": batch.window_segments, "optimizer.lr": optimizer.lr,
                 "optimizer.eps": optimizer.eps, "parallel.tensor": config.parallel.tensor,
                 "checkpoint.every": kept.every, "checkpoint.keep_last": kept.keep_last,

@@ -58,7 +58,8 @@ def _figures(nll_sum: float, correct: float, tokens: int, documents: Documents, 
     return figures
 
 
-def replay(forward: Callable[..., tuple], state: Any, reader: LaneReader, window_segments: int, device: str) -> Any:
+def replay(forward: Callable[..., tuple], state: Any, reader: LaneReader, window_segments: int, device: str,
+           progress: Callable[[int, int], None] | None = None) -> Any:
     """Rebuild the memories of lanes that stand in the middle of a document: read it again from its start.
 
     Lanes that stand further back begin later, so that all arrive together; every rank makes the same passes. Returns
@@ -79,5 +80,7 @@ def replay(forward: Callable[..., tuple], state: Any, reader: LaneReader, window
         for first in range(0, longest, window_segments):
             plan = [lane[first:first + window_segments] for lane in plans]
             window = reader.read(plan).to(device)
+            if progress is not None:
+                progress(first, longest)
             state = forward(window.tokens, window.reset, state, labels=window.labels, weights=window.weights)[1].state
     return state

@@ -15,6 +15,7 @@ from infty.parallel import groups
 from infty_pretrain import flops
 from infty_pretrain.config import Config
 from infty_pretrain.engine import StepResult
+from infty_pretrain.saving import Saved
 from infty_pretrain.spikes import FaultHistory
 
 WHY = {"loss": "because the loss is not finite", "gradient": "because the gradient is not finite",
@@ -129,6 +130,15 @@ class Monitor:
             for mode, f in figures.items():
                 for name in ("nll", "accuracy"):
                     self.writer.add_scalar(f"validation/{name}_memory_{mode}", f[name], step)
+
+    def saved(self, checkpoint: Saved) -> None:
+        """Record a checkpoint that is in place."""
+        self.say(f"saved {checkpoint.path.name}: training stood still for {checkpoint.stall:.2f} s, writing took "
+                 f"{checkpoint.written:.2f} s")
+        if self.rank == 0 and self.writer is not None:
+            step = int(checkpoint.path.name.removeprefix("step-"))
+            self.writer.add_scalar("checkpoint/stall_seconds", checkpoint.stall, step)
+            self.writer.add_scalar("checkpoint/write_seconds", checkpoint.written, step)
 
     def pause(self) -> None:
         """Do not count the time of a checkpoint as training."""

@@ -44,17 +44,21 @@ class StopFlag:
         elif now - self._asked_at >= SAME_REQUEST:
             os._exit(128 + number)
 
-    def agreed(self) -> bool:
-        """Whether any rank wants to stop; every rank must call this at the same point of the step."""
+    def agreed(self, *also: bool) -> tuple[bool, ...]:
+        """Whether any rank wants to stop, and for each of `also` whether it is true on any rank.
+
+        Every rank must call this at the same point of the step.
+        """
         if self.reason is None and self.file.exists():
             self.reason = f"the file {self.file}"
         if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
             self.reason = "the time budget"
-        flag = torch.tensor(float(self.reason is not None), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        if flag.item() and self.reason is None:
+        flags = torch.tensor([self.reason is not None, *also], dtype=torch.int32, device=self.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        stop, *others = flags.bool().tolist()
+        if stop and self.reason is None:
             self.reason = "another rank"
-        return bool(flag.item())
+        return stop, *others
 
     def clear_file(self) -> None:
         """Remove a stop file that has been obeyed, so that the next start goes on."""

@@ -7,7 +7,6 @@ import shutil
 import time
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from infty.data.documents import Documents
@@ -20,7 +19,9 @@ from infty_pretrain.config import Config
 from infty_pretrain.engine import Engine, StepResult
 from infty_pretrain.launch import Launch, connect
 from infty_pretrain.monitor import WHY, Monitor
+from infty_pretrain.saving import Saved, Saver
 from infty_pretrain.signals import REQUEUE, StopFlag
+from infty_pretrain.watchdog import Watchdog
 
 
 def validate(config: Config, world: int) -> Config:
@@ -59,6 +60,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = self.folder / "checkpoints"
         self.device = connect(launch, config.parallel.tensor)
+        self.watchdog = Watchdog(config.run.stall_minutes)
         self.stop = StopFlag(self.folder, self.device, config.run.minutes)
         self.train_data = Documents.open(config.data.train)
         self.validation = Documents.open(config.data.validation) if config.data.validation else None
@@ -68,39 +70,61 @@ class Trainer:
         self.reader = LaneReader(self.train_data, lanes, self.engine.lanes)
         self.step, tokens = self._resume()
         self.monitor = Monitor(config, self.device, self.rank, self.step, tokens)
+        self.sound = True
+        """Whether the weights gave a finite loss when last looked at."""
+        self.saver = Saver(self.engine, self.checkpoints, config.checkpoint)
         self.last_saved, self.last_saved_at = self.step, time.monotonic()
 
     def run(self) -> int:
         """Train. Returns the exit code: 0 at the end, `signals.REQUEUE` when stopped before it."""
         self._greet()
+        stopped = self._train()
+        self.watchdog.tick("saving")
+        self._saved(self.saver.finish())
+        if stopped:
+            return self._stopped()
+        total = self.config.total_steps
+        self.monitor.say(f"done: {total} steps, {self.monitor.tokens:,} tokens; checkpoint in {self.checkpoints}")
+        self.monitor.close()
+        return 0
+
+    def _train(self) -> bool:
+        """Steps, and what falls due between them. Returns whether the run was stopped before its end."""
         total = self.config.total_steps
         while self.step < total:
             self._train_step()
             if self._due(self.config.evaluation.every):
                 self._evaluate()
-            stopping = self.stop.agreed() and self.step < total
-            if stopping or self.step == total or self._due(self.config.checkpoint.every) or self._overdue():
+            stop, writing, overdue = self.stop.agreed(self.saver.writing(), self._overdue())
+            stopping = stop and self.step < total
+            if self.saver.pending and not writing:
+                self._saved(self.saver.finish())
+            if stopping or self.step == total or self._due(self.config.checkpoint.every) or overdue:
                 self._save()
             if stopping:
-                return self._stopped()
-        self.monitor.say(f"done: {total} steps, {self.monitor.tokens:,} tokens; checkpoint in {self.checkpoints}")
-        self.monitor.close()
-        return 0
+                return True
+        return False
 
     def _train_step(self) -> None:
+        self.watchdog.tick(f"reading data for step {self.step + 1}")
         window = self.reader.next_window(self.config.batch.window_segments)
+        self.watchdog.tick(f"computing step {self.step + 1}")
         rate = self.engine.set_rate(schedule.factor(self.step, self.config.total_steps, self.config.schedule))
         result = self.engine.step(window, self.monitor.wants_statistics(self.step + 1))
         self.step += 1
         self.monitor.step(self.step, result, rate, self.engine.faults)
-        if self.engine.faults.in_a_row >= self.config.faults.patience:
+        self.sound = result.skipped != "loss"
+        if self.engine.faults.in_a_row >= self.config.faults.patience or not (
+                self.sound or self.step < self.config.total_steps):
             self._give_up(result)
 
     def _give_up(self, result: StepResult) -> None:
         """Raise UserError after too many skipped steps; keep what the steps before them have learned."""
+        self._saved(self.saver.finish())
         kept = f"Nothing was saved after step {self.last_saved}"
-        if result.skipped != "loss":  # so the weights are sound
+        if self.sound:
             self._save()
+            self._saved(self.saver.finish())
             kept = f"Nothing was lost: skipped steps change no weights, and step {self.step} is saved"
         raise UserError(
             f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience), the last "
@@ -111,13 +135,9 @@ class Trainer:
         return every is not None and self.step % every == 0
 
     def _overdue(self) -> bool:
-        """Whether a checkpoint is due by the clock; rank 0's clock decides."""
+        """Whether a checkpoint is due by this rank's clock."""
         minutes = self.config.checkpoint.minutes
-        if minutes is None:
-            return False
-        flag = torch.tensor(float(time.monotonic() - self.last_saved_at > 60 * minutes), device=self.device)
-        dist.broadcast(flag, src=0)
-        return bool(flag.item())
+        return minutes is not None and time.monotonic() - self.last_saved_at > 60 * minutes
 
     def _evaluate(self) -> None:
         config = self.config
@@ -125,7 +145,8 @@ class Trainer:
         figures = {mode: evaluation.evaluate(
             self.engine.deepspeed, self.engine.model.initial_state, self.validation, lanes=config.batch.lanes,
             segment_length=config.model.segment_length, window_segments=config.batch.window_segments,
-            device=self.device, windows=config.evaluation.windows, memory=mode == "on") for mode in self._modes()}
+            device=self.device, windows=config.evaluation.windows, memory=mode == "on",
+            progress=lambda done, _: self.watchdog.tick(f"evaluating, {done:,} tokens")) for mode in self._modes()}
         self.engine.deepspeed.train()
         self.monitor.evaluation(self.step, figures)
 
@@ -133,18 +154,25 @@ class Trainer:
         return ("on", "off") if self.config.model.remembers else ("off",)
 
     def _save(self) -> None:
-        if self.last_saved == self.step:
+        if not self.sound:
+            self.monitor.say(f"step {self.step} is not saved: its loss is not finite, and the weights may be why")
+        if not self.sound or self.last_saved == self.step:
             return
         run = {"step": self.step, "tokens": self.monitor.tokens, "lanes": self.reader.schedule.state(),
                "data_fingerprint": self.train_data.fingerprint,
                "tokenizer_fingerprint": self.train_data.info.tokenizer_fingerprint,
                "tokenizer": str((self.train_data.folder / "tokenizer").resolve()),
                "faults": self.engine.faults.state()}
-        checkpoint.save(self.engine, self.checkpoints, run)
-        if self.rank == 0:
-            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
+        self.watchdog.tick(f"saving step {self.step}")
+        self._saved(self.saver.start(run))
+        if not self.config.checkpoint.overlap:
+            self._saved(self.saver.finish())
         self.last_saved, self.last_saved_at = self.step, time.monotonic()
         self.monitor.pause()
+
+    def _saved(self, checkpoint: Saved | None) -> None:
+        if checkpoint is not None:
+            self.monitor.saved(checkpoint)
 
     def _stopped(self) -> int:
         self.monitor.say(f"stopped by {self.stop.reason} after step {self.step}/{self.config.total_steps}, with a "
@@ -210,7 +238,8 @@ class Trainer:
     def _replay(self) -> None:
         self.engine.deepspeed.eval()
         state = evaluation.replay(self.engine.deepspeed, self.engine.model.initial_state(len(self.engine.lanes),
-                                  self.device), self.reader, self.config.batch.window_segments, self.device)
+                                  self.device), self.reader, self.config.batch.window_segments, self.device,
+                                  progress=lambda done, total: self.watchdog.tick(f"replaying, {done} of {total}"))
         self.engine.deepspeed.train()
         self.engine.set_lane_state(state)
 

@@ -117,11 +117,14 @@ def test_what_tensorboard_and_the_console_show(tmp_path, data, capsys):
     assert "step 4/6" in said and "left 0:00:0" in said and "mfu" in said and "validation perplexity" in said
 
 
-def test_a_loss_that_is_no_number_ends_the_run_without_a_checkpoint(tmp_path, data):
-    trainer = Trainer(small_run.config(tmp_path / "run", data), Launch(0, 1, 0, "env"))
+@pytest.mark.parametrize("end", ["patience", "the last step"])
+def test_a_loss_that_is_no_number_ends_the_run_without_a_checkpoint(tmp_path, data, end):
+    """Neither when patience ends nor at the last step nor in between: the weights may be why."""
+    changes = {"patience": {"faults__patience": 3}, "the last step": {}}[end]
+    trainer = Trainer(small_run.config(tmp_path / "run", data, checkpoint__every=1, **changes), Launch(0, 1, 0, "env"))
     with torch.no_grad():
         next(trainer.engine.model.parameters()).fill_(float("nan"))
-    with pytest.raises(UserError, match="step 1: the loss is nan"):
+    with pytest.raises(UserError, match=f"step {3 if changes else 6}: .* the loss is not finite. Nothing was saved"):
         trainer.run()
     assert not (tmp_path / "run" / "checkpoints").exists()
     trainer.engine.deepspeed.destroy()

@@ -24,27 +24,27 @@ def flag(tmp_path, single_process):
 @pytest.mark.parametrize("number", signals._HANDLED)
 def test_a_signal_is_remembered_and_obeyed_later(flag, number):
     stop = flag()
-    assert not stop.agreed()
+    assert not stop.agreed()[0]
     os.kill(os.getpid(), number)
-    assert stop.agreed() and stop.reason == number.name
+    assert stop.agreed()[0] and stop.reason == number.name
     os.kill(os.getpid(), signal.SIGTERM)  # at once after the first: a launcher passing the same request on
-    assert stop.agreed() and stop.reason == number.name
+    assert stop.agreed()[0] and stop.reason == number.name
 
 
 def test_a_file_stops_once(flag, tmp_path):
     stop = flag()
     (tmp_path / "stop").touch()
-    assert stop.agreed() and "stop" in stop.reason
+    assert stop.agreed()[0] and "stop" in stop.reason
     stop.clear_file()
     stop.clear_file()
-    assert not (tmp_path / "stop").exists() and not flag().agreed()
+    assert not (tmp_path / "stop").exists() and not flag().agreed()[0]
 
 
 def test_the_budget_stops(flag):
-    assert not flag(budget_minutes=10).agreed()
+    assert not flag(budget_minutes=10).agreed()[0]
     stop = flag(budget_minutes=1e-9)
     time.sleep(0.01)
-    assert stop.agreed() and stop.reason == "the time budget"
+    assert stop.agreed()[0] and stop.reason == "the time budget"
 
 
 CHILD = """
