@@ -92,19 +92,20 @@ class Trainer:
         result = self.engine.step(window, self.monitor.wants_statistics(self.step + 1))
         self.step += 1
         self.monitor.step(self.step, result, rate, self.engine.faults)
-        if self.engine.faults.in_a_row >= self.config.faults.patience:
+        faults, over = self.engine.faults, self.step == self.config.total_steps
+        if faults.in_a_row >= self.config.faults.patience or (faults.suspect and over):
             self._give_up(result)
 
     def _give_up(self, result: StepResult) -> None:
         """Raise UserError after too many skipped steps; keep what the steps before them have learned."""
         kept = f"Nothing was saved after step {self.last_saved}"
-        if result.skipped != "loss":  # so the weights are sound
+        if not self.engine.faults.suspect:
             self._save()
             kept = f"Nothing was lost: skipped steps change no weights, and step {self.step} is saved"
         raise UserError(
-            f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience), the last "
-            f"{WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the data, or, if such losses are to be "
-            "expected, raise faults.spike_sigma; then start again")
+            f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience: "
+            f"{self.config.faults.patience}), the last {WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the "
+            "data, or, if such losses are to be expected, raise faults.spike_sigma; then start again")
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
@@ -132,7 +133,7 @@ class Trainer:
         return ("on", "off") if self.config.model.remembers else ("off",)
 
     def _save(self) -> None:
-        if self.last_saved == self.step:
+        if self.last_saved == self.step or self.engine.faults.suspect:
             return
         run = {"step": self.step, "tokens": self.monitor.tokens, "lanes": self.reader.schedule.state(),
                "data_fingerprint": self.train_data.fingerprint,
