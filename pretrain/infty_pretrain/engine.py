@@ -91,9 +91,9 @@ class Engine:
 
         Lanes whose numbers are not finite are put in quarantine (infty_pretrain.quarantine). A step whose loss or
         gradient is not finite, or whose loss is a spike, is skipped: weights, moments and the optimizer's step count
-        stay as they are, to the bit. The window counts as read, and the lanes' states move on as in any other step,
-        except that a lane whose new state is not finite, and, where the loss is not finite even without the lanes in
-        quarantine (so that the weights are at fault and no lane is), also those, are put back to before the step.
+        stay as they are, to the bit. The window counts as read, and the lanes' states move on as in any other step; a
+        lane whose new state is not finite is put back to before the step. Where the loss is not finite even without
+        the lanes in quarantine, the weights are at fault and no lane is: then those are put back, too, not emptied.
         """
         self.deepspeed.train()
         states, quarantined = [], []
@@ -117,9 +117,10 @@ class Engine:
             quarantined.append(bad)
         if not math.isfinite(norm):
             skipped = skipped or "gradient"
-            states = [self._put_back(*of, blind) for of in zip(self.states, states, quarantined)]
+            states = [self._put_back(before, after, bad, blind)
+                      for before, after, bad in zip(self.states, states, quarantined)]
         self.states = states
-        lanes = () if blind else self._ids(quarantined)
+        lanes = () if blind else _ids(quarantined)
         self.faults.record(mean if window.tokens_in_step else math.nan, skipped, len(lanes))
         return StepResult(mean, norm, window.tokens_in_step, _mean_over_data(out.statistics), skipped, lanes)
 
@@ -161,8 +162,10 @@ class Engine:
     def _update(self, last: bool) -> float:
         """End a micro-batch; after the last, the optimizer acts, unless the gradient is not finite. Returns the norm.
 
-        DeepSpeed itself drops a step whose norm is not finite from ZeRO-1 on. At stage 0 it would take it; a
-        micro-batch that is none of its boundaries only counts.
+        From ZeRO-1 on DeepSpeed itself drops a step whose norm is not finite and clears what it has gathered. (It takes
+        the gradients that tensor-parallel ranks share from the first of them: a NaN that only another one has, which
+        is a fault of the machine, is not seen.) At stage 0 it would take the step; but it only counts a micro-batch
+        that is no boundary.
         """
         if self.config.parallel.zero_stage > 0 or not last:
             self.deepspeed.step()
@@ -180,10 +183,6 @@ class Engine:
         lanes = quarantine.agree(quarantine.damaged(after))
         lanes = (lanes | bad if blind else lanes)[groups.data_rank()].to(self.device)
         return quarantine.chosen(lanes, before, after)
-
-    def _ids(self, quarantined: list[Tensor]) -> tuple[int, ...]:
-        """Ids of the lanes that are true in each micro-batch's bool [data-parallel ranks, b]."""
-        return tuple(torch.cat(quarantined, 1).flatten().nonzero().flatten().tolist())
 
     def _plain_norm(self) -> float:
         """Global gradient norm where DeepSpeed reports none (stage 0), over tensor-parallel ranks."""
@@ -227,6 +226,11 @@ def _parameter_groups(model: InftyLM, config: Config) -> list[dict]:
     decay = {True: config.optimizer.weight_decay, False: 0.0}
     return [{"params": parameters, "lr": rates[memory], "weight_decay": decay[matrix]}
             for (memory, matrix), parameters in sorted(buckets.items())]
+
+
+def _ids(lanes: list[Tensor]) -> tuple[int, ...]:
+    """Ids of the lanes that are true in each micro-batch's bool [data-parallel ranks, b]."""
+    return tuple(torch.cat(lanes, 1).flatten().nonzero().flatten().tolist())
 
 
 def _mean_over_data(figures: dict[str, Tensor] | None) -> dict[str, Tensor] | None:

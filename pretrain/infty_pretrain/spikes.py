@@ -27,6 +27,8 @@ class FaultHistory:
         self.losses: deque[float] = deque(maxlen=config.spike_window)
         self.in_a_row = 0
         """Steps skipped since the last that was taken."""
+        self.suspect = False
+        """Whether the last step's loss was not finite, so that the weights may be bad: they are not to be saved."""
         self.skipped = self.quarantined = 0
         """Steps skipped and lanes quarantined since the run began."""
 
@@ -49,6 +51,7 @@ class FaultHistory:
         if math.isfinite(loss):
             self.losses.append(min(loss, self.limit()))
         self.in_a_row = self.in_a_row + 1 if skipped else 0
+        self.suspect = skipped == "loss"
         self.skipped += bool(skipped)
         self.quarantined += quarantined
 

@@ -70,8 +70,6 @@ class Trainer:
         self.reader = LaneReader(self.train_data, lanes, self.engine.lanes)
         self.step, tokens = self._resume()
         self.monitor = Monitor(config, self.device, self.rank, self.step, tokens)
-        self.sound = True
-        """Whether the weights gave a finite loss when last looked at."""
         self.saver = Saver(self.engine, self.checkpoints, config.checkpoint)
         self.last_saved, self.last_saved_at = self.step, time.monotonic()
 
@@ -113,23 +111,22 @@ class Trainer:
         result = self.engine.step(window, self.monitor.wants_statistics(self.step + 1))
         self.step += 1
         self.monitor.step(self.step, result, rate, self.engine.faults)
-        self.sound = result.skipped != "loss"
-        if self.engine.faults.in_a_row >= self.config.faults.patience or not (
-                self.sound or self.step < self.config.total_steps):
+        faults, over = self.engine.faults, self.step == self.config.total_steps
+        if faults.in_a_row >= self.config.faults.patience or (faults.suspect and over):
             self._give_up(result)
 
     def _give_up(self, result: StepResult) -> None:
         """Raise UserError after too many skipped steps; keep what the steps before them have learned."""
         self._saved(self.saver.finish())
         kept = f"Nothing was saved after step {self.last_saved}"
-        if self.sound:
+        if not self.engine.faults.suspect:
             self._save()
             self._saved(self.saver.finish())
             kept = f"Nothing was lost: skipped steps change no weights, and step {self.step} is saved"
         raise UserError(
-            f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience), the last "
-            f"{WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the data, or, if such losses are to be "
-            "expected, raise faults.spike_sigma; then start again")
+            f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience: "
+            f"{self.config.faults.patience}), the last {WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the "
+            "data, or, if such losses are to be expected, raise faults.spike_sigma; then start again")
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
@@ -154,9 +151,9 @@ class Trainer:
         return ("on", "off") if self.config.model.remembers else ("off",)
 
     def _save(self) -> None:
-        if not self.sound:
+        if self.engine.faults.suspect:
             self.monitor.say(f"step {self.step} is not saved: its loss is not finite, and the weights may be why")
-        if not self.sound or self.last_saved == self.step:
+        if self.engine.faults.suspect or self.last_saved == self.step:
             return
         run = {"step": self.step, "tokens": self.monitor.tokens, "lanes": self.reader.schedule.state(),
                "data_fingerprint": self.train_data.fingerprint,
@@ -175,8 +172,8 @@ class Trainer:
             self.monitor.saved(checkpoint)
 
     def _stopped(self) -> int:
-        self.monitor.say(f"stopped by {self.stop.reason} after step {self.step}/{self.config.total_steps}, with a "
-                         "checkpoint; the same command goes on from here")
+        self.monitor.say(f"stopped by {self.stop.reason} after step {self.step}/{self.config.total_steps}; the "
+                         f"checkpoint of step {self.last_saved} is in place, from which the same command goes on")
         if self.rank == 0:
             self.stop.clear_file()
         self.monitor.close()

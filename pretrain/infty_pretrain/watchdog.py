@@ -54,17 +54,26 @@ class Watchdog:
         store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: this one may have to wait
         self._store = dist.PrefixStore("watchdog", store)
         self._store.set_timeout(datetime.timedelta(seconds=max(1.0, self.every)))
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._heard: dict[int, Report] = {}
+        # Two threads: a store whose process was stopped never answers, and time must run out all the same.
+        for work in (self._exchange, self._watch):
+            threading.Thread(target=work, name="watchdog", daemon=True).start()
 
     def tick(self, phase: str) -> None:
         """The main thread moves on to something else; `phase` says to what, in a few words."""
         self._now = (phase, self._now[1] + 1, time.monotonic())
 
+    def _exchange(self) -> None:
+        """Tell the others, and hear them."""
+        while True:
+            with contextlib.suppress(RuntimeError, OSError):  # whose process holds the store may be gone
+                self._store.set(str(self.rank), json.dumps(vars(self._report())))
+            self._heard = self._heard | self._others()
+            time.sleep(self.every)
+
     def _watch(self) -> None:
         while True:
             report = self._report()
-            with contextlib.suppress(RuntimeError, OSError):  # whose process holds the store may be gone
-                self._store.set(str(self.rank), json.dumps(vars(report)))
             if report.idle > self.limit:
                 self._end(report)
             time.sleep(self.every)
@@ -75,7 +84,7 @@ class Watchdog:
 
     def _end(self, mine: Report) -> None:
         """Tell who waits where, show where this process is, and leave."""
-        reports = self._others() | {self.rank: mine}
+        reports = self._heard | {self.rank: mine}
         if self.rank == min(r for r, report in reports.items() if self._lives(report)):
             print(table(reports, self.world, self.limit, self.every), file=sys.stderr, flush=True)
             time.sleep(self.every)  # others may still want to read what this process' store holds

@@ -27,6 +27,16 @@ LAYOUTS = {  # of two processes
 }
 
 
+class SplitEngine(Engine):
+    """At ZeRO-3 small parameters, too, are split and gathered for each pass, as a large model's are."""
+
+    def _settings(self) -> dict:
+        settings = super()._settings()
+        if self.config.parallel.zero_stage == 3:
+            settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return settings
+
+
 class Run:
     """A fresh engine and the windows it reads, the same for every `Run` of a layout."""
 
@@ -35,7 +45,7 @@ class Run:
         groups.destroy()
         groups.initialize(tensor=config.parallel.tensor)
         documents = Documents.open(config.data.train)
-        self.engine = Engine(config.with_vocab(documents.vocab_size), "cpu")
+        self.engine = SplitEngine(config.with_vocab(documents.vocab_size), "cpu")
         self.engine.set_rate(1.0)
         lanes = LaneSchedule(documents.lengths, config.batch.lanes, config.model.segment_length, config.run.seed)
         self.reader = LaneReader(documents, lanes, self.engine.lanes)
@@ -47,7 +57,6 @@ class Run:
         """Weights, moments, the optimizer's count, and the weights that the model computes with."""
         out = {f"{name}/{part}": x.clone() for name, parts in canonical.export(self.engine.deepspeed)
                for part, x in parts.items()}
-        # At ZeRO-3 this rank's share: DeepSpeed gathers small ones again after a step, and when next read after none.
         out |= {f"{name}/used": getattr(p, "ds_tensor", p.data).clone()
                 for name, p in self.engine.model.named_parameters()}
         return out | {"step": torch.tensor(canonical.optimizer_step(self.engine.deepspeed))}

@@ -151,6 +151,8 @@ def test_patience_with_a_lost_lane_ends_without_quarantine(root, tmp_path, alone
     run._save()
     fault_cases.spoil(run.engine, 1, "state")
     run._train_step()
+    run._save()  # a checkpoint that is due now would keep weights that may be bad
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
     with pytest.raises(UserError, match=r"step 3: 2 steps .* loss is not finite\. Nothing was saved after step 1"):
         run._train_step()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
