@@ -234,7 +234,7 @@ class InftyLongTermMemory(nn.Module):
             with torch.autocast(keys.device.type, enabled=False):
                 seeds = None
                 if self.memory.sticky == "multinomial":
-                    seeds = seed(0, torch.zeros_like(memory.written), memory.written, self.layer)
+                    seeds = seed(self.memory.sticky_seed, memory.written, self.layer)
                 rate = None if self.log_rate is None else self.log_rate.float().exp()
                 ready = piece.complete & (piece.segments >= self.delay)
                 memory = core.write(memory, stream[:, :, :L], ready, seeds, rate)

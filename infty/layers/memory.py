@@ -157,7 +157,7 @@ class LongTermMemory(nn.Module):
         """int64 [b]: what a multinomial warp draws from, equal on every rank of a layout."""
         if self.memory.sticky != "multinomial":
             return None
-        return sticky.seed(0, torch.zeros_like(state.written), state.written, self.layer)
+        return sticky.seed(self.memory.sticky_seed, state.written, self.layer)
 
     def _keys_and_values(self, state: MemoryState, maps: dict | None) -> tuple[tuple[Tensor, ...], Tensor]:
         """Keys and values of a segment's reads; values [b, K, N, d].

@@ -35,6 +35,8 @@ class MemoryConfig:
     """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper)."""
     sticky_heads: Literal["shared", "per_head"] = "shared"
     """One density of past attention for the layer, or one for each head (needs `signal: heads`)."""
+    sticky_seed: int = 0
+    """With `sticky: multinomial`: what the draws follow from, beside the layer and the number of writes."""
     bins: int = 128
     """Bins of the density of past attention [D]."""
     explore: float = 0.1

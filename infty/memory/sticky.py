@@ -61,10 +61,13 @@ def uniforms(seeds: Tensor, count: int) -> Tensor:
     return _shift(bits, 11).double() * 2.0**-53
 
 
-def seed(run: int, document: Tensor, segment: Tensor, layer: int) -> Tensor:
-    """The seed of one layer's draw, int64 [b], from the run's seed, the document, segment and layer."""
-    key = _splitmix(document.long() + _wrapped(run * 0x9E3779B9))
-    return _splitmix(_splitmix(key + segment) + layer)
+def seed(seed: int, written: Tensor, layer: int) -> Tensor:
+    """The seed of one layer's draw before its write number `written` (int64 [b]); int64 [b].
+
+    Draws do not depend on the document or the lane, so a document leaves the same memory whatever is read beside it,
+    in a resumed run, on another number of lanes and after export.
+    """
+    return _splitmix(_splitmix(written + _wrapped(seed * 0x9E3779B9)) + layer)
 
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64

@@ -34,7 +34,7 @@ VARIANTS = {
     "gpt2 untied": replace(GPT2, tie_embeddings=False, stm_length=16),
     "hidden": replace(LLAMA, memory=HIDDEN),
     "paper": replace(GPT2, memory=PAPER),
-    "paper with stm": replace(GPT2, stm_length=16, memory=replace(PAPER, sticky="multinomial")),
+    "paper with stm": replace(GPT2, stm_length=16, memory=replace(PAPER, sticky="multinomial", sticky_seed=7)),
     "per head": replace(LLAMA, memory=replace(MEMORY, sticky_heads="per_head", output_gate=True)),
     "not sticky": replace(LLAMA, memory=replace(MEMORY, sticky="off")),
     "constant": replace(LLAMA, stm_length=0, memory=replace(MEMORY, contraction=0.75, precision="float64")),
