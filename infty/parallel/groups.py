@@ -11,8 +11,13 @@ from infty.errors import UserError
 def initialize(tensor: int = 1) -> None:
     """Split the world into tensor-parallel groups of neighbouring ranks; the rest is data parallelism.
 
-    torch.distributed must be initialised. Raises UserError when the world is not a multiple of `tensor`.
+    torch.distributed must be initialised. Groups of another layout are given up, those of the same are kept: gloo's
+    are never freed, and each has a thread that works. Raises UserError when the world is not a multiple of `tensor`.
     """
+    if ps.model_parallel_is_initialized():
+        if tensor_size() == tensor:
+            return
+        destroy()
     world = dist.get_world_size()
     if world % tensor:
         raise UserError(
@@ -23,7 +28,7 @@ def initialize(tensor: int = 1) -> None:
 
 
 def destroy() -> None:
-    """Forget the groups, so that another layout can be initialised in the same process."""
+    """Forget the groups, before torch.distributed itself is ended."""
     ps.destroy_model_parallel()
 
 

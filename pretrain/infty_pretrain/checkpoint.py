@@ -270,6 +270,14 @@ class Reader:
                 rows[lane] = lambda name, f=f, row=row: f.get_slice(name)[row:row + 1]
         return rows
 
+    def everything(self) -> dict[str, Tensor]:
+        """All but the random streams, to compare checkpoints: `<parameter>/weight`, `<parameter>/exp_avg`,
+        `<parameter>/exp_avg_sq`, `lane <id>/<name>`."""
+        out = {f"{name}/{part}": self.parameter(name, part) for name in self.names()
+               for part in ("weight", *canonical.MOMENTS)}
+        names = {key for f in self._files["lanes"] for key in f.keys()} - {"id"}  # noqa: SIM118
+        return out | {f"lane {lane}/{name}": row(name) for lane, row in self.lanes().items() for name in sorted(names)}
+
     def random(self, rank: int) -> dict[str, Tensor]:
         path = self.folder / f"random-{rank:05d}.safetensors"
         with safe_open(path, "pt") as f:

@@ -42,7 +42,6 @@ class Run:
 
     def __init__(self, root: Path, **changes) -> None:
         config = small_run.config(root / "none", root / "data", **changes)
-        groups.destroy()
         groups.initialize(tensor=config.parallel.tensor)
         documents = Documents.open(config.data.train)
         self.engine = SplitEngine(config.with_vocab(documents.vocab_size), "cpu")

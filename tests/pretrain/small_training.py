@@ -39,7 +39,6 @@ def train(folder: Path, data: Path, stop_at: int | None = None, **changes) -> in
 
 def _join(_launch: Launch, tensor: int) -> str:
     """The processes are connected already; only the layout changes from run to run."""
-    groups.destroy()
     groups.initialize(tensor=tensor)
     return "cpu"
 
@@ -55,10 +54,4 @@ def checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint, whichever file holds it: weights, moments, lanes (rows by lane id)."""
     from infty_pretrain.checkpoint import Reader
 
-    reader = Reader(folder / "checkpoints" / f"step-{step:08d}")
-    out = {f"{name}/{part}": reader.parameter(name, part) for name in reader.names()
-           for part in ("weight", "exp_avg", "exp_avg_sq")}
-    names = [n for f in reader._files["lanes"][:1] for n in f.keys() if n != "id"]  # noqa: SIM118 - not a dict
-    for lane, row in reader.lanes().items():
-        out |= {f"lane {lane}/{name}": row(name) for name in names}
-    return out
+    return Reader(folder / "checkpoints" / f"step-{step:08d}").everything()

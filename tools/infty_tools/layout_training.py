@@ -34,7 +34,6 @@ def window(config: ModelConfig, lanes: int, segments: int, seed: int = 0, resets
 def train(config: ModelConfig, steps: int, *, tensor: int = 1, stage: int = 0, sequence: bool = False,
           recompute: bool = False, accumulation: int = 1, segments: int = 3, bf16: bool = False) -> dict:
     """Losses, gradient norms and final weights (whole, by name) of `steps` steps; the state is carried along."""
-    groups.destroy()
     groups.initialize(tensor=tensor)
     model = build(config, seed=1, sequence_parallel=sequence, recompute=recompute, partition=stage == 3,
                   bf16=bf16)

@@ -7,11 +7,21 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+
+
+def context() -> BaseContext:
+    """Starts processes as forks of one that has done the imports: an import takes longer than most of what is run."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # what that process inherits
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    found = mp.get_context("forkserver")
+    found.set_forkserver_preload(["infty_tools.preloaded"])
+    return found
 
 
 def run(world: int, function: Callable[..., Any], *args: Any, tensor: int = 1, timeout: float = 240) -> list[Any]:
@@ -21,8 +31,7 @@ def run(world: int, function: Callable[..., Any], *args: Any, tensor: int = 1, t
     RuntimeError with every process's traceback when one fails, hangs or dies.
     """
     with tempfile.TemporaryDirectory(prefix="infty-") as folder:
-        context = mp.get_context("spawn")
-        processes = [context.Process(target=_worker, args=(rank, world, tensor, folder, function, args), daemon=True)
+        processes = [context().Process(target=_worker, args=(rank, world, tensor, folder, function, args), daemon=True)
                      for rank in range(world)]
         for p in processes:
             p.start()

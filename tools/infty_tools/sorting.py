@@ -16,6 +16,8 @@ import typer
 from infty.errors import UserError
 
 if TYPE_CHECKING:
+    import tokenizers
+
     from infty.data.tokenizer import Tokenizer
 
 SYMBOLS = 20
@@ -62,10 +64,10 @@ def make(output: Path, length: int, train: int, validation: int, seed: int) -> N
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     path = partial / "tokenizer.json"
-    _tokenizer().save(str(path))
-    tokenizer = Tokenizer.load(path)
+    tokenizer().save(str(path))
+    loaded = Tokenizer.load(path)
     for split, (name, count) in enumerate((("train", train), ("validation", validation))):
-        _write(partial / name, tokenizer, length, count, np.random.default_rng([seed, split]), name)
+        _write(partial / name, loaded, length, count, np.random.default_rng([seed, split]), name)
     path.unlink()
     partial.rename(output)
 
@@ -97,8 +99,8 @@ def answer(body: np.ndarray) -> np.ndarray:
     return np.argsort(-np.bincount(body, minlength=SYMBOLS), kind="stable")
 
 
-def _tokenizer():
-    """Symbols are letters, in words of one letter: `infty generate` can be asked, too."""
+def tokenizer() -> tokenizers.Tokenizer:
+    """The task's 22 tokens. Symbols are letters, in words of one letter: `infty generate` can be asked, too."""
     import tokenizers
 
     names = [chr(ord("a") + i) for i in range(SYMBOLS)] + ["[SEP]", "</s>"]

@@ -1,0 +1,9 @@
+"""What every process of a run imports, imported once for all of them: see processes.context."""
+
+from infty_pretrain import launch
+
+launch.quiet()
+
+import infty_pretrain.trainer  # noqa: E402, F401
+import infty_tools.cli  # noqa: E402
+import infty_tools.pretrain  # noqa: E402, F401
