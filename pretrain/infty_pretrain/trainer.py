@@ -60,7 +60,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = self.folder / "checkpoints"
         self.device = connect(launch, config.parallel.tensor)
-        self.watchdog = Watchdog(config.run.stall_minutes)
+        self.watchdog = Watchdog(config.run.stall_minutes, self.folder)
         self.stop = StopFlag(self.folder, self.device, config.run.minutes)
         self.train_data = Documents.open(config.data.train)
         self.validation = Documents.open(config.data.validation) if config.data.validation else None

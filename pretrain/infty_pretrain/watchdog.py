@@ -2,8 +2,9 @@
 
 A collective waits for the slowest rank for ever: a process that was stopped, a disk that does not answer, a node that
 is gone without a word. Every rank tells the others where it is, through the store that they met in; a rank whose own
-training has not moved for `run.stall_minutes` looks at what the others told, and ends with the status that asks to be
-started again. The last checkpoint is whole, as after any other end.
+training has not moved for `run.stall_minutes` looks at what the others told, writes that to a file of the run's folder,
+and ends with the status that asks to be started again. The rank that stands cannot: whoever starts it again has to look
+at the file. The last checkpoint is whole, as after any other end.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -26,6 +28,7 @@ from infty_pretrain.signals import REQUEUE
 BEATS = 4
 """How often a rank tells where it is, in a time after which it would be given up; and at least every MOST seconds."""
 MOST = 10.0
+REPORT = "stalled.txt"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Report:
 class Watchdog:
     """Give it the time that a rank may take between two ticks. Without minutes it does nothing."""
 
-    def __init__(self, minutes: float | None) -> None:
+    def __init__(self, minutes: float | None, folder: Path) -> None:
+        self.path = folder / REPORT
         self.rank, self.world, self.limit = dist.get_rank(), dist.get_world_size(), 60 * (minutes or 0)
         self._now = ("starting", 0, time.monotonic())  # phase, ticks, when: one assignment, so no lock
         if not minutes or self.world == 1:
@@ -86,11 +90,18 @@ class Watchdog:
         """Tell who waits where, show where this process is, and leave."""
         reports = self._heard | {self.rank: mine}
         if self.rank == min(r for r, report in reports.items() if self._lives(report)):
-            print(table(reports, self.world, self.limit, self.every), file=sys.stderr, flush=True)
+            text = table(reports, self.world, self.limit, self.every)
+            print(text, file=sys.stderr, flush=True)
+            # By a thread: the disk may be what does not answer.
+            threading.Thread(target=self._write, args=(text,), daemon=True).start()
             time.sleep(self.every)  # others may still want to read what this process' store holds
         print(f"rank {self.rank} stands here:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
         os._exit(REQUEUE)
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self.path.write_text(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}: {text}\n")
 
     def _others(self) -> dict[int, Report]:
         found = {}

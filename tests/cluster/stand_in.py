@@ -1,6 +1,7 @@
 """Stands in for `infty` in a batch file: stand_in.py pretrain FOLDER BEHAVIOUR..., one behaviour for each start.
 
-A behaviour is an exit status, with `+` when a new checkpoint appears first, or `wait`: until told to stop, then 85.
+A behaviour is an exit status, with `+` when a new checkpoint appears first, or `wait`: until told to stop, then 85; or
+`stalled`: task 0 reports task 1 and ends with 85, task 1 is killed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ def main() -> int:
             time.sleep(0.1)
         (folder / f"told-{start}-{rank}").write_text(signal.Signals(told[0]).name)
         behaviour = "+85"
+    if behaviour == "stalled":
+        time.sleep(1.1)  # file times may have whole seconds
+        (folder / "stalled.txt").write_text("task 1 stands")
+        behaviour = ("85", "137")[rank]
     if behaviour.startswith("+"):
         (folder / "checkpoints" / f"step-{start + 1:08d}").mkdir(parents=True, exist_ok=True)
     return int(behaviour.lstrip("+"))

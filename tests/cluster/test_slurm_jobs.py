@@ -78,6 +78,7 @@ def sent(cluster, tmp_path_factory):
         "bounded": send("bounded", "+85", starts=2),
         "progress": send("progress", "+1", "0"),
         "stuck": send("stuck", "1"),
+        "stalled": send("stalled", "stalled", "1"),
         "mistake": send("mistake", "+2"),
         "sick": send("sick", "sick"),
         "array": send("array", "0", array="0-1"),
@@ -118,6 +119,12 @@ def test_starts_are_bounded(sent):
 
 def test_a_failure_after_progress_is_tried_again(sent):
     assert "start 2" in sent["progress"].finish() and sent["progress"].state() == "COMPLETED"
+
+
+def test_a_start_in_which_a_task_stood_still_is_tried_again(sent):
+    """Whatever status srun makes of it; the report of an earlier start does not count for a later one."""
+    summary = sent["stalled"].finish()
+    assert summary.count("requeued") == 1 and "stopped for good" in summary
 
 
 @pytest.mark.parametrize("name", ["stuck", "mistake"])

@@ -18,7 +18,7 @@ from infty_pretrain import checkpoint
 from infty_pretrain.signals import REQUEUE
 
 pytestmark = pytest.mark.multiprocess
-STALL = 12.0  # seconds; longer than an engine takes to start on a busy machine
+STALL = 8.0  # seconds; longer than an engine takes to start on a busy machine
 
 
 def start(config: Path, log: Path, *words: str) -> list[subprocess.Popen]:
@@ -64,6 +64,7 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on(tmp_path, stopped):
     told = log.with_suffix(f".{1 - stopped}").read_text()
     assert f"rank {stopped} does not answer any more" in told and "the others wait for it" in told, told
     assert f"rank {1 - stopped} stands here" in told and "trainer.py" in told
+    assert f"rank {stopped} does not answer any more" in (run / "stalled.txt").read_text()
 
     last = int(checkpoint.newest_valid(run / "checkpoints").name.removeprefix("step-"))
     processes = start(config, log, f"run.steps={last + 2}")

@@ -18,7 +18,7 @@ from infty_tools.fault_runs import STEPS, WORLD, Start
 
 
 class TooLateError(Exception):
-    """The run was over before the fault came."""
+    """What the fault was to harm was over before it came."""
 
 
 @dataclass
@@ -75,9 +75,11 @@ def _signal(trial: Trial, number: int, ranks: Any) -> bool:
     ended = start.wait(runs.PATIENCE if greeted else 2.0)
     codes = start.codes()
     start.end()
+    if ended and not any(codes):  # whom it was for had just left
+        raise TooLateError
     if number != signal.SIGKILL and greeted:
         return ended and set(codes) <= {0, 85}
-    return (ended or not greeted) and any(codes)
+    return ended or not greeted
 
 
 def kill_in_checkpoint(trial: Trial) -> bool:
@@ -185,6 +187,8 @@ def nan_lane(trial: Trial) -> bool:
     ended = start.wait(runs.PATIENCE)
     codes = start.codes()
     start.end()
+    if not runs.inside_document(trial.run, step - 1, lane):
+        raise TooLateError  # a new document begins in that step, with an empty memory
     told = {row["step"]: row.get("quarantined") for row in runs.rows(trial.run)}
     trial.facts |= {"lane": lane, "harmed step": step}
     return ended and not any(codes) and [s for s in told if told[s]] == [step] and told[step] == [lane]

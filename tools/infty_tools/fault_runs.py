@@ -143,3 +143,10 @@ def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
     from infty_pretrain.checkpoint import Reader
 
     return Reader(run / "checkpoints" / f"step-{step:08d}").everything()
+
+
+def inside_document(run: Path, step: int, lane: int) -> bool:
+    """Whether a lane goes on with a document after that step."""
+    path = run / "checkpoints" / f"step-{step:08d}" / "run.json"
+    place = json.loads(path.read_text())["lanes"]["lanes"][str(lane)]
+    return place["document"] >= 0 and place["position"] > 0
