@@ -176,14 +176,16 @@ def _plot(rows: list[dict[str, Any]], length: int, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    colours = {name: f"C{i}" for i, name in enumerate(SYSTEMS)}
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for r in rows:
-        left.plot(*zip(*((step, 100 * value) for step, value in r["curve"])), "o-", ms=3, label=r["system"])
+        left.plot(*zip(*((step, 100 * value) for step, value in r["curve"])), "o-", ms=3,
+                  color=colours[r["system"]], label=r["system"])
     left.axhline(5, color="k", ls=":", lw=1)
     left.set(xlabel="steps", ylabel="accuracy, %", ylim=(0, 100), title=f"here: {length} tokens, {SEGMENTS} segments")
     left.legend(fontsize=7)
     for name, values in PUBLISHED.items():
-        right.plot(["4k", "8k", "16k"], values, "o-", ms=3, label=name)
+        right.plot(["4k", "8k", "16k"], values, "o-", ms=3, color=colours[name], label=name)
     right.set(xlabel="tokens", title="published (full size)")
     right.legend(fontsize=7)
     figure.tight_layout()
