@@ -8,6 +8,7 @@ import time
 import torch
 
 from infty.config import ModelConfig
+from infty.layers.memory import GIBBS_CELLS
 from infty.memory.config import MemoryConfig
 
 # Dense bf16 peaks in TFLOP/s, by a part of the name that torch reports (manufacturers' data sheets).
@@ -51,6 +52,9 @@ def memory_layer_per_token(config: ModelConfig, memory: MemoryConfig) -> float:
     N, h, c = memory.basis, config.memory_heads(), config.memory_channels()
     samples = memory.samples or 2 * N
     read = 2.0 * N * d * config.heads + 10.0 * N * config.heads  # weights times values, and the weights themselves
+    if memory.density == "gibbs":  # keys and values on a grid, attention to it; scores once more for the histogram
+        cells = GIBBS_CELLS * memory.bins
+        read = (4.0 + 2.0 * (memory.sticky != "off")) * cells * d * (config.heads + N * config.kv_heads / L)
     write = 2.0 * h * c * N * (2 * samples + L) / L
     total = 2.0 * e * config.heads * d + read + write + 4.0 * config.heads * d
     if memory.signal == "hidden":
