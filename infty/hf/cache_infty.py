@@ -61,13 +61,14 @@ class InftyLayerState:
 
 
 class InftyCache(Cache):
-    """The state of a batch of texts, for `past_key_values`.
+    """The state of a batch of texts, for `cache` (`past_key_values` in older versions of transformers).
 
     Make an empty one with `InftyCache()`, or let the model make it. Unlike a cache of keys and values it cannot be
     cropped: what has been written to the long-term memory cannot be taken out again.
     """
 
     is_compileable = False
+    is_croppable = False
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -128,6 +129,11 @@ class InftyCache(Cache):
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
         return -1
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """That it counts the tokens it has read: `generate` then reads only those of a prompt that are new."""
+        return [False]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.tokens + query_length, 0

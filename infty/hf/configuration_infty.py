@@ -17,7 +17,7 @@ class InftyConfig(PretrainedConfig):
     """
 
     model_type = "infty"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("past_key_values", "cache")
 
     def __init__(
         self,

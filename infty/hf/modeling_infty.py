@@ -33,6 +33,8 @@ from infty.memory.sticky import seed
 INITIAL_SIGMA = 0.05
 INITIAL_WEIGHT = 0.1  # size of a fresh map
 GIBBS_CELLS = 4  # grid cells of a gibbs density for each bin of the histogram
+# What a model's output calls its cache: transformers renamed `past_key_values`, and passes it under the new name.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @lru_cache(maxsize=8)
@@ -176,7 +178,8 @@ class InftyLongTermMemory(nn.Module):
         """Pool the memory's keys and project its values: once for each state of the memory, not for each token."""
         B, d = state.memory.coefficients, self.config.head_dim
         whole = B.transpose(1, 2).flatten(2) if self.hidden else None  # [b, N, e]
-        readout = self._projected(self.value, whole) if self.hidden else B[..., d:]
+        readout = self._projected(self.value, whole) if self.hidden else B[..., d:].to(
+            self.out.weight.dtype)
         if self.maps is None:
             return replace(state, readout=readout, keys=self._projected(self.key, whole) if self.hidden else B[..., :d])
         weights = self.maps.weights().unflatten(1, (self.kv_heads, self.group))  # [2, K, G, N]
@@ -330,7 +333,7 @@ class InftyPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = False
     _no_split_modules = ("InftyDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ("past_key_values", "cache")
     _supports_sdpa = True
     _is_stateful = True
 
@@ -377,22 +380,22 @@ class InftyModel(InftyPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         memory_enabled: bool = True,
+        cache: InftyCache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Read tokens input_ids int64 [b, T], T of any length, after what `past_key_values` has read.
+        """Read tokens input_ids int64 [b, T], T of any length, after what `cache` (or `past_key_values`, as it is called
+        in older versions of transformers) has read.
 
         Where attention_mask [b, T] (or [b, all columns so far]) is 0, a row has no token: padding on any side. Such
         columns of the output are zero. `memory_enabled=False` leaves the long-term memory empty.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if past_key_values is not None and not isinstance(past_key_values, InftyCache):
-            raise ValueError(f"past_key_values must be an InftyCache, not {type(past_key_values).__name__}")
+        cache = _the_cache(cache, past_key_values)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = InftyCache() if past_key_values is None else past_key_values
         b, T = x.shape[:2]
         if cache.states is not None and len(cache.fill) != b:
-            raise ValueError(f"past_key_values holds {len(cache.fill)} texts, the input {b}")
+            raise ValueError(f"the cache holds {len(cache.fill)} texts, the input {b}")
         states = cache.states or (InftyLayerState(),) * len(self.layers)
         reading = Reading(self.config.segment_length, cache.fill, cache.segments, b)
         pieces = []
@@ -404,7 +407,7 @@ class InftyModel(InftyPreTrainedModel):
             cache.store(states, reading.fill, reading.segments, T)
         else:
             cache = None
-        return BaseModelOutputWithPast(last_hidden_state=reading.in_columns(pieces, x), past_key_values=cache)
+        return BaseModelOutputWithPast(last_hidden_state=reading.in_columns(pieces, x), **{CACHE: cache})
 
     def _read(self, x: Tensor, states: tuple[InftyLayerState, ...], piece: Piece,
               memory_enabled: bool) -> tuple[Tensor, tuple[InftyLayerState, ...]]:
@@ -419,6 +422,16 @@ class InftyModel(InftyPreTrainedModel):
             x, state = layer(x, state, piece, memory_enabled)
             new.append(state)
         return self.norm(x), tuple(new)
+
+
+def _the_cache(cache: InftyCache | None, older: InftyCache | None) -> InftyCache:
+    """The one that was given, under either name, or an empty one. Raises ValueError."""
+    if cache is not None and older is not None:
+        raise ValueError("cache and past_key_values are two names of one thing: give cache only")
+    given = older if cache is None else cache
+    if given is not None and not isinstance(given, InftyCache):
+        raise ValueError(f"the cache must be an InftyCache, not {type(given).__name__}")
+    return InftyCache() if given is None else given
 
 
 def _token_mask(attention_mask: Tensor | None, rows: int, columns: int) -> Tensor | None:
@@ -471,17 +484,18 @@ class InftyForCausalLM(InftyPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         memory_enabled: bool = True,
         return_dict: bool | None = None,
+        cache: InftyCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """As `InftyModel.forward`. labels int64 [b, T] are shifted inside, -100 does not count. `logits_to_keep`:
         only the last so many columns' logits, or those of these columns; 0: all."""
-        outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, memory_enabled)
+        outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, memory_enabled, cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        result = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: outputs.get(CACHE)})
         return result.to_tuple() if return_dict is False else result
 
 

@@ -133,7 +133,7 @@ class LongTermMemory(nn.Module):
         places, values = [], []
         for s in range(S):
             state = self.core.reset(state, (seen[:, s] == 0) | (not enabled))
-            keys, value = self._keys_and_values(state, maps)
+            keys, value = self._keys_and_values(state, maps, q.dtype)
             place = self._place(q[:, :, :, s], keys, maps)
             places.append(place)
             values.append(value)
@@ -159,14 +159,15 @@ class LongTermMemory(nn.Module):
             return None
         return sticky.seed(self.memory.sticky_seed, state.written, self.layer)
 
-    def _keys_and_values(self, state: MemoryState, maps: dict | None) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Keys and values of a segment's reads; values [b, K, N, d].
+    def _keys_and_values(self, state: MemoryState, maps: dict | None,
+                         dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Keys and values of a segment's reads; values [b, K, N, d] in the compute dtype, as attention's are.
 
         Keys are pooled for mu and for sigma, float32 [b, K, G, d] each; for a gibbs density all of them, [b, K, N, d].
         """
         B, d = state.coefficients, self.config.head_size
         if self.memory.signal == "heads":
-            return (self._pool(B[..., :d], maps) if maps else (B[..., :d],)), B[..., d:]
+            return (self._pool(B[..., :d], maps) if maps else (B[..., :d],)), B[..., d:].to(dtype)
         whole = collectives.gather(B.transpose(1, 2).flatten(2), -1)  # [b, N, e]
         value = self._projected(self.value, whole)
         return (self._pool_hidden(whole, maps) if maps else (self._projected(self.key, whole),)), value

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
 from infty.errors import UserError
-from infty.memory import regression, sticky
+from infty.memory import regression, sticky, tiles
 from infty.memory.basis import GaussianBasis, gaussian, placement
 from infty.memory.config import MemoryConfig
 from infty.memory.contraction import Plan, policy
 from infty.memory.resample import old_cells, pool, sample
 from infty.memory.state import MemoryState
+from infty.memory.tiles import Tiles
 
 
 class ContinuousMemory(nn.Module):
@@ -28,8 +32,8 @@ class ContinuousMemory(nn.Module):
         self.policy = policy(config.contraction)
         self.paper = not isinstance(config.contraction, str)
         self.dtype = getattr(torch, config.precision)
-        self.samples = config.samples or 2 * config.basis
-        for name, value in self._operators(segment_length).items():
+        self.samples = samples_of(config)
+        for name, value in operators(config, segment_length).items():
             self.register_buffer(name, value, persistent=False)
 
     def empty(self, lanes: int, heads: int, channels: int,
@@ -79,15 +83,15 @@ class ContinuousMemory(nn.Module):
 
     def _write_paper(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None) -> Tensor:
         """Constant share: old samples and new tokens side by side in one regression."""
-        operators = self._operators_of(x)
-        later = torch.matmul(operators["new"].T, x)
+        operator = self._operators_of(x)
+        later = torch.matmul(operator["new"].T, x)
         if self.config.sticky == "off":
-            later = later + torch.matmul(operators["carry"], old)
+            later = later + torch.matmul(operator["carry"], old)
         else:
             u = torch.arange(1, self.samples + 1, device=x.device, dtype=torch.float64) / self.samples
             warp = self._warp(state, u.expand(len(x), 1, -1), seeds)
-            later = later + torch.matmul(operators["old"].T, sample(self.basis, warp, None, old))
-        first = torch.matmul(operators["first"].T, x)
+            later = later + torch.matmul(operator["old"].T, sample(self.basis, warp, None, old))
+        first = torch.matmul(operator["first"].T, x)
         return torch.where((state.written == 0)[:, None, None, None], first, later)
 
     def _write_grid(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None, plan: Plan) -> Tensor:
@@ -95,8 +99,13 @@ class ContinuousMemory(nn.Module):
         weight, u = old_cells(plan.keep, self.samples)
         weight = torch.where(plan.append[:, None], 0.0, weight)  # what stays as it is is not sampled
         kept = sample(self.basis, self._warp(state, u[:, None], seeds, plan), weight, old)
-        new = torch.matmul(self.grid.T, kept + pool(plan.keep, plan.end, x, self.samples))
+        new = self._fitted(kept + pool(plan.keep, plan.end, x, self.samples))
         return torch.where(plan.append[:, None, None, None], new + old, new) if self.policy.appends else new
+
+    def _fitted(self, grid: Tensor) -> Tensor:
+        """Coefficients [b, h, N, c] of a signal on the grid [b, h, P, c]."""
+        there, back = grid_tiles(self.config)
+        return tiles.multiply(replace(there, entries=self.grid), replace(back, entries=self.grid_back), grid)
 
     def room(self, state: MemoryState, plan: Plan | None = None) -> Tensor:
         """How much room each part of the old signal gets at the next write: float64 [b, g, D], rows sum to 1.
@@ -121,32 +130,49 @@ class ContinuousMemory(nn.Module):
             return sticky.quantiles(density, u)
         return sticky.multinomial(density, u, state.written if seeds is None else seeds, self.samples)
 
-    def _operators(self, length: int) -> dict[str, Tensor]:
-        """Operators for segments of `length` tokens, by name, in the precision of writes."""
-        c = self.config
-        if not self.paper:
-            grid = regression.grid_write(c.basis, c.widths, c.ridge, self.samples)
-            return {"grid": regression.cast(grid, self.dtype)}
-        both = regression.later_write(c.basis, c.widths, c.ridge, self.samples, length, float(c.contraction))
-        old = both[:self.samples]
-        out = {"first": regression.first_write(c.basis, c.widths, c.ridge, length), "new": both[self.samples:]}
-        if c.sticky == "off":  # sampling is the same for every lane: one N x N product
-            even = torch.arange(1, self.samples + 1, dtype=torch.float64, device=regression.CPU) / self.samples
-            out["carry"] = old.T @ gaussian(even, *placement(c.basis, c.widths))
-        else:
-            out["old"] = old
-        return {name: regression.cast(value, self.dtype) for name, value in out.items()}
-
     def _operators_of(self, x: Tensor) -> dict[str, Tensor]:
         """The buffers, or operators made for a shorter last segment."""
         if x.shape[2] == self.segment_length:
             return {name: buffer for name, buffer in self.named_buffers(recurse=False)}
-        return {name: value.to(x.device) for name, value in self._operators(x.shape[2]).items()}
+        return operators(self.config, x.shape[2], x.device)
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
         for name, buffer in list(self.named_buffers(recurse=False)):
-            if buffer.dtype != self.dtype:
-                setattr(self, name, self._operators(self.segment_length)[name].to(buffer.device))
+            if buffer.device.type != "meta":  # in the precision of writes, and one for all layers on a device
+                setattr(self, name, operators(self.config, self.segment_length, buffer.device)[name])
         return self
 
+
+@lru_cache(maxsize=64)
+def operators(config: MemoryConfig, length: int, device: torch.device = regression.CPU) -> dict[str, Tensor]:
+    """Operators of a memory for segments of `length` tokens, by name, in the precision of writes.
+
+    Solved once for a configuration; its layers on a device share them.
+    """
+    if device != regression.CPU:
+        return {name: value.to(device) for name, value in operators(config, length).items()}
+    c, dtype = config, getattr(torch, config.precision)
+    if isinstance(c.contraction, str):
+        return {"grid": grid_tiles(c)[0].entries, "grid_back": grid_tiles(c)[1].entries}
+    samples = samples_of(c)
+    both = regression.later_write(c.basis, c.widths, c.ridge, samples, length, float(c.contraction))
+    old = both[:samples]
+    out = {"first": regression.first_write(c.basis, c.widths, c.ridge, length), "new": both[samples:]}
+    if c.sticky == "off":  # sampling is the same for every lane: one N x N product
+        even = torch.arange(1, samples + 1, dtype=torch.float64, device=regression.CPU) / samples
+        out["carry"] = old.T @ gaussian(even, *placement(c.basis, c.widths))
+    else:
+        out["old"] = old
+    return {name: regression.cast(value, dtype) for name, value in out.items()}
+
+
+def grid_tiles(config: MemoryConfig) -> tuple[Tiles, Tiles]:
+    """The operator of a policy's fixed grid, [N, M], and its transpose, in the precision of writes."""
+    return tiles.grid_write(config.basis, config.widths, config.ridge, samples_of(config),
+                            getattr(torch, config.precision))
+
+
+def samples_of(config: MemoryConfig) -> int:
+    """Samples of the signal taken at each write [M]."""
+    return config.samples or 2 * config.basis

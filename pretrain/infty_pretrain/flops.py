@@ -10,6 +10,8 @@ import torch
 from infty.config import ModelConfig
 from infty.layers.memory import GIBBS_CELLS
 from infty.memory.config import MemoryConfig
+from infty.memory.memory import grid_tiles, samples_of
+from infty.memory.resample import band_of, touched
 
 # Dense bf16 peaks in TFLOP/s, by a part of the name that torch reports (manufacturers' data sheets).
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "B200": 2250, "A100": 312, "L40": 181, "A10": 125, "V100": 125, "4090": 165}
@@ -28,7 +30,7 @@ def forward_per_token(config: ModelConfig) -> dict[str, float]:
              "head": 2.0 * e * config.vocab_size, "memory": 0.0}
     for i in range(layers):
         if config.has_memory(i):
-            parts["memory"] += memory_layer_per_token(config, config.memory_of(i))
+            parts["memory"] += sum(memory_layer_per_token(config, config.memory_of(i)).values())
         if config.compressed_of(i):
             parts["memory"] += compressed_layer_per_token(config, i)
         if config.positions == "relative":  # scores by distance, and the projection of the distances once a window
@@ -46,22 +48,34 @@ def compressed_layer_per_token(config: ModelConfig, layer: int) -> float:
     return convolutions + projections + 4.0 * H * d * (n + L + L / ratio)
 
 
-def memory_layer_per_token(config: ModelConfig, memory: MemoryConfig) -> float:
-    """One layer's long-term memory: output projection, read, write, and what `signal: hidden` projects."""
+def memory_layer_per_token(config: ModelConfig, memory: MemoryConfig) -> dict[str, float]:
+    """One layer's long-term memory: `projections` of what is read and, with `signal: hidden`, of what is stored;
+    `reads`, products in the run's precision; the `densities` of these reads, and `writes`, both in float32."""
     e, d, L = config.hidden_size, config.head_size, config.segment_length
-    N, h, c = memory.basis, config.memory_heads(), config.memory_channels()
-    samples = memory.samples or 2 * N
-    read = 2.0 * N * d * config.heads + 10.0 * N * config.heads  # weights times values, and the weights themselves
+    N, H = memory.basis, config.heads
+    parts = {"projections": 2.0 * e * H * d, "reads": 2.0 * N * d * H, "densities": (10.0 * N + 4.0 * d) * H}
     if memory.density == "gibbs":  # keys and values on a grid, attention to it; scores once more for the histogram
         cells = GIBBS_CELLS * memory.bins
-        read = (4.0 + 2.0 * (memory.sticky != "off")) * cells * d * (config.heads + N * config.kv_heads / L)
-    write = 2.0 * h * c * N * (2 * samples + L) / L
-    total = 2.0 * e * config.heads * d + read + write + 4.0 * config.heads * d
+        parts["reads"] = (4.0 + 2.0 * (memory.sticky != "off")) * cells * d * (H + N * config.kv_heads / L)
+        parts["densities"] = 4.0 * d * H
+    parts["writes"] = 2.0 * config.memory_heads() * config.memory_channels() * write_per_channel(memory, L) / L
     if memory.signal == "hidden":
-        total += 2.0 * N * e * config.kv_heads * d / L
+        parts["projections"] += 2.0 * N * e * config.kv_heads * d / L
     if memory.gate:
-        total += 2.0 * 3 * e * e
-    return total
+        parts["projections"] += 2.0 * 3 * e * e
+    return parts
+
+
+def write_per_channel(memory: MemoryConfig, tokens: int) -> float:
+    """Multiplications that a write of `tokens` tokens makes for each channel: samples of the old signal, the new tokens
+    put in their cells, the regression."""
+    N, samples = memory.basis, samples_of(memory)
+    band = None if memory.contraction == "learned" else band_of(N, memory.widths)
+    sampling = samples * (band or N)
+    if not isinstance(memory.contraction, str):
+        return N * (N + tokens) if memory.sticky == "off" else sampling + N * (samples + tokens)
+    pooling = tokens * (samples if memory.contraction == "learned" else touched(samples, tokens))
+    return sampling + pooling + grid_tiles(memory)[0].operations
 
 
 def training_per_token(config: ModelConfig) -> float:

@@ -132,6 +132,15 @@ def test_any_cut_equals_all_at_once(name):
 
 
 @torch.no_grad()
+def test_a_cache_has_two_names():
+    """Versions of transformers differ in what they call it, in both directions."""
+    model, ids = twin("llama"), tokens(2, 30)
+    cache = model(ids[:, :11]).past_key_values
+    close(model(ids[:, 11:], cache=cache).logits, model(ids).logits[:, 11:])
+    assert model(ids).get("past_key_values") is not None and cache.get_seq_length() == 30
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", SOME)
 def test_rows_do_not_change_one_another_by_a_bit(name):
     model, ids = twin(name), tokens(3, 40)
@@ -263,6 +272,7 @@ def test_a_new_model_has_finite_logits_and_initialised_maps():
 
 @pytest.mark.parametrize("problem, call", [
     ("InftyCache", lambda m: m(tokens(1, 4), past_key_values=object())),
+    ("two names", lambda m: m(tokens(1, 4), cache=InftyCache(), past_key_values=InftyCache())),
     ("holds 1 texts", lambda m: m(tokens(2, 4), past_key_values=m(tokens(1, 4)).past_key_values)),
     ("attention_mask", lambda m: m(tokens(1, 4), attention_mask=torch.ones(1, 1, 4, 4))),
     ("exactly one", lambda m: m()),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 
 import fault_cases
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from infty.errors import UserError
-from infty.parallel import groups
 from infty_pretrain.config import FaultsConfig
 from infty_pretrain.launch import Launch
 from infty_pretrain.spikes import FaultHistory
@@ -60,20 +58,6 @@ def test_a_fault_harms_nothing_else(cases, layout):
     for rank in cases:
         check(rank[layout])
         assert [step["fault"] for step in rank[layout]] == list(fault_cases.STEPS)
-
-
-@pytest.fixture
-def alone(single_process, monkeypatch):
-    """One process, as a launcher would start it; and the trainer takes signals over, which pytest wants back."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("infty_pretrain.trainer.connect", small_training._join)
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    groups.destroy()
-    groups.initialize(tensor=1)
 
 
 def test_in_one_process(root, alone):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 
 import pytest
@@ -12,29 +11,17 @@ import small_training
 import torch
 from typer.testing import CliRunner
 
-from infty.parallel import groups
 from infty_pretrain import checkpoint
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
 from infty_tools.cli import app
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return small_run.write_dataset(tmp_path_factory.mktemp("data") / "train")
-
-
-@pytest.fixture(autouse=True)
-def alone(single_process, monkeypatch):
-    """One process, as a launcher would start it; and the trainer takes signals over, which pytest wants back."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("infty_pretrain.trainer.connect", small_training._join)
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    groups.initialize(tensor=1)
 
 
 def run(folder, data, **changes) -> Trainer:

@@ -88,12 +88,13 @@ def _memory(config: ModelConfig, memory: MemoryConfig, layout: Layout, device: s
     maps = 2 * 2 * 4 * heads * N
     widths = len(memory.widths)
     densities = 4 * n * heads * (2 + 1 + (widths if device == "cpu" else 1))
-    values = 4 * S * b * kv * N * d  # the slices for each width share one storage
+    # The CPU's read makes its own float32 values; the slices for each width share one storage.
+    values = (4 if device == "cpu" else w) * S * b * kv * N * d
     # The CPU's blocked read keeps its result for each width; a gibbs density keeps about as much in other places.
     read = 4 * n * heads * d * widths if device == "cpu" and memory.density in ("gaussian", "gibbs") else 0
     into_projection = w * n * heads * d
     return (queries + pooled + maps + densities + values + read + into_projection
-            + _signal(config, memory, layout) + _write(config, memory, layout, device))
+            + _signal(config, memory, layout) + _write(config, memory, layout))
 
 
 def _signal(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
@@ -109,31 +110,26 @@ def _signal(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
     return gathered + pooled + projection + gate
 
 
-def _write(config: ModelConfig, memory: MemoryConfig, layout: Layout, device: str) -> float:
+def _write(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
     """Operators that autograd keeps of every write, for the gradients of the old signal and of the new tokens."""
+    from infty.memory.memory import samples_of
+    from infty.memory.resample import band_of, touched
+
     L = config.segment_length
     b, S, N = layout.micro_lanes, layout.window_segments, memory.basis
     if not memory.backprop:
         return 0.0
-    samples = memory.samples or 2 * N
+    samples = samples_of(memory)
     groups = config.heads / layout.tensor if memory.sticky_heads == "per_head" else 1
-    rewritten = 4 * (S - 1) * b * groups * samples * _band(memory, device)
+    # A learned contraction's gradient reaches the samples' places: the dense form.
+    band = None if memory.contraction == "learned" else band_of(N, memory.widths)
+    sampled = 4 * N if band is None else 8 + 4 * band  # the place of a sample's first function, and the functions
+    rewritten = (S - 1) * b * groups * samples * sampled
     if not isinstance(memory.contraction, str):
         return 0.0 if memory.sticky == "off" else rewritten
-    heads, channels = config.memory_heads() / layout.tensor, config.memory_channels()
     if memory.contraction == "learned":  # the places of samples and tokens, and everything made from them
+        heads, channels = config.memory_heads() / layout.tensor, config.memory_channels()
         stream = 4 * b * heads * channels * (config.stm_length + S * L)
-        rewritten += stream + S * b * (4 * N * (4 * groups * samples + heads * channels) + 12 * 8 * samples)
-    spread = math.ceil(samples / L) + 1  # cells that a token of a document's first segment touches
-    if device == "cpu" and spread <= 6:
-        return rewritten + S * b * L * spread * (4 + 8 * heads + 4 * heads * channels)
-    return rewritten + 4 * S * b * samples * L
-
-
-def _band(memory: MemoryConfig, device: str) -> float:
-    """Functions that a sample of the old signal is made of: all of them, or with the CPU's sparse form a band."""
-    each = len(memory.widths)
-    band = (math.floor(12 * max(memory.widths) * max(memory.basis // each - 1, 1)) + 1) * each
-    if memory.contraction == "learned":  # its gradient reaches the samples' places: the plain form
-        return memory.basis
-    return band + 2 if device == "cpu" and 8 * band <= memory.basis else memory.basis
+        return rewritten + stream + S * b * (4 * N * (4 * groups * samples + heads * channels) + 12 * 8 * samples
+                                             + 4 * samples * L)
+    return rewritten + S * b * L * (8 + 4 * touched(samples, L))

@@ -128,14 +128,15 @@ def checkpoint_bytes(config: ModelConfig, layout: Layout) -> dict[str, float]:
 
 
 def operators(config: ModelConfig, *, tensor: int = 1) -> float:
-    """The memories' precomputed operators, every layer's own copy."""
-    return sum(_operators(memory, config.segment_length) for memory in map(config.memory_of, range(config.layers))
-               if memory is not None)
+    """The memories' precomputed operators: layers with the same memory share them."""
+    memories = {config.memory_of(i) for i in range(config.layers) if config.has_memory(i)}
+    return sum(_operators(memory, config.segment_length) for memory in memories)
 
 
 def _operators(memory: MemoryConfig, segment_length: int) -> float:
-    samples, each = memory.samples or 2 * memory.basis, 4 if memory.precision == "float32" else 8
-    rows = samples
-    if not isinstance(memory.contraction, str):
-        rows = 2 * segment_length + (memory.basis if memory.sticky == "off" else samples)
-    return each * rows * memory.basis
+    from infty.memory.memory import grid_tiles, samples_of
+
+    samples, each = samples_of(memory), 4 if memory.precision == "float32" else 8
+    if isinstance(memory.contraction, str):
+        return each * sum(t.operations for t in grid_tiles(memory))
+    return each * memory.basis * (2 * segment_length + (memory.basis if memory.sticky == "off" else samples))
