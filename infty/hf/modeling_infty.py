@@ -383,8 +383,8 @@ class InftyModel(InftyPreTrainedModel):
         cache: InftyCache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Read tokens input_ids int64 [b, T], T of any length, after what `cache` (or `past_key_values`, as it is called
-        in older versions of transformers) has read.
+        """Read tokens input_ids int64 [b, T], T of any length, after what `cache` (older versions of transformers:
+        `past_key_values`) has read.
 
         Where attention_mask [b, T] (or [b, all columns so far]) is 0, a row has no token: padding on any side. Such
         columns of the output are zero. `memory_enabled=False` leaves the long-term memory empty.
@@ -489,7 +489,8 @@ class InftyForCausalLM(InftyPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast | tuple:
         """As `InftyModel.forward`. labels int64 [b, T] are shifted inside, -100 does not count. `logits_to_keep`:
         only the last so many columns' logits, or those of these columns; 0: all."""
-        outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, memory_enabled, cache)
+        outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, memory_enabled,
+                             cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None

@@ -61,8 +61,8 @@ def cut(operator: Tensor) -> Tiles:
 
 
 def multiply(tiles: Tiles, transposed: Tiles, x: Tensor) -> Tensor:
-    """The matrix times x [..., columns, c]: [..., rows, c]. `transposed` is the same matrix transposed, for the gradient
-    of x."""
+    """The matrix times x [..., columns, c]: [..., rows, c]. `transposed` holds the same matrix transposed, for the
+    gradient of x."""
     return _Product.apply(x, tiles, transposed)
 
 

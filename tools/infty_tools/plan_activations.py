@@ -6,8 +6,6 @@ saved tensors of real CPU runs.
 
 from __future__ import annotations
 
-import math
-
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
 from infty_tools.plan_memory import Layout
