@@ -21,13 +21,16 @@ LINK_SHARE = 0.7
 OVERLAP = 0.5
 """Share of the computing time behind which ZeRO-3's traffic hides."""
 KERNEL = 6e-6
-"""Seconds between kernel launches; a layer launches about 60 and a segment in a memory 50, three times over."""
+"""Seconds between kernel launches."""
+LAYER_LAUNCHES, SEGMENT_LAUNCHES = 40, 80
+"""Kernels that a layer, and a segment in its memory, launch in each of a step's three passes: operations counted in CPU
+runs."""
 LATENCY = 15e-6
 """Seconds that a collective takes however little it moves, within a node; it grows with log2 of the ranks."""
 
 ASSUMPTIONS = (
     f"matrix products reach {MATMUL_SHARE:.0%} of the peak (half of that where they are only {NARROW} wide), the "
-    f"memory's fp32 products {FP32_SHARE:.0%} of the fp32 peak",
+    f"memory's densities and writes {FP32_SHARE:.0%} of the fp32 peak and all of the memory bandwidth",
     f"links carry {LINK_SHARE:.0%} of their nominal bandwidth; ZeRO-3's traffic hides behind {OVERLAP:.0%} of the "
     "computing, other traffic behind nothing",
     f"{KERNEL * 1e6:.0f} us a kernel launch, {LATENCY * 1e6:.0f} us x log2(ranks) a collective",
@@ -86,15 +89,38 @@ def _compute_seconds(config: ModelConfig, layout: Layout, gpu: GPU, flops: dict[
     peak = gpu.bf16 if layout.precision == "bf16" else gpu.fp32
     narrow = config.hidden_size / layout.tensor
     share = MATMUL_SHARE * narrow / (narrow + NARROW) * (1 + NARROW / 8192)
+    memory, moved = _memory(config)
+    # Products in the run's precision: wide ones, and a memory's reads, whose matrices are as narrow as a head.
+    wide = (sum(flops.values()) - sum(memory.values()) + memory["projections"]) / (share * peak)
+    reads = memory["reads"] / (MATMUL_SHARE / 2 * peak)
+    exact = (memory["densities"] + memory["writes"]) / (FP32_SHARE * gpu.fp32) + moved / gpu.bandwidth
     layers = sum(config.has_memory(i) for i in range(config.layers))
-    projection = layers * 2.0 * config.hidden_size * config.heads * config.head_size if flops["memory"] else 0.0
-    memory = flops["memory"] - projection
-    wide = sum(flops.values()) - memory
-    launches = passes * layout.micro_batches * (60 * config.layers + 50 * layers * layout.window_segments)
-    products = passes * wide * per_rank / layout.tensor / (share * peak)
-    memories = passes * memory * per_rank / layout.tensor / (FP32_SHARE * gpu.fp32)
+    launches = passes * layout.micro_batches * (LAYER_LAUNCHES * config.layers
+                                                + SEGMENT_LAUNCHES * layers * layout.window_segments)
+    products = passes * wide * per_rank / layout.tensor
+    memories = passes * (reads + exact) * per_rank / layout.tensor
     waiting = max(0.0, KERNEL * launches - products - memories)  # launching runs ahead of a busy device
     return {"products": products, "memory": memories, "launches": waiting}
+
+
+def _memory(config: ModelConfig) -> tuple[dict[str, float], float]:
+    """Operations a token in all layers' long-term memories, by part, and bytes that their writes gather."""
+    from infty.memory.memory import samples_of
+    from infty.memory.resample import band_of, touched
+    from infty_pretrain.flops import memory_layer_per_token
+
+    total, moved = dict.fromkeys(("projections", "reads", "densities", "writes"), 0.0), 0.0
+    L = config.segment_length
+    for i in range(config.layers):
+        memory = config.memory_of(i)
+        if memory is None:
+            continue
+        for part, operations in memory_layer_per_token(config, memory).items():
+            total[part] += operations
+        if isinstance(memory.contraction, str) and memory.contraction != "learned":
+            rows = samples_of(memory) * (band_of(memory.basis, memory.widths) or 0) + L * touched(samples_of(memory), L)
+            moved += 4.0 * config.memory_heads() * config.memory_channels() * rows / L
+    return total, moved
 
 
 def traffic(config: ModelConfig, layout: Layout) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
@@ -23,18 +24,21 @@ def show(config: Config, chosen: Option, fitting: list[Option], gpu: GPU, nodes:
                   f"{config.model.segment_length} tokens = {config.tokens_per_step:,} tokens a step")
     if note:
         console.print(f"[yellow]{note}[/yellow]")
-    console.print(_operations(chosen))
-    console.print(_bytes(chosen, gpu))
+    console.print(Columns([_operations(chosen), _bytes(chosen, gpu), _step(chosen)], padding=(0, 1)))
     disk = plan_memory.checkpoint_bytes(config.model, layout)
     console.print(f"checkpoint: {sum(disk.values()) / GIB:.1f} GiB ({_listed(disk)}); "
                   f"{plan_memory.lane_bytes(config.model, layout.width) / 2**20:.1f} MiB of it for each lane")
-    console.print(_traffic(chosen))
     rate = chosen.cost.tokens_per_second
     console.print(f"[bold]{rate:,.0f} tokens/s[/bold] ({rate / layout.world:,.0f} a GPU, {mfu(chosen, gpu):.0%} of "
                   f"peak): {budget:,} tokens in [bold]{budget / rate / 86400:,.1f} days[/bold], "
                   f"{budget / rate * layout.world / 3600:,.0f} GPU hours")
     if fitting:
-        console.print(_ranked(fitting, gpu, budget))
+        console.print("layouts that fit, fastest first:")
+    for option in fitting:
+        rate = option.cost.tokens_per_second
+        console.print(f"  [bold]{rate:,.0f} tokens/s[/bold], {budget / rate / 86400:.1f} days, "
+                      f"{option.total / GIB:.1f} GiB: {name(option)}", soft_wrap=True)
+        console.print(f"    [dim]{' '.join(option.overrides())}[/dim]", soft_wrap=True)  # one line, to be copied
     console.print("[dim]assumed: " + "; ".join(plan_cost.ASSUMPTIONS) + "[/dim]")
 
 
@@ -58,34 +62,35 @@ def _listed(bytes_: dict[str, float]) -> str:
 
 def _operations(option: Option) -> Table:
     parts = option.cost.flops_per_token
-    table = Table("operations a token, forward", *parts, "sum", box=None)
     total = sum(parts.values())
-    table.add_row("GFLOP", *(f"{v / 1e9:.3f}" for v in parts.values()), f"{total / 1e9:.3f}")
-    table.add_row("share", *(f"{v / total:.0%}" for v in parts.values()), f"training: {3 * total / 1e9:.2f}")
+    table = _table("a token, forward", "GFLOP", "share")
+    for part, value in parts.items():
+        table.add_row(part, f"{value / 1e9:.3f}", f"{value / total:.0%}")
+    table.add_row("sum", f"{total / 1e9:.3f}", "")
+    table.add_row("training", f"{3 * total / 1e9:.2f}", "")
     return table
 
 
 def _bytes(option: Option, gpu: GPU) -> Table:
-    table = Table("GiB on a rank", *option.bytes, "sum", "of", box=None)
-    table.add_row("", *(f"{v / GIB:.2f}" for v in option.bytes.values()),
-                  f"[{'green' if option.total <= gpu.memory else 'red'}]{option.total / GIB:.1f}[/]",
-                  f"{gpu.memory / GIB:.1f}")
+    table = _table("on a rank", "GiB")
+    for kind, value in option.bytes.items():
+        table.add_row(kind, f"{value / GIB:.2f}")
+    table.add_row("sum", f"[{'green' if option.total <= gpu.memory else 'red'}]{option.total / GIB:.1f}[/]")
+    table.add_row("it has", f"{gpu.memory / GIB:.1f}")
     return table
 
 
-def _traffic(option: Option) -> Table:
-    sent, seconds = option.cost.bytes, option.cost.seconds
-    table = Table("a step", *seconds, "sum", box=None)
-    table.add_row("sent by a rank, GB", "", f"{sent['memory'] / 1e9:.3f}", "", f"{sent['tensor parallel'] / 1e9:.2f}",
-                  f"{sent['data parallel'] / 1e9:.2f}", "", f"{sum(sent.values()) / 1e9:.2f}")
-    table.add_row("ms", *(f"{1e3 * v:.1f}" for v in seconds.values()), f"{1e3 * option.cost.step_seconds:.1f}")
+def _step(option: Option) -> Table:
+    sent = option.cost.bytes
+    table = _table("a step", "ms", "GB sent")
+    for kind, value in option.cost.seconds.items():
+        table.add_row(kind, f"{1e3 * value:.1f}", f"{sent[kind] / 1e9:.3f}" if sent.get(kind) else "")
+    table.add_row("sum", f"{1e3 * option.cost.step_seconds:.1f}", f"{sum(sent.values()) / 1e9:.3f}")
     return table
 
 
-def _ranked(options: list[Option], gpu: GPU, budget: int) -> Table:
-    table = Table("layouts that fit, fastest first", "GiB", "tokens/s", "days", "overrides", box=None)
-    for option in options:
-        rate = option.cost.tokens_per_second
-        table.add_row(name(option), f"{option.total / GIB:.1f}", f"{rate:,.0f}", f"{budget / rate / 86400:.1f}",
-                      "[dim]" + " ".join(option.overrides()) + "[/dim]")
+def _table(title: str, *figures: str) -> Table:
+    table = Table(title, box=None, padding=(0, 1, 0, 0))
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
     return table
