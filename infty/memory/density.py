@@ -7,16 +7,14 @@ over the basis first (one vector `key_mu` = w_mu^T K instead of N), and the L x 
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from infty.memory.basis import GaussianBasis
-from infty.memory.kernels import blocked
+from infty.memory.kernels import blocked, on_gpu
 from infty.memory.precision import full_precision
 
 
@@ -46,12 +44,12 @@ def read(mu: Tensor, variance: Tensor, values: Tensor, basis: GaussianBasis) -> 
     """
     if mu.dtype == torch.float64 or mu.numel() == 0:
         return read_plain(mu, variance, values, basis)
-    if mu.device.type == "cpu":
-        return blocked.read(mu, variance, values, basis.centers, basis.widths, len(basis.each))
-    if mu.device.type == "cuda" and _triton():
+    if on_gpu(mu):
         from infty.memory.kernels import fused
 
         return fused.read(mu, variance, values, basis.centers, basis.widths)
+    if mu.device.type == "cpu":
+        return blocked.read(mu, variance, values, basis.centers, basis.widths, len(basis.each))
     return read_plain(mu, variance, values, basis)
 
 
@@ -76,22 +74,33 @@ def histogram(mu: Tensor, variance: Tensor, bins: int, weights: Tensor | None = 
     mu, variance [b, h, T]; weights [b, T] or None. Returns float32 [b, h, bins], rows sum to 1 (uniform where
     no token has weight).
     """
+    if on_gpu(mu):
+        from infty.memory.kernels import histogram as kernel
+
+        mass = kernel.mass(mu, variance, bins, weights)
+    else:
+        mass = mass_plain(mu, variance, bins, weights)
+    mass = mass.clamp_(min=0)
+    whole = mass.sum(-1, keepdim=True)
+    return torch.where(whole > 0, mass / whole.clamp(min=1e-30), 1 / bins)
+
+
+def mass_plain(mu: Tensor, variance: Tensor, bins: int, weights: Tensor | None) -> Tensor:
+    """Twice the summed mass of the densities [b, h, T] in each bin: float32 [b, h, bins]."""
     b, h, tokens = mu.shape
     edges = torch.linspace(0, 1, bins + 1, device=mu.device)
     mu, scale = mu.float().reshape(b * h, tokens, 1), torch.rsqrt(2 * variance.float()).reshape(b * h, tokens, 1)
     weights = mu.new_ones(b, tokens) if weights is None else weights.float()
     weights = weights[:, None].expand(b, h, tokens).reshape(b * h, 1, tokens)
     mass = mu.new_empty(b * h, bins)
-    # A CPU keeps a few heads at a time in its cache; a GPU takes all at once.
-    rows = max(1, blocked.BLOCK // (tokens * (bins + 1))) if mu.device.type == "cpu" else b * h
+    # A few heads at a time, in a CPU's cache.
+    rows = max(1, blocked.BLOCK // (tokens * (bins + 1)))
     for i in range(0, b * h, rows):
         part = slice(i, i + rows)
         below = torch.sub(edges, mu[part]).mul_(scale[part]).erf_()
         # Bins first, tokens second: a bin's mass must not be a small difference of large sums.
         mass[part] = torch.bmm(weights[part], below[..., 1:] - below[..., :-1])[:, 0]
-    mass = mass.view(b, h, bins).clamp_(min=0)
-    whole = mass.sum(-1, keepdim=True)
-    return torch.where(whole > 0, mass / whole.clamp(min=1e-30), 1 / bins)
+    return mass.view(b, h, bins)
 
 
 def kl(mu: Tensor, variance: Tensor, sigma0: float) -> Tensor:
@@ -120,11 +129,6 @@ def _biased(raw: Tensor, bias: Tensor | float | None) -> Tensor:
     if isinstance(bias, Tensor):
         bias = bias.float().unsqueeze(-1) if bias.ndim else bias.float()
     return raw + bias
-
-
-@lru_cache(maxsize=1)
-def _triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def _working(mu: Tensor) -> torch.dtype:

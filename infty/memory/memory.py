@@ -13,7 +13,7 @@ from infty.memory import regression, sticky, tiles
 from infty.memory.basis import GaussianBasis, gaussian, placement
 from infty.memory.config import MemoryConfig
 from infty.memory.contraction import Plan, policy
-from infty.memory.resample import old_cells, pool, sample
+from infty.memory.resample import grid, old_cells, sample
 from infty.memory.state import MemoryState
 from infty.memory.tiles import Tiles
 
@@ -98,14 +98,14 @@ class ContinuousMemory(nn.Module):
         """Any share: both signals are put on a fixed grid of cells, and one operator fits the grid."""
         weight, u = old_cells(plan.keep, self.samples)
         weight = torch.where(plan.append[:, None], 0.0, weight)  # what stays as it is is not sampled
-        kept = sample(self.basis, self._warp(state, u[:, None], seeds, plan), weight, old)
-        new = self._fitted(kept + pool(plan.keep, plan.end, x, self.samples))
+        warp = self._warp(state, u[:, None], seeds, plan)
+        new = self._fitted(grid(self.basis, warp, weight, old, plan.keep, plan.end, x, self.samples))
         return torch.where(plan.append[:, None, None, None], new + old, new) if self.policy.appends else new
 
-    def _fitted(self, grid: Tensor) -> Tensor:
-        """Coefficients [b, h, N, c] of a signal on the grid [b, h, P, c]."""
+    def _fitted(self, points: Tensor) -> Tensor:
+        """Coefficients [b, h, N, c] of a signal on the grid, [b, h, P, c]."""
         there, back = grid_tiles(self.config)
-        return tiles.multiply(replace(there, entries=self.grid), replace(back, entries=self.grid_back), grid)
+        return tiles.multiply(replace(there, entries=self.grid), replace(back, entries=self.grid_back), points)
 
     def room(self, state: MemoryState, plan: Plan | None = None) -> Tensor:
         """How much room each part of the old signal gets at the next write: float64 [b, g, D], rows sum to 1.

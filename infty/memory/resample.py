@@ -15,11 +15,26 @@ from torch import Tensor
 from infty.memory import bands
 from infty.memory.bands import Band
 from infty.memory.basis import GaussianBasis, placement
+from infty.memory.kernels import on_gpu
 
 # Functions further than this many widths from a sample are left out of the band: psi < 2e-8 of its peak.
 REACH = 6.0
 # A band pays when it is this many times narrower than the basis.
 BAND_GAIN = 8
+
+
+def grid(basis: GaussianBasis, times: Tensor, weight: Tensor, signal: Tensor, start: Tensor, end: Tensor, x: Tensor,
+         cells: int) -> Tensor:
+    """What a write puts on its grid, the old signal and the new tokens: `sample` + `pool`, [b, h, cells, c].
+
+    Of the cells, those with weight come first. On a GPU one kernel makes both (kernels/grid.py).
+    """
+    fixed = not (times.requires_grad or start.requires_grad)
+    if fixed and band_of(basis.size, basis.each) and signal.dtype == torch.float32 and on_gpu(signal):
+        from infty.memory.kernels import grid as kernel
+
+        return kernel.grid(times, weight, signal, start, end, x, basis.widths, basis.each, REACH)
+    return sample(basis, times, weight, signal) + pool(start, end, x, cells)
 
 
 def sample(basis: GaussianBasis, times: Tensor, weight: Tensor | None, signal: Tensor) -> Tensor:
