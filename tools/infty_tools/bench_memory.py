@@ -30,7 +30,7 @@ def memory(
     out: Annotated[Path | None, typer.Option(help="File for the figures as JSON.")] = None,
 ) -> None:
     """Forward and backward of write + read for one segment: the paper's layer, its products alone, and ours."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that counts bytes talks a lot
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts bytes talks a lot
     import torch
 
     from infty.errors import UserError

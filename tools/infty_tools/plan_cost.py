@@ -22,9 +22,11 @@ OVERLAP = 0.5
 """Share of the computing time behind which ZeRO-3's traffic hides."""
 KERNEL = 6e-6
 """Seconds between kernel launches."""
-LAYER_LAUNCHES, SEGMENT_LAUNCHES = 40, 80
-"""Kernels that a layer, and a segment in its memory, launch in each of a step's three passes: operations counted in CPU
-runs."""
+LAYER_LAUNCHES, SEGMENT_LAUNCHES = 50, 45
+"""Kernels that a layer, and a segment in its memory, launch in each of a step's three passes: torch's operations,
+counted in a run on a CPU with stand-ins for the Triton kernels."""
+GRID_TILE = 64
+"""Functions that a sample of the old signal meets on a GPU: two tiles of kernels/grid.py."""
 LATENCY = 15e-6
 """Seconds that a collective takes however little it moves, within a node; it grows with log2 of the ranks."""
 
@@ -104,22 +106,22 @@ def _compute_seconds(config: ModelConfig, layout: Layout, gpu: GPU, flops: dict[
 
 
 def _memory(config: ModelConfig) -> tuple[dict[str, float], float]:
-    """Operations a token in all layers' long-term memories, by part, and bytes that their writes gather."""
+    """Operations a token in all layers' long-term memories, by part, and bytes that their writes move."""
     from infty.memory.memory import samples_of
-    from infty.memory.resample import band_of, touched
+    from infty.memory.resample import band_of
     from infty_pretrain.flops import memory_layer_per_token
 
     total, moved = dict.fromkeys(("projections", "reads", "densities", "writes"), 0.0), 0.0
-    L = config.segment_length
     for i in range(config.layers):
         memory = config.memory_of(i)
         if memory is None:
             continue
         for part, operations in memory_layer_per_token(config, memory).items():
             total[part] += operations
-        if isinstance(memory.contraction, str) and memory.contraction != "learned":
-            rows = samples_of(memory) * (band_of(memory.basis, memory.widths) or 0) + L * touched(samples_of(memory), L)
-            moved += 4.0 * config.memory_heads() * config.memory_channels() * rows / L
+        samples = samples_of(memory) * config.memory_heads() * config.memory_channels() / config.segment_length
+        moved += 4.0 * 4 * samples  # two tiles of the old signal, the grid there and back
+        band = band_of(memory.basis, memory.widths)
+        total["writes"] += 2.0 * samples * max(0, GRID_TILE - band) if band else 0.0
     return total, moved
 
 
