@@ -1,7 +1,8 @@
 """Products with the operator of a fixed grid, tile by tile.
 
 A regression onto narrow functions is local: its operator decays exponentially away from the diagonal, and what
-`regression.cast` has set to zero need not be multiplied. At N = 512 a third of the operator is left, at 2,048 a tenth.
+`regression.cast` has set to zero need not be multiplied. At N = 512 the tiles hold a third of the operator, at 2,048 a
+ninth.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from infty.memory import regression
 
-TILES = 8
-"""Tiles an operator is cut into: more would waste less and launch more products."""
+TILES = 8, 16
+"""Tiles an operator is cut into, at least and at most, one for each 64 functions in between: more would waste less and
+launch more products."""
 WORTHWHILE = 0.75
 """An operator is left whole when its tiles hold more than this share of it."""
 
@@ -41,13 +43,14 @@ def grid_write(size: int, widths: tuple[float, ...], ridge: float, points: int,
                dtype: torch.dtype) -> tuple[Tiles, Tiles]:
     """`regression.grid_write` in a working precision, transposed: [N, points], and [points, N] for gradients."""
     operator = regression.cast(regression.grid_write(size, widths, ridge, points), dtype)
-    return cut(operator.T), cut(operator)
+    count = min(max(size // 64, TILES[0]), TILES[1])
+    return cut(operator.T, count), cut(operator, count)
 
 
-def cut(operator: Tensor) -> Tiles:
-    """The fewest columns that hold the entries of each of TILES groups of rows, all groups equally wide."""
+def cut(operator: Tensor, count: int) -> Tiles:
+    """The fewest columns that hold the entries of each of `count` groups of rows, all groups equally wide."""
     rows, columns = operator.shape
-    height = -(-rows // TILES)
+    height = -(-rows // count)
     groups = [(operator[i:i + height] != 0).any(0).nonzero().flatten().tolist() for i in range(0, rows, height)]
     width = max((g[-1] - g[0] + 1 for g in groups if g), default=1)
     if width > WORTHWHILE * columns:
