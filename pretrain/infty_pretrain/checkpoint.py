@@ -42,6 +42,8 @@ from infty_pretrain.engine import Engine, shape_of
 FORMAT = 1
 MANIFEST, RUN, CONFIG = "manifest.json", "run.json", "config.yaml"
 PARTIAL, DAMAGED = ".partial", ".damaged"
+EPHEMERAL = "ephemeral"
+"""In RUN: whether the checkpoint is kept only until the next one."""
 
 
 @dataclass(frozen=True)
@@ -231,12 +233,22 @@ def set_aside(folder: Path, chosen: Path | None, tell: Callable[[str], None] = p
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps."""
-    for path in candidates(folder)[keep_last:]:
-        if not keep_every or _step_of(path) % keep_every:
-            doomed = path.with_name(path.name + PARTIAL)  # first it stops looking like a checkpoint
-            path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+    """Delete all but the newest checkpoint, the newest `keep_last` of those that are not ephemeral, and those at
+    multiples of `keep_every` steps."""
+    found = candidates(folder)
+    lasting = [p for p in found if not _ephemeral(p)]
+    kept = {*found[:1], *lasting[:keep_last], *(p for p in lasting if keep_every and _step_of(p) % keep_every == 0)}
+    for path in (p for p in found if p not in kept):
+        doomed = path.with_name(path.name + PARTIAL)  # first it stops looking like a checkpoint
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _ephemeral(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / RUN).read_text()).get(EPHEMERAL))
+    except (OSError, ValueError, AttributeError):  # damaged: it counts like any other
+        return False
 
 
 class Reader:

@@ -92,10 +92,11 @@ class CheckpointConfig:
     every: int = 500
     """Steps between checkpoints; one is always written at the end and on a stop."""
     keep_last: int = 2
+    """How many of these to keep."""
     keep_every: int | None = None
     """Also keep, for good, those at multiples of this many steps."""
     minutes: float | None = None
-    """Also write one when this much time has passed since the last."""
+    """Also write one when this much time has passed since the last, and keep it only until the next of any kind."""
     overlap: bool = True
     """Write while training goes on; it stands still only while its state is copied to host memory, which must hold
     that copy (12 bytes a parameter, shared out over the ranks, and the lanes of a rank)."""

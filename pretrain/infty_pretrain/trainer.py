@@ -97,8 +97,9 @@ class Trainer:
             stopping = stop and self.step < total
             if self.saver.pending and not writing:
                 self._saved(self.saver.finish())
-            if stopping or self.step == total or self._due(self.config.checkpoint.every) or overdue:
-                self._save()
+            lasting = stopping or self.step == total or self._due(self.config.checkpoint.every)
+            if lasting or overdue:
+                self._save(ephemeral=not lasting)
             if stopping:
                 return True
         return False
@@ -150,7 +151,7 @@ class Trainer:
     def _modes(self) -> tuple[str, ...]:
         return ("on", "off") if self.config.model.remembers else ("off",)
 
-    def _save(self) -> None:
+    def _save(self, ephemeral: bool = False) -> None:
         if self.engine.faults.suspect:
             self.monitor.say(f"step {self.step} is not saved: its loss is not finite, and the weights may be why")
         if self.engine.faults.suspect or self.last_saved == self.step:
@@ -159,7 +160,7 @@ class Trainer:
                "data_fingerprint": self.train_data.fingerprint,
                "tokenizer_fingerprint": self.train_data.info.tokenizer_fingerprint,
                "tokenizer": str((self.train_data.folder / "tokenizer").resolve()),
-               "faults": self.engine.faults.state()}
+               "faults": self.engine.faults.state(), checkpoint.EPHEMERAL: ephemeral}
         self.watchdog.tick(f"saving step {self.step}")
         self._saved(self.saver.start(run))
         if not self.config.checkpoint.overlap:

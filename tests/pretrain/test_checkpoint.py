@@ -11,12 +11,13 @@ from infty.errors import UserError
 from infty_pretrain import checkpoint
 
 
-def write(folder: Path, step: int) -> Path:
+def write(folder: Path, step: int, ephemeral: bool = False) -> Path:
     """A folder that is a checkpoint as far as its manifest goes."""
     path = folder / f"step-{step:08d}"
     path.mkdir(parents=True)
-    for name in ("weights-00000.safetensors", "lanes-00000.safetensors", checkpoint.RUN):
+    for name in ("weights-00000.safetensors", "lanes-00000.safetensors"):
         (path / name).write_bytes(f"{name} of {step}".encode() * 20)
+    (path / checkpoint.RUN).write_text(json.dumps({"step": step, checkpoint.EPHEMERAL: ephemeral}))
     files = {p.name: checkpoint._digest(p) for p in path.iterdir()}
     (path / checkpoint.MANIFEST).write_text(json.dumps({"format": checkpoint.FORMAT, "files": files}))
     return path
@@ -98,3 +99,13 @@ def test_pruning_keeps_the_last_and_every_nth(tmp_path):
     checkpoint.prune(tmp_path, keep_last=1, keep_every=None)
     assert steps(tmp_path) == [100]
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000100"]
+
+
+def test_ephemeral_checkpoints_are_kept_until_the_next_and_push_none_out(tmp_path):
+    for step, ephemeral in ((10, False), (13, True), (20, False), (23, True), (26, True)):
+        write(tmp_path, step, ephemeral)
+        checkpoint.prune(tmp_path, keep_last=2, keep_every=None)
+    assert steps(tmp_path) == [26, 20, 10]
+    write(tmp_path, 30)
+    checkpoint.prune(tmp_path, keep_last=2, keep_every=13)
+    assert steps(tmp_path) == [30, 20]

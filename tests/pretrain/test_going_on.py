@@ -251,6 +251,10 @@ def test_two_runs_in_one_folder_do_not_meet(run, data, monkeypatch, capsys):
     assert again(run, data, run__steps=5) == 0  # the lock died with its owner
 
 
-def test_checkpoints_by_the_clock(run, data):
-    assert again(run, data, run__steps=7, checkpoint__minutes=1e-9) == 0
-    assert names(run)[-3:] == ["step-00000005", "step-00000006", "step-00000007"]
+def test_checkpoints_by_the_clock(run, data, capsys):
+    """They are kept until the next, and push none of the others out."""
+    before = names(run)
+    assert again(run, data, run__steps=8, checkpoint__minutes=1e-9, checkpoint__keep_last=len(before) + 1) == 0
+    said = capsys.readouterr().out
+    assert all(f"saved step-0000000{step}" in said for step in (6, 7, 8))
+    assert names(run) == [*before, "step-00000008"]

@@ -185,9 +185,10 @@ def space(config: Config) -> Finding:
     config, _ = with_vocab(config)
     spread = plan_search.of_config(config, dist.get_world_size())
     each = sum(plan_memory.checkpoint_bytes(config.model, spread).values())
-    needed = each * (config.checkpoint.keep_last + 1)
+    kept = config.checkpoint.keep_last + 1 + (config.checkpoint.minutes is not None)
+    needed = each * kept
     free = shutil.disk_usage(_existing(config.run.folder)).free
-    return Finding("disk space", f"{free / 2**30:,.1f} GiB free for {config.checkpoint.keep_last + 1} checkpoints of "
+    return Finding("disk space", f"{free / 2**30:,.1f} GiB free for {kept} checkpoints of "
                    f"{each / 2**30:,.2f} GiB", free > needed,
                    f"{config.run.folder} needs {needed / 2**30:,.1f} GiB: make room, or lower checkpoint.keep_last")
 
