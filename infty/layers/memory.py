@@ -128,7 +128,7 @@ class LongTermMemory(nn.Module):
         if not self.memory.backprop:
             stream = stream.detach()
         q = q.unflatten(3, (S, L))  # [b, K, G, S, L, d]
-        maps = self.maps(self.kv_heads * self.group) if self.maps is not None else None
+        maps = self._maps()
         rate = None if self.log_rate is None else collectives.copy(self.log_rate.float()).exp()
         places, values = [], []
         for s in range(S):
@@ -145,6 +145,17 @@ class LongTermMemory(nn.Module):
         context = self._read(place, torch.stack(values, 1)) + self._nothing()
         figures = self._statistics(place, state) if statistics else None
         return context, self._divergence(place), figures, state
+
+    def _maps(self) -> dict[str, Tensor | None] | None:
+        """What a window's reads share: `pool`, float32 [2, K, G, N], the maps of mu and sigma; their biases; with
+        `signal: hidden` also the `projection` of keys, float32 [K, d, e]. None for a gibbs density."""
+        if self.maps is None:
+            return None
+        maps = self.maps(self.kv_heads * self.group)
+        maps["pool"] = torch.stack([maps["mu"], maps["sigma"]]).unflatten(1, (self.kv_heads, self.group))
+        if self.memory.signal == "hidden":
+            maps["projection"] = self.key.weight.float().unflatten(0, (self.kv_heads, self.config.head_size))
+        return maps
 
     def _nothing(self) -> Tensor | float:
         """Zero, but with gradients for what only a later read can train: what a short window writes last, it does not
@@ -177,18 +188,13 @@ class LongTermMemory(nn.Module):
         y = projection(whole.to(projection.weight.dtype))
         return y.unflatten(-1, (self.kv_heads, self.config.head_size)).transpose(1, 2)
 
-    def _weights(self, maps: dict) -> Tensor:
-        """The maps of mu and sigma: float32 [2, K, G, N]."""
-        return torch.stack([maps["mu"], maps["sigma"]]).unflatten(1, (self.kv_heads, self.group))
-
     def _pool(self, keys: Tensor, maps: dict) -> tuple[Tensor, Tensor]:
-        return torch.einsum("pkgn,bknd->pbkgd", self._weights(maps), keys).unbind(0)
+        return torch.einsum("pkgn,bknd->pbkgd", maps["pool"], keys).unbind(0)
 
     def _pool_hidden(self, whole: Tensor, maps: dict) -> tuple[Tensor, Tensor]:
         """Pool the hidden signal first, then project: O(e^2) a head instead of O(N e^2)."""
-        pooled = torch.einsum("pkgn,bne->pbkge", self._weights(maps), whole)
-        projection = self.key.weight.float().unflatten(0, (self.kv_heads, self.config.head_size))
-        return torch.einsum("pbkge,kde->pbkgd", pooled, projection).unbind(0)
+        pooled = torch.einsum("pkgn,bne->pbkge", maps["pool"], whole)
+        return torch.einsum("pbkge,kde->pbkgd", pooled, maps["projection"]).unbind(0)
 
     def _place(self, q: Tensor, keys: tuple[Tensor, ...], maps: dict | None) -> tuple[Tensor, Tensor]:
         """What a segment's densities are made from; q is [b, K, G, L, d].

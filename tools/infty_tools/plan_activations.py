@@ -103,7 +103,7 @@ def _signal(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
         return 4 * S * b * config.kv_heads / t * N * d
     gathered = S * b * N * e * (4 + w)
     pooled = 2 * S * b * config.heads / t * e * 4
-    projection = 0.0 if w == 4 else 4 * S * config.kv_heads / t * d * e
+    projection = 0.0 if w == 4 else 4 * config.kv_heads / t * d * e
     gate = w * n * (3 * e + e / t + (e / t if t > 1 else 0)) if memory.gate else 0.0
     return gathered + pooled + projection + gate
 
