@@ -77,6 +77,8 @@ def _norm(config: ModelConfig, layout: Layout, device: str) -> float:
 
 def _memory(config: ModelConfig, memory: MemoryConfig, layout: Layout, device: str) -> float:
     """Reads and writes of a window."""
+    if memory.density == "gibbs":
+        return _gibbs(config, memory, layout)
     d, w, t = config.head_size, layout.width, layout.tensor
     b, S, n = layout.micro_lanes, layout.window_segments, _tokens(config, layout)
     heads, kv, N = config.heads / t, config.kv_heads / t, memory.basis
@@ -88,24 +90,40 @@ def _memory(config: ModelConfig, memory: MemoryConfig, layout: Layout, device: s
     densities = 4 * n * heads * (2 + 1 + (widths if device == "cpu" else 1))
     # The CPU's read makes its own float32 values; the slices for each width share one storage.
     values = (4 if device == "cpu" else w) * S * b * kv * N * d
-    # The CPU's blocked read keeps its result for each width; a gibbs density keeps about as much in other places.
-    read = 4 * n * heads * d * widths if device == "cpu" and memory.density in ("gaussian", "gibbs") else 0
+    # The CPU's blocked read keeps its result for each width.
+    read = 4 * n * heads * d * widths if device == "cpu" and memory.density == "gaussian" else 0
     into_projection = w * n * heads * d
     return (queries + pooled + maps + densities + values + read + into_projection
             + _signal(config, memory, layout) + _write(config, memory, layout))
 
 
+def _gibbs(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
+    """Reads with a gibbs density: attention, in float32, to keys and values on a grid."""
+    from infty.layers.memory import GIBBS_CELLS
+
+    d, w, t = config.head_size, layout.width, layout.tensor
+    b, S, n = layout.micro_lanes, layout.window_segments, _tokens(config, layout)
+    heads, kv, cells = config.heads / t, config.kv_heads / t, GIBBS_CELLS * memory.bins
+    stored = w * S * b * memory.basis * config.hidden_size if memory.signal == "hidden" else 0.0
+    return 4 * n * heads * (2 * d + 1) + 2 * 4 * S * b * kv * cells * d + stored + w * n * heads * d + (
+        _gate(config, memory, layout) + _write(config, memory, layout))
+
+
 def _signal(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
     """From a stored signal to pooled keys and values, and from the hidden state to what is stored."""
     e, d, w, t = config.hidden_size, config.head_size, layout.width, layout.tensor
-    b, S, n, N = layout.micro_lanes, layout.window_segments, _tokens(config, layout), memory.basis
+    b, S, N = layout.micro_lanes, layout.window_segments, memory.basis
     if memory.signal == "heads":
         return 4 * S * b * config.kv_heads / t * N * d
     gathered = S * b * N * e * (4 + w)
     pooled = 2 * S * b * config.heads / t * e * 4
     projection = 0.0 if w == 4 else 4 * config.kv_heads / t * d * e
-    gate = w * n * (3 * e + e / t + (e / t if t > 1 else 0)) if memory.gate else 0.0
-    return gathered + pooled + projection + gate
+    return gathered + pooled + projection + _gate(config, memory, layout)
+
+
+def _gate(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
+    n, w, t, e = _tokens(config, layout), layout.width, layout.tensor, config.hidden_size
+    return w * n * (3 * e + e / t + (e / t if t > 1 else 0)) if memory.gate else 0.0
 
 
 def _write(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
