@@ -104,6 +104,8 @@ class ModelConfig:
                              ("memory.overrides", self.memory and self.memory.overrides)):
             wrong = [i for i in chosen or () if not 0 <= i < self.layers]
             _require(not wrong, name, f"{wrong} are not layers of a model with layers 0 to {self.layers - 1}")
+        idle = [i for i in (self.memory and self.memory.overrides) or () if not self.has_memory(i)]
+        _require(not idle, "memory.overrides", f"layers {idle} have no memory to change: they are not in memory.layers")
         if self.compressed is not None:
             self._validate_compressed(self.compressed)
 

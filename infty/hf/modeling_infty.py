@@ -24,7 +24,7 @@ from infty.hf.cache_infty import InftyCache, InftyLayerState
 from infty.hf.configuration_infty import InftyConfig
 from infty.hf.pieces_infty import Piece, Reading
 from infty.memory.config import MemoryConfig
-from infty.memory.densities import FAMILIES, Density, Gibbs
+from infty.memory.densities import FAMILIES, Density, Gibbs, gibbs_points
 from infty.memory.density import parameters
 from infty.memory.memory import ContinuousMemory
 from infty.memory.sticky import seed
@@ -32,7 +32,6 @@ from infty.memory.sticky import seed
 # Spread of a fresh density that has a bias: its standard deviation is about this share of the document.
 INITIAL_SIGMA = 0.05
 INITIAL_WEIGHT = 0.1  # size of a fresh map
-GIBBS_CELLS = 4  # grid cells of a gibbs density for each bin of the histogram
 # What a model's output calls its cache: transformers renamed `past_key_values`, and passes it under the new name.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
@@ -210,7 +209,7 @@ class InftyLongTermMemory(nn.Module):
         """The family of read densities that the config names."""
         if self.maps is None:
             basis = self.operators(place[0].device).basis
-            return Gibbs(place[0], state.keys, basis, GIBBS_CELLS * self.memory.bins)
+            return Gibbs(place[0], state.keys, basis, gibbs_points(self.memory.basis, self.memory.bins))
         return FAMILIES[self.memory.density](*place)
 
     def write(self, state: InftyLayerState, keys: Tensor, values: Tensor, piece: Piece,
@@ -232,7 +231,7 @@ class InftyLongTermMemory(nn.Module):
         if self.memory.sticky != "off":
             memory = core.with_histogram(memory, self._histogram(state), (memory.written > 0) & piece.complete)
         if enabled:
-            if not self.memory.backprop:
+            if not self.memory.backprop and not self.hidden:
                 stream = stream.detach()
             with torch.autocast(keys.device.type, enabled=False):
                 seeds = None
@@ -253,7 +252,7 @@ class InftyLongTermMemory(nn.Module):
 
     def _content(self, h: Tensor) -> Tensor:
         """A segment's hidden states h [b, L, e], gated, by heads: [b, H, L, d]."""
-        x = h
+        x = h = h if self.memory.backprop else h.detach()
         if self.memory.gate:  # each token beside its neighbours in the segment, zeros outside
             before, after = F.pad(h, (0, 0, 1, 0))[:, :-1], F.pad(h, (0, 0, 0, 1))[:, 1:]
             x = x * torch.sigmoid(self.gate(torch.cat([before, h, after], -1)))

@@ -19,8 +19,6 @@ INITIAL_SIGMA = 0.05
 # Size of a fresh map's weights, in units in which a pooled key has the size of a key. Small, so that densities begin
 # where their biases say: at 1, the first segments of a document start with gradients fifty times too large.
 INITIAL_WEIGHT = 0.1
-# A gibbs density is normalised on a grid of this many cells a bin of the attention histogram.
-GIBBS_CELLS = 4
 
 
 class DensityMaps(nn.Module):
@@ -98,7 +96,13 @@ class LongTermMemory(nn.Module):
             config.heads * d, e, normal(f"{layer}.memory.out", init / math.sqrt(2 * config.layers)))
 
     def content(self, h: Tensor) -> Tensor:
-        """`signal: hidden`: this rank's slices of the hidden state h [T, b, e] (whole), gated: [b, h, T, c]."""
+        """`signal: hidden`: this rank's slices of the hidden state h [T, b, e] (whole), gated: [b, h, T, c].
+
+        Without `backprop` no gradient reaches h. The gate is trained all the same, as in the paper, by the reads of the
+        segment that follows a write.
+        """
+        if not self.memory.backprop:
+            h = h.detach()
         x = collectives.split(h, -1)
         if self.memory.gate:
             x = x * torch.sigmoid(self.gate(self._neighbours(h)))
@@ -125,7 +129,7 @@ class LongTermMemory(nn.Module):
         memory throughout (evaluation without memory).
         """
         S, L = seen.shape[1], self.config.segment_length
-        if not self.memory.backprop:
+        if not self.memory.backprop and self.memory.signal == "heads":
             stream = stream.detach()
         q = q.unflatten(3, (S, L))  # [b, K, G, S, L, d]
         maps = self._maps()
@@ -211,7 +215,8 @@ class LongTermMemory(nn.Module):
     def _density(self, place: tuple[Tensor, Tensor]) -> densities.Density:
         """The family of read densities that the config names."""
         if self.maps is None:
-            return densities.Gibbs(*place, self.core.basis, GIBBS_CELLS * self.memory.bins)
+            points = densities.gibbs_points(self.memory.basis, self.memory.bins)
+            return densities.Gibbs(*place, self.core.basis, points)
         return densities.FAMILIES[self.memory.density](*place)
 
     def _histogram(self, place: tuple[Tensor, Tensor]) -> Tensor:
@@ -242,10 +247,6 @@ class LongTermMemory(nn.Module):
     def _statistics(self, place: tuple[Tensor, Tensor], state: MemoryState) -> dict[str, Tensor]:
         """Means over all heads of the layer, and the mean norm of a lane's coefficients."""
         norms = collectives.sum_(state.coefficients.square().sum((1, 2, 3))).sqrt().mean()
-        if self.maps is None:
-            p = self._density(tuple(x.flatten(0, 1) for x in place)).histogram(self.memory.bins)
-            figures = {"entropy": torch.special.entr(p).sum(-1).mean()}
-        else:
-            figures = density.statistics(*place)
+        figures = densities.statistics(self._density(tuple(x.flatten(0, 1) for x in place)), self.memory.bins)
         return {"coefficient_norm": norms} | {
             k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size() for k, v in figures.items()}

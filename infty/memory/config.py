@@ -32,7 +32,8 @@ class MemoryConfig:
     """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts as
     `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
     sticky: Literal["off", "quantile", "multinomial"] = "quantile"
-    """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper)."""
+    """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper, for a constant
+    contraction)."""
     sticky_heads: Literal["shared", "per_head"] = "shared"
     """One density of past attention for the layer, or one for each head (needs `signal: heads`)."""
     sticky_seed: int = 0
@@ -102,6 +103,10 @@ class MemoryConfig:
                  f"'{self.contraction}' is no policy; there are {', '.join(POLICIES)}, or a number")
         _require(self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}")
         _require(self.contraction != "learned" or self.backprop, "contraction", "'learned' needs backprop: true")
+        # Drawn left edges of bins are half a bin off and rough, and a policy draws them again at every segment.
+        _require(self.sticky != "multinomial" or not isinstance(self.contraction, str), "sticky",
+                 f"'multinomial' forgets a book within some dozen segments under contraction: {self.contraction}; use "
+                 "'quantile', or the paper's constant contraction, such as 0.5")
         self._validate_overrides()
 
     def _validate_overrides(self) -> None:

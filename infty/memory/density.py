@@ -109,19 +109,6 @@ def kl(mu: Tensor, variance: Tensor, sigma0: float) -> Tensor:
     return 0.5 * (ratio - torch.log(ratio) - 1)
 
 
-@torch.no_grad()
-def statistics(mu: Tensor, variance: Tensor, bins: int = 128) -> dict[str, Tensor]:
-    """Scalars to watch: mean mu, mean sigma, share of mass outside [0, 1], entropy over `bins` bins (nats).
-
-    The entropy is that of the mean density, at most log(bins).
-    """
-    mu, sigma = mu.float(), variance.float().sqrt()
-    inside = torch.special.ndtr((1 - mu) / sigma) - torch.special.ndtr(-mu / sigma)
-    mean = histogram(mu.reshape(1, 1, -1), variance.reshape(1, 1, -1), bins)
-    return {"mu": mu.mean(), "sigma": sigma.mean(), "outside": 1 - inside.mean(),
-            "entropy": torch.special.entr(mean).sum()}
-
-
 def _biased(raw: Tensor, bias: Tensor | float | None) -> Tensor:
     """Add a bias that is a scalar or one a head to raw [..., h, T]."""
     if bias is None:

@@ -29,7 +29,7 @@ def grid(basis: GaussianBasis, times: Tensor, weight: Tensor, signal: Tensor, st
 
     Of the cells, those with weight come first. On a GPU one kernel makes both (kernels/grid.py).
     """
-    fixed = not (times.requires_grad or start.requires_grad)
+    fixed = not (times.requires_grad or weight.requires_grad or start.requires_grad)
     if fixed and band_of(basis.size, basis.each) and signal.dtype == torch.float32 and on_gpu(signal):
         from infty.memory.kernels import grid as kernel
 
@@ -44,7 +44,7 @@ def sample(basis: GaussianBasis, times: Tensor, weight: Tensor | None, signal: T
     Gradients reach the signal, and the times and weights where they need them (a learned contraction).
     """
     width = band_of(basis.size, basis.each)
-    if width is not None and not times.requires_grad:
+    if width is not None and not (times.requires_grad or (weight is not None and weight.requires_grad)):
         band = banded(basis, times, width, signal.dtype)
         return bands.multiply(band if weight is None else Band(band.first, _weighted(band.entries, weight)), signal)
     psi = basis.evaluate(times, signal.dtype)

@@ -8,8 +8,8 @@ import time
 import torch
 
 from infty.config import ModelConfig
-from infty.layers.memory import GIBBS_CELLS
 from infty.memory.config import MemoryConfig
+from infty.memory.densities import gibbs_points
 from infty.memory.memory import grid_tiles, samples_of
 from infty.memory.resample import band_of, touched
 
@@ -55,7 +55,7 @@ def memory_layer_per_token(config: ModelConfig, memory: MemoryConfig) -> dict[st
     N, H = memory.basis, config.heads
     parts = {"projections": 2.0 * e * H * d, "reads": 2.0 * N * d * H, "densities": (10.0 * N + 4.0 * d) * H}
     if memory.density == "gibbs":  # keys and values on a grid, attention to it; scores once more for the histogram
-        cells = GIBBS_CELLS * memory.bins
+        cells = gibbs_points(N, memory.bins)
         parts["reads"] = (4.0 + 2.0 * (memory.sticky != "off")) * cells * d * (H + N * config.kv_heads / L)
         parts["densities"] = 4.0 * d * H
     parts["writes"] = 2.0 * config.memory_heads() * config.memory_channels() * write_per_channel(memory, L) / L

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from infty.memory.basis import GaussianBasis
-from infty.memory.densities import FAMILIES, Gaussian, Gibbs, Sparsemax, Truncated
+from infty.memory.densities import FAMILIES, Gaussian, Gibbs, Sparsemax, Truncated, gibbs_points
 
 F64 = torch.float64
 CASES = [(0.3, 0.1), (0.02, 0.05), (0.98, 0.5), (0.5, 0.003), (0.7, 30.0)]  # mu, sigma
@@ -109,6 +109,19 @@ def test_extremes_are_finite(family):
     z = family(mu, variance).read(torch.randn(1, 64, 4), basis)
     z.sum().backward()
     assert all(torch.isfinite(t).all() for t in (z, mu.grad, variance.grad))
+
+
+@pytest.mark.parametrize(("size", "bins"), [(128, 128), (512, 128), (512, 16)])
+def test_the_grid_of_a_gibbs_density_is_fine_enough(size, bins):
+    """The default basis, queries and keys whose scores are of order 1: beside a grid sixteen times finer."""
+    g = torch.Generator().manual_seed(0)
+    basis = GaussianBasis(size, (0.75 / size,))
+    q = torch.randn(1, 1, 40, 32, generator=g, dtype=F64)
+    keys, values = (torch.randn(1, 1, size, 32, generator=g, dtype=F64) / size for _ in range(2))
+    points = gibbs_points(size, bins)
+    assert points % bins == 0
+    z, fine = (Gibbs(q, keys, basis, n).read(values, basis) for n in (points, 16 * points))
+    assert (z - fine).norm() < 1e-3 * fine.norm()
 
 
 def test_gibbs_is_the_integral_it_stands_for():

@@ -9,6 +9,7 @@ import torch
 
 from infty.memory import density
 from infty.memory.basis import GaussianBasis
+from infty.memory.densities import Gaussian, Sparsemax, Truncated, statistics
 from infty.memory.kernels import blocked
 
 F64 = torch.float64
@@ -92,8 +93,13 @@ def test_a_histogram_holds_the_masses():
 def test_divergence_and_statistics():
     mu, variance = torch.full((2, 3), 0.5), torch.full((2, 3), 0.05**2)
     assert density.kl(mu, variance, 0.05).abs().max() < 1e-6
-    wide = density.statistics(mu, torch.full((2, 3), 0.6931))
+    exact = torch.distributions.kl_divergence(*(torch.distributions.Normal(0.5, s) for s in (0.2, 0.05)))
+    torch.testing.assert_close(density.kl(mu, torch.full((2, 3), 0.2**2), 0.05), exact.expand(2, 3))
+    mu, variance = mu[None], variance[None]
+    wide = statistics(Gaussian(mu, torch.full((1, 2, 3), 0.6931)), 128)
     assert wide["outside"] == pytest.approx(0.548, abs=0.01)  # the paper's initial densities
-    narrow = density.statistics(mu, variance)
+    narrow = statistics(Gaussian(mu, variance), 128)
     assert narrow["outside"] < 1e-6 and narrow["entropy"] < wide["entropy"] <= math.log(128) + 1e-5
     assert narrow["sigma"] == pytest.approx(0.05) and narrow["mu"] == pytest.approx(0.5)
+    at_the_edge = statistics(Sparsemax(0 * mu, variance), 128)
+    assert at_the_edge["outside"] == pytest.approx(0.5) and statistics(Truncated(0 * mu, variance), 8)["outside"] == 0

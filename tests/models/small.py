@@ -22,7 +22,8 @@ VARIANTS = {
     "hidden-gpt2": replace(GPT2, stm_length=16, memory=HIDDEN),
     "per-head sticky": replace(LLAMA, memory=replace(LLAMA.memory, sticky_heads="per_head", output_gate=True)),
     "constant": replace(GPT2, memory=replace(GPT2.memory, contraction=0.5, sticky="off", density="gaussian")),
-    "truncated": replace(LLAMA, memory=replace(LLAMA.memory, density="truncated", sticky="multinomial")),
+    "truncated": replace(LLAMA, memory=replace(
+        LLAMA.memory, density="truncated", sticky="multinomial", contraction=0.5)),
     "sparsemax": replace(GPT2, memory=replace(GPT2.memory, density="sparsemax", sigma_clamp=True)),
     "gibbs": replace(LLAMA, memory=replace(LLAMA.memory, density="gibbs", kl_weight=0.0)),
     "gibbs-hidden": replace(GPT2, memory=replace(HIDDEN, density="gibbs", kl_weight=0.0)),

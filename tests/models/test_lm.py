@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small import GPT2, LLAMA, VARIANTS
 
 from infty.config import ModelConfig
@@ -56,6 +59,59 @@ def test_one_window_equals_its_segments_with_rotary_positions():
     whole, parts = one_by_one(build(LLAMA), window(LLAMA, lanes=3, segments=5))
     for key, expected in whole.items():
         torch.testing.assert_close(parts[key], expected, rtol=0, atol=1e-5 * expected.abs().max().item(), msg=key)
+
+
+@settings(max_examples=25, deadline=None)
+@given(name=st.sampled_from(["gpt2", "hidden-gpt2", "per-head sticky", "learned", "unlike layers"]),
+       cuts=st.sets(st.integers(1, 6)), resets=st.sampled_from([0.0, 0.3]), seed=st.integers(1, 10**6))
+def test_however_a_reading_is_cut_into_windows(name, cuts, resets, seed):
+    config = VARIANTS[name]
+    if config.positions == "rotary":
+        config = replace(config, positions="none")
+    model, batch = build(config), window(config, lanes=2, segments=7, seed=seed, resets=resets)
+    with torch.no_grad():
+        whole, out = logits(model, batch)
+        state, parts = model.initial_state(2), []
+        for begin, end in pairwise([0, *sorted(cuts), 7]):
+            part, step = logits(model, {k: v[:, begin:end] for k, v in batch.items()}, state)
+            state, parts = step.state, [*parts, part]
+    assert torch.equal(torch.cat(parts, 1), whole)
+    wanted = out.state.tensors()
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in state.tensors().items())
+
+
+@settings(max_examples=25, deadline=None)
+@given(name=st.sampled_from(list(VARIANTS)), at=st.integers(0, 31), seed=st.integers(1, 10**6))
+def test_the_past_does_not_hear_of_the_future(name, at, seed):
+    config = VARIANTS[name]
+    model, batch = build(config), window(config, lanes=2, segments=4, seed=seed)
+    changed = dict(batch, tokens=batch["tokens"].clone())
+    changed["tokens"].flatten(1)[:, at] = (changed["tokens"].flatten(1)[:, at] + 1) % config.vocab_size
+    with torch.no_grad():
+        before, after = (logits(model, x)[0].flatten(1, 2) for x in (batch, changed))
+    assert torch.equal(before[:, :at], after[:, :at])
+
+
+def test_a_memory_with_a_new_output_gate_changes_nothing():
+    """So a memory can be given to a model that is trained already: to the bit."""
+    gated = replace(LLAMA, memory=replace(LLAMA.memory, output_gate=True))
+    batch = window(LLAMA, lanes=2, segments=4)
+    results = []
+    for config in (gated, replace(LLAMA, memory=None)):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            results.append(logits(InftyLM(config), batch)[0])
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "hidden-gpt2", "truncated", "sparsemax"])
+def test_a_new_memory_reads_inside_itself(name):
+    """At the paper's first weights 55 % of a density lies outside [0, 1]."""
+    config = replace(VARIANTS[name], heads=4, memory=replace(
+        VARIANTS[name].memory, maps="per_head", map_bias=True, sigma_clamp=False))
+    with torch.no_grad():
+        _, out = logits(build(config), window(config, lanes=2, segments=6, resets=0.0), statistics=True)
+    assert (out.statistics["outside"] < 0.1).all()
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
@@ -133,6 +189,18 @@ def test_every_parameter_gets_a_gradient_even_with_an_empty_memory(name):
     loss, _ = logits(model, batch, labels=batch["labels"], weights=batch["weights"])
     loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("backprop", [False, True])
+@pytest.mark.parametrize("stm", [0, 8])
+def test_the_gate_of_a_memory_is_trained(stm, backprop):
+    """Also where, as in the paper, no gradient flows to what is written."""
+    memory = replace(VARIANTS["hidden"].memory, backprop=backprop)
+    config = replace(VARIANTS["hidden"], stm_length=stm, memory=memory)
+    model, batch = build(config), window(config, lanes=2, segments=4, resets=0.0)
+    logits(model, batch, labels=batch["labels"], weights=batch["weights"])[0].backward()
+    for block in model.blocks:
+        assert block.memory.gate.weight.grad.norm() > 0 and block.memory.gate.bias.grad.norm() > 0
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["untied", "tied"])

@@ -99,11 +99,11 @@ def _memory(config: ModelConfig, memory: MemoryConfig, layout: Layout, device: s
 
 def _gibbs(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
     """Reads with a gibbs density: attention, in float32, to keys and values on a grid."""
-    from infty.layers.memory import GIBBS_CELLS
+    from infty.memory.densities import gibbs_points
 
     d, w, t = config.head_size, layout.width, layout.tensor
     b, S, n = layout.micro_lanes, layout.window_segments, _tokens(config, layout)
-    heads, kv, cells = config.heads / t, config.kv_heads / t, GIBBS_CELLS * memory.bins
+    heads, kv, cells = config.heads / t, config.kv_heads / t, gibbs_points(memory.basis, memory.bins)
     stored = w * S * b * memory.basis * config.hidden_size if memory.signal == "hidden" else 0.0
     return 4 * n * heads * (2 * d + 1) + 2 * 4 * S * b * kv * cells * d + stored + w * n * heads * d + (
         _gate(config, memory, layout) + _write(config, memory, layout))
