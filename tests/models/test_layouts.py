@@ -19,6 +19,8 @@ CONFIGS["ungrouped"] = replace(CONFIGS["llama"], kv_heads=4)  # four key/value h
 
 TWO = {name: [{"tensor": 2, "stage": 3}, {"tensor": 1, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
        for name in ("llama", "hidden", "per-head sticky", "truncated", "gibbs-hidden", "relative", "compressive")}
+TWO |= {name: [{"tensor": 2, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
+        for name in ("learned", "unlike layers", "sparsemax")}
 FOUR = {name: [{"tensor": 2, "stage": 3, "recompute": True}, {"tensor": 4, "stage": 3, "sequence": True},
                {"tensor": 2, "stage": 2, "accumulation": 2}, {"tensor": 2, "stage": 0}]
         for name in ("ungrouped", "hidden-gpt2")}
