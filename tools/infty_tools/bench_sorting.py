@@ -22,7 +22,7 @@ from infty.errors import UserError
 
 SEGMENTS = 8
 """Segments of a sequence; a short-term memory holds one."""
-SYSTEMS = ("no-memory", "transformer-xl", "compressive", "infty-paper", "infty")
+SYSTEMS = ("no-memory", "transformer-xl", "compressive", "infty-paper", "infty-paper-backprop", "infty")
 PUBLISHED = {"transformer-xl": (91, 63, 35), "compressive": (86, 77, 72), "infty-paper": (87, 83, 80)}
 """Accuracy in per cent at 4k, 8k and 16k tokens, read off figure 3 of Martins et al. (2022)."""
 
@@ -83,13 +83,15 @@ def config(name: str, folder: Path, length: int, steps: int, hidden: int, layers
 def _memories(segment: int) -> dict[str, dict[str, Any]]:
     """What each system has beyond the segment. Long memories hold as many numbers as two segments do."""
     basis = 2 * segment
+    # The preset's widths are made for 512 functions.
+    paper = {"preset": "paper-sorting", "basis": basis, "samples": basis, "widths": [5.12 / basis, 25.6 / basis],
+             "precision": "float32"}
     return {
         "no-memory": {"stm_length": 0, "memory": None},
         "transformer-xl": {"memory": None},
         "compressive": {"memory": None, "compressed": {"length": segment, "ratio": 4}},
-        # The preset's widths are made for 512 functions; gradients reach the memory, as they do in the others.
-        "infty-paper": {"memory": {"preset": "paper-sorting", "basis": basis, "samples": basis, "backprop": True,
-                                   "widths": [5.12 / basis, 25.6 / basis], "precision": "float32"}},
+        "infty-paper": {"memory": paper},
+        "infty-paper-backprop": {"memory": paper | {"backprop": True}},  # gradients reach what is written
         "infty": {"memory": {"basis": basis}},
     }
 
