@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
+
 import torch.distributed as dist
 from megatron.core import parallel_state as ps
 
 from infty.errors import UserError
 
 
-def initialize(tensor: int = 1) -> None:
+def initialize(tensor: int = 1, timeout: timedelta = timedelta(minutes=30)) -> None:
     """Split the world into tensor-parallel groups of neighbouring ranks; the rest is data parallelism.
 
     torch.distributed must be initialised. Groups of another layout are given up, those of the same are kept: gloo's
-    are never freed, and each has a thread that works. Raises UserError when the world is not a multiple of `tensor`.
+    are never freed, and each has a thread that works. A collective waits for `timeout`. Raises UserError when the world
+    is not a multiple of `tensor`.
     """
     if ps.model_parallel_is_initialized():
         if tensor_size() == tensor:
@@ -24,7 +28,8 @@ def initialize(tensor: int = 1) -> None:
             f"parallel.tensor: {tensor} does not divide the {world} processes of this run; "
             f"start a multiple of {tensor} processes or change parallel.tensor"
         )
-    ps.initialize_model_parallel(tensor_model_parallel_size=tensor)
+    ps.initialize_model_parallel(tensor_model_parallel_size=tensor,
+                                 distributed_timeout_minutes=math.ceil(timeout.total_seconds() / 60))
 
 
 def destroy() -> None:

@@ -99,6 +99,10 @@ def publish(snapshot: Snapshot, digests: dict[str, Any], problem: str | None) ->
     problems = sorted({p for _, p in everything if p})
     if not problems and dist.get_rank() == 0:
         files = {k: v for d, _ in everything for k, v in d.items()}
+        # Other nodes wrote to the same disk, or did they? Older checkpoints are deleted after this one is in place.
+        odd = [problem for name, f in files.items() if (problem := _odd_size(partial / name, f["size"]))]
+        problems = [f"{problem} in {partial}: run.folder must be on a disk that all nodes share" for problem in odd[:1]]
+    if not problems and dist.get_rank() == 0:
         try:
             _write(partial / MANIFEST, lambda path: path.write_text(json.dumps({"format": FORMAT, "files": files},
                                                                                indent=1)))
@@ -114,7 +118,7 @@ def publish(snapshot: Snapshot, digests: dict[str, Any], problem: str | None) ->
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{'; '.join(agreed[0])}. No checkpoint was written at {final.name}; earlier ones are "
-                        "unharmed. Make room and start the same command again")
+                        "unharmed. Mend this and start the same command again")
 
 
 def _collect(engine: Engine) -> dict[str, dict[str, Tensor]]:
@@ -173,8 +177,16 @@ def _explain(error: OSError, folder: Path) -> str:
     return f"{folder} cannot be written: {error}"
 
 
-def problem_with(folder: Path) -> str | None:
-    """Why a checkpoint folder is not a whole checkpoint; None when it is."""
+def problem_with(folder: Path, rank: int = 0, world: int = 1) -> str | None:
+    """Why a checkpoint folder is not a whole checkpoint; None when it is. Of `world` ranks that ask, each reads its
+    share of the files."""
+    try:
+        return _problem_with(folder, rank, world)
+    except OSError as error:
+        return f"it cannot be read ({error})"
+
+
+def _problem_with(folder: Path, rank: int, world: int) -> str | None:
     if not (folder / MANIFEST).is_file():
         return f"it has no {MANIFEST}"
     try:
@@ -187,15 +199,21 @@ def problem_with(folder: Path) -> str | None:
         return f"its format is {version}, this version reads {FORMAT}"
     if RUN not in files:
         return f"its {MANIFEST} is damaged"
-    for name, (size, sha256) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _digest(path)["sha256"] != sha256:
+    for name, (size, _) in files.items():
+        if odd := _odd_size(folder / name, size):
+            return odd
+    for name in sorted(files)[rank::world]:
+        if _digest(folder / name)["sha256"] != files[name][1]:
             return f"{name} is damaged: its sha256 is not the one in the manifest"
     return None
+
+
+def _odd_size(path: Path, size: int) -> str | None:
+    """Whether a file is not there, or not of its size."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    found = path.stat().st_size
+    return None if found == size else f"{path.name} has {found} bytes instead of {size}"
 
 
 def candidates(folder: Path) -> list[Path]:

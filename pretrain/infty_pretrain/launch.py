@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import MutableMapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NoReturn
 
 from infty.errors import UserError
@@ -97,8 +98,16 @@ def quiet() -> None:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
 
 
-def connect(launch: Launch, tensor: int) -> str:
-    """Join the other processes and split them into tensor-parallel groups; return the device, `cpu` or `cuda:N`."""
+def patience(stall_minutes: float | None) -> timedelta:
+    """How long a collective waits: well beyond the watchdog, which knows better what to say; a year without one."""
+    return timedelta(minutes=2 * stall_minutes + 10) if stall_minutes else timedelta(days=365)
+
+
+def connect(launch: Launch, tensor: int, stall_minutes: float | None = 30.0) -> str:
+    """Join the other processes and split them into tensor-parallel groups; return the device, `cpu` or `cuda:N`.
+
+    `stall_minutes` is the watchdog's limit (None: there is none).
+    """
     quiet()
     import torch
 
@@ -118,8 +127,10 @@ def connect(launch: Launch, tensor: int) -> str:
     else:
         accelerator.set_device(launch.local_rank)
         device = f"cuda:{launch.local_rank}"
-    deepspeed.init_distributed(accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False)
-    groups.initialize(tensor=tensor)
+    wait = patience(stall_minutes)  # DeepSpeed's own would be ten minutes
+    deepspeed.init_distributed(accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False,
+                               timeout=wait)
+    groups.initialize(tensor=tensor, timeout=wait)
     return device
 
 

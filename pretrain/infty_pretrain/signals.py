@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -23,26 +25,22 @@ class StopFlag:
     """Set by SIGUSR1, SIGTERM, SIGINT, a file `stop` in the run's folder, or a wall-clock budget.
 
     A second signal (SAME_REQUEST seconds or more after the first) ends the process at once; checkpoints are whole or
-    absent, so the last one is unharmed.
+    absent, so the last one is unharmed. The budget stops in time: when another step, or an evaluation or a checkpoint
+    that lasts as long as the longest so far, would go beyond it.
     """
 
     def __init__(self, folder: Path, device: str, budget_minutes: float | None = None) -> None:
         self.file, self.device = folder / "stop", device
         self.deadline = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
         self.reason: str | None = None
-        self._asked_at = 0.0
+        self._asked, self._longest = time.monotonic(), 0.0
+        _listen()
         for number in _HANDLED:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        now = time.monotonic()
         if self.reason is None:
-            self.reason, self._asked_at = signal.Signals(number).name, now
-            if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
-                os.write(2, f"{self.reason}: saving after this step; again in {SAME_REQUEST:.0f} s to stop at once\n"
-                         .encode())
-        elif now - self._asked_at >= SAME_REQUEST:
-            os._exit(128 + number)
+            self.reason = signal.Signals(number).name
 
     def agreed(self, *also: bool) -> tuple[bool, ...]:
         """Whether any rank wants to stop, and for each of `also` whether it is true on any rank.
@@ -51,7 +49,9 @@ class StopFlag:
         """
         if self.reason is None and self.file.exists():
             self.reason = f"the file {self.file}"
-        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
+        now = time.monotonic()
+        self._longest, self._asked = max(self._longest, now - self._asked), now
+        if self.reason is None and self.deadline is not None and now + self._longest > self.deadline:
             self.reason = "the time budget"
         flags = torch.tensor([self.reason is not None, *also], dtype=torch.int32, device=self.device)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
@@ -65,7 +65,52 @@ class StopFlag:
         self.file.unlink(missing_ok=True)
 
 
-def ignore_in_worker() -> None:
-    """For child processes (data workers, preprocessing): the parent decides when to stop."""
-    for number in _HANDLED:
-        signal.signal(number, signal.SIG_IGN)
+class _Ear:
+    """Says that a first signal was heard, and ends the process at a second one.
+
+    In a thread: a handler runs in the main thread, which may stand in a collective that another rank never joins, and
+    that is when somebody sends a second signal.
+    """
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        """When the first signal came."""
+        self._mouth, self._ear = socket.socketpair()  # where the interpreter writes the numbers of signals
+        self._mouth.setblocking(False)
+        signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def _listen(self) -> None:
+        while heard := self._ear.recv(1):
+            number, now = heard[0], time.monotonic()
+            if number not in _HANDLED:
+                continue
+            if self.first is None:
+                self.first = now
+                if os.environ.get("RANK", "0") == "0":
+                    os.write(2, f"{signal.Signals(number).name}: saving after this step; again in {SAME_REQUEST:.0f} s "
+                                "to stop at once\n".encode())
+            elif now - self.first >= SAME_REQUEST:
+                os._exit(128 + number)
+
+
+_ear: _Ear | None = None
+"""Open as long as the process: the interpreter writes to it."""
+
+
+def _listen() -> None:
+    global _ear
+    if _ear is None:
+        _ear = _Ear()
+    _ear.first = None  # a new run
+
+
+def _forget() -> None:
+    """In a forked child: its signals are not its parent's."""
+    global _ear
+    if _ear is not None:
+        signal.set_wakeup_fd(-1)
+        _ear = None
+
+
+os.register_at_fork(after_in_child=_forget)

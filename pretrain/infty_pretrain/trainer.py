@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -21,7 +23,7 @@ from infty_pretrain.launch import Launch, connect
 from infty_pretrain.monitor import WHY, Monitor
 from infty_pretrain.saving import Saved, Saver
 from infty_pretrain.signals import REQUEUE, StopFlag
-from infty_pretrain.watchdog import Watchdog
+from infty_pretrain.watchdog import REPORT, Watchdog
 
 
 def validate(config: Config, world: int) -> Config:
@@ -43,7 +45,7 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run.folder: {folder} is a file")
     if folder.is_dir() and not (folder / "config.yaml").exists():
-        others = {p.name for p in folder.iterdir()} - {lock.NAME, "stop", "config.yaml.partial"}
+        others = {p.name for p in folder.iterdir()} - {lock.NAME, REPORT, "stop", "config.yaml.partial"}
         if others:
             raise UserError(f"run.folder: {folder} holds other things; give a new or empty folder")
     above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -59,7 +61,7 @@ class Trainer:
         self.rank, self.folder = launch.rank, config.run.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = self.folder / "checkpoints"
-        self.device = connect(launch, config.parallel.tensor)
+        self.device = connect(launch, config.parallel.tensor, config.run.stall_minutes)
         self.watchdog = Watchdog(config.run.stall_minutes, self.folder)
         self.stop = StopFlag(self.folder, self.device, config.run.minutes)
         self.train_data = Documents.open(config.data.train)
@@ -182,13 +184,9 @@ class Trainer:
 
     def _resume(self) -> tuple[int, int]:
         """Go on from the newest whole checkpoint, if there is one. Returns (step, tokens)."""
-        found: list = [None, None]
-        if self.rank == 0:
-            found = list(self._choose())
-        dist.broadcast_object_list(found, src=0)
-        path, problem = found
-        if problem is not None:
-            raise UserError(problem)
+        found = self._on_first(self._prepare_folder)
+        path = next((p for p in found if self._whole(p)), None)
+        self._on_first(lambda: checkpoint.set_aside(self.checkpoints, path))
         if path is None:
             return 0, 0
         run = checkpoint.Reader(path).run
@@ -205,18 +203,32 @@ class Trainer:
                 print(f"changed since then: {'; '.join(changes)}", flush=True)
         return run["step"], run["tokens"]
 
-    def _choose(self) -> tuple[Path | None, str | None]:
-        """On rank 0: the checkpoint to go on from, or why the run cannot go on."""
-        try:
-            self._prepare_folder()
-            path = checkpoint.newest_valid(self.checkpoints)
-            checkpoint.set_aside(self.checkpoints, path)
-        except (UserError, OSError) as error:
-            return None, str(error)
-        return path, None
+    def _on_first(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns on rank 0, on every rank; what it finds wrong there is raised on every rank."""
+        outcome: list = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = work()
+            except (UserError, OSError) as error:
+                outcome[1] = str(error)
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return outcome[0]
 
-    def _prepare_folder(self) -> None:
-        """Have the folder to ourselves; store the resolved config; remove what a killed run was writing."""
+    def _whole(self, path: Path) -> bool:
+        """Whether a checkpoint is whole. Every rank reads a share of it, or a large one would take an hour."""
+        self.watchdog.tick(f"checking {path.name}")
+        problems: list = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, checkpoint.problem_with(path, self.rank, len(problems)))
+        problem = next((p for p in problems if p is not None), None)
+        if problem is not None and self.rank == 0:
+            print(f"skipping checkpoint {path.name}: {problem}", flush=True)
+        return problem is None
+
+    def _prepare_folder(self) -> list[Path]:
+        """Have the folder to ourselves; store the resolved config; remove what a killed run was writing. Returns the
+        checkpoints that are there, newest first."""
         self._lock = lock.take(self.folder)
         aside = self.folder / "config.yaml.partial"
         aside.write_text(self.config.to_yaml())
@@ -224,6 +236,7 @@ class Trainer:
         (self.folder / "stop").unlink(missing_ok=True)
         for leftover in self.checkpoints.glob(f"*{checkpoint.PARTIAL}"):
             shutil.rmtree(leftover, ignore_errors=True)
+        return checkpoint.candidates(self.checkpoints)
 
     def _check_data(self, run: dict, path: Path) -> None:
         for key, name, value in (

@@ -37,7 +37,7 @@ def train(folder: Path, data: Path, stop_at: int | None = None, **changes) -> in
     return code
 
 
-def _join(_launch: Launch, tensor: int) -> str:
+def _join(_launch: Launch, tensor: int, _stall_minutes: float | None) -> str:
     """The processes are connected already; only the layout changes from run to run."""
     groups.initialize(tensor=tensor)
     return "cpu"

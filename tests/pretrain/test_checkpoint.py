@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from infty.errors import UserError
 from infty_pretrain import checkpoint
+from infty_tools import processes
 
 
 def write(folder: Path, step: int, ephemeral: bool = False) -> Path:
@@ -109,3 +112,31 @@ def test_ephemeral_checkpoints_are_kept_until_the_next_and_push_none_out(tmp_pat
     write(tmp_path, 30)
     checkpoint.prune(tmp_path, keep_last=2, keep_every=13)
     assert steps(tmp_path) == [30, 20]
+
+
+def publish_apart(root: Path) -> tuple[str, list[str]]:
+    """Both ranks write, each on a disk of its own, as when run.folder is not shared by the nodes."""
+    folder = root / str(dist.get_rank())
+    snapshot = checkpoint.Snapshot(folder / "step-00000007", {f"weights-{dist.get_rank():05d}.safetensors": {
+        "w": torch.ones(3)}}, {})
+    try:
+        checkpoint.publish(snapshot, *checkpoint.write(snapshot))
+    except UserError as error:
+        return str(error), steps(folder)
+    return "published", steps(folder)
+
+
+@pytest.mark.multiprocess
+def test_what_not_all_nodes_see_is_no_checkpoint(tmp_path):
+    for message, found in processes.run(2, publish_apart, tmp_path):
+        assert "weights-00001.safetensors is missing" in message and "a disk that all nodes share" in message
+        assert found == []
+
+
+def test_ranks_share_the_reading_of_a_checkpoint(tmp_path):
+    """Sizes are looked at by every rank, contents by one."""
+    path = write(tmp_path, 5)
+    flip(path / "lanes-00000.safetensors")
+    assert [checkpoint.problem_with(path, rank, 3) is None for rank in range(3)].count(False) == 1
+    (path / "lanes-00000.safetensors").unlink()
+    assert [checkpoint.problem_with(path, rank, 3) for rank in range(3)] == ["lanes-00000.safetensors is missing"] * 3

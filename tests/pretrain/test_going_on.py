@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 
 from infty.errors import UserError
-from infty_pretrain import checkpoint, lock
-from infty_pretrain.engine import _parameter_groups
+from infty_pretrain import checkpoint, evaluation, lock, watchdog
+from infty_pretrain.engine import Engine, _parameter_groups
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
 
@@ -173,6 +174,32 @@ def test_other_lanes_are_kept_added_and_retired(run, data, lanes):
     assert len(after["lanes"]) == lanes
 
 
+def first_losses(run, data, lanes: int) -> torch.Tensor:
+    """The losses of all tokens in the first step after a start, [lanes, S, L]; NaN from where a document begins."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        plain = Engine._forward
+
+        def recording(*arguments):
+            result = plain(*arguments)
+            new = arguments[1].reset.cumsum(1) > 0
+            seen.append(result[1].token_nll.masked_fill(new[..., None], math.nan))
+            return result
+
+        patch.setattr(Engine, "_forward", recording)
+        assert again(run, data, run__steps=5, batch__lanes=lanes, model__dropout=0.0) == 0
+    return seen[0]
+
+
+def test_lanes_that_are_kept_read_on_with_their_memories(finished, data, tmp_path):
+    """Whatever other lanes are added or retired: their tokens have the losses that they would have had."""
+    losses = {lanes: first_losses(Path(shutil.copytree(finished, tmp_path / str(lanes))), data, lanes)
+              for lanes in (4, 6, 2)}
+    assert losses[4][:2].isfinite().any()  # in the middle of a document
+    for got, expected in ((losses[6][:4], losses[4]), (losses[2], losses[4][:2])):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize("memory", ["save", "reset"])
 def test_memory_is_saved_or_reset(run, data, memory):
     trainer = Trainer(small_run.config(run, data, checkpoint__memory=memory), Launch(0, 1, 0, "env"))
@@ -189,6 +216,26 @@ def test_a_stop_file_and_a_time_budget_stop_with_a_checkpoint(run, data):
     (run / "stop").touch()  # of a run that has ended since: it does not stop the next one
     assert again(run, data, run__steps=6) == 0
     assert not (run / "stop").exists()
+
+
+def test_a_signal_during_an_evaluation_stops_after_it(run, data, monkeypatch):
+    plain = evaluation.evaluate
+
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "evaluate", signalled)
+    assert again(run, data, run__steps=20, data__validation=str(data), evaluation__every=6) == 85
+    assert names(run)[-1] == "step-00000006"
+
+
+def test_a_folder_in_which_only_a_stall_was_told_is_new(run, data, tmp_path):
+    """The watchdog may end a start before there is anything else in the folder, and asks for another."""
+    folder = tmp_path / "stalled"
+    folder.mkdir()
+    (folder / watchdog.REPORT).write_text("2026-01-01 00:00:00: no progress for 1,800 s")
+    assert small_training.train(folder, data, run__steps=1) == 0
 
 
 def test_a_finished_run_says_so_and_changes_nothing(run, data, capsys):

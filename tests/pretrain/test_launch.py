@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from infty.errors import UserError
@@ -70,3 +74,23 @@ def test_plain_execution_finds_a_port():
     assert launch.detect(one) == launch.detect(two) == launch.Launch(0, 1, 0, "single")
     assert one["MASTER_ADDR"] == "127.0.0.1" and int(one["MASTER_PORT"]) > 1023
     assert launch.detect({"MASTER_PORT": "4321"}).world == 1
+
+
+CONNECT = """
+import torch, torch.distributed as dist
+from infty.parallel import groups
+from infty_pretrain import launch
+launch.connect(launch.detect(), 1, 45.0)
+for group in (dist.group.WORLD, groups.data_group(), groups.tensor_group()):
+    print(group._get_backend(torch.device("cpu")).options._timeout.total_seconds() / 60)
+import os; os._exit(0)
+"""
+
+
+def test_collectives_wait_longer_than_the_watchdog():
+    """It tells who stands where; a collective that gives up first ends the run with a stack trace."""
+    done = subprocess.run([sys.executable, "-c", CONNECT], capture_output=True, text=True, timeout=120, check=True,
+                          env={k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+                          | {"PYTHONUNBUFFERED": "1"})
+    assert [float(x) for x in done.stdout.split()[-3:]] == [100.0, 100.0, 100.0]
+    assert launch.patience(None).days > 300
