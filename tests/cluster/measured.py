@@ -8,6 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from infty.data.lanes import Window
+from infty.state import LaneState
+
 
 def training_bytes(config, lanes_window: dict) -> dict[str, int]:
     """Train two steps with the real engine and look at every tensor that is alive before the second update.
@@ -34,6 +37,38 @@ def training_bytes(config, lanes_window: dict) -> dict[str, int]:
         if not last:
             ds.step()
     return _by_kind(engine, before) | {"activations": saved}
+
+
+def lane_states_bytes(config, lanes_window: dict) -> int:
+    """Take two steps with the real engine and look at every lane's state that is alive at the end of the second, when
+    the last of its micro-batches is through and the states of before are not given up yet."""
+    from infty_pretrain.engine import Engine
+
+    others = _lane_states()  # an earlier run in the same process; held, so that no address is used twice
+    engine, found = Engine(config, "cpu"), []
+    plain = engine._update
+
+    def update(last: bool) -> float:
+        if last:
+            new = [s for s in _lane_states() if not any(s is o for o in others)]
+            found.append(_bytes((t for s in new for t in s.tensors().values()), set()))
+        return plain(last)
+
+    engine._update = update
+    for _ in range(2):  # the first begins with states that no pass has made
+        engine.step(_window(lanes_window, engine.lanes))
+    return found[-1]
+
+
+def _window(lanes_window: dict, lanes: range) -> Window:
+    mine = {k: v[lanes.start:lanes.stop] for k, v in lanes_window.items()}
+    return Window(**mine, document=torch.zeros_like(mine["reset"], dtype=torch.long),
+                  tokens_in_step=int(lanes_window["weights"].sum()))
+
+
+def _lane_states() -> list[LaneState]:
+    gc.collect()
+    return [x for x in gc.get_objects() if isinstance(x, LaneState)]
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):

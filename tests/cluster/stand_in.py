@@ -1,7 +1,8 @@
 """Stands in for `infty` in a batch file: stand_in.py pretrain FOLDER BEHAVIOUR..., one behaviour for each start.
 
 A behaviour is an exit status, with `+` when a new checkpoint appears first, or `wait`: until told to stop, then 85; or
-`stalled`: task 0 reports task 1 and ends with 85, task 1 is killed.
+`stalled`: task 0 reports task 1 and ends with 85, task 1 is killed. Of the preflight: `sick` finds something wrong,
+`slow` makes the first one last until it is ended.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 
 def main() -> int:
     verb, folder, *behaviours = sys.argv[1:]
-    if verb == "doctor":
-        return int("sick" in behaviours)
     folder = Path(folder)
+    if verb == "doctor":
+        return _doctor(folder, behaviours)
     folder.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ["SLURM_PROCID"])
     start = len(list(folder.glob(f"start-*-{rank}")))
@@ -39,6 +40,14 @@ def main() -> int:
     if behaviour.startswith("+"):
         (folder / "checkpoints" / f"step-{start + 1:08d}").mkdir(parents=True, exist_ok=True)
     return int(behaviour.lstrip("+"))
+
+
+def _doctor(folder: Path, behaviours: list[str]) -> int:
+    begun = folder.with_name(f"{folder.name}-preflight-{os.environ['SLURM_PROCID']}")
+    if "slow" in behaviours and not begun.exists():
+        begun.touch()
+        time.sleep(120)
+    return int("sick" in behaviours)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def test_two_processes_and_a_dataset_that_is_not_there(tmp_path):
     done = _doctor("--config", "config.yaml", folder=tmp_path,
                    launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"))
     assert done.returncode == 1, done.stdout + done.stderr
-    for said in ("all-reduce among 2", "GB/s", "disk space", "write speed", "clocks", "nowhere does not exist",
-                 "infty prepare"):
+    for said in ("all-reduce among 2", "GB/s", "shared folder", "disk space", "write speed", "clocks",
+                 "nowhere does not exist", "infty prepare"):
         assert said in done.stdout, said
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
@@ -55,16 +55,143 @@ def test_wrong_versions_and_devices_say_what_to_do(monkeypatch):
     assert "one process a GPU" in doctor_checks.devices(Launch(3, 4, 3, "slurm")).advice
 
 
-def test_a_slow_or_full_disk_and_clocks_apart(monkeypatch, single_process, tmp_path):
+def _config(folder: Path, steps: int = 1000, **checkpoint):
     from infty_pretrain import config as configs
+
+    return configs.from_dict({"run": {"folder": str(folder), "steps": steps}, "model": {"vocab_size": 100},
+                              "checkpoint": checkpoint})
+
+
+def _checkpoints(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / "checkpoints" / name).mkdir(parents=True)
+        (folder / "checkpoints" / name / "manifest.json").write_text("{}")
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Let the disk have room for so many checkpoints."""
     from infty_tools import doctor_checks
 
-    config = configs.from_dict({"run": {"folder": str(tmp_path / "a" / "b"), "steps": 1}, "model": {"vocab_size": 100}})
+    def set_to(config, count: float) -> None:
+        free = count * doctor_checks._checkpoint_bytes(config)
+        monkeypatch.setattr(doctor_checks.shutil, "disk_usage", lambda _: type("U", (), {"free": free})())
+
+    return set_to
+
+
+@pytest.mark.usefixtures("single_process")
+def test_a_slow_or_full_disk_and_clocks_apart(monkeypatch, tmp_path, room):
+    from infty_tools import doctor_checks
+
+    config = _config(tmp_path / "a" / "b")
     assert doctor_checks.space(config).fine and doctor_checks.write_speed(config).fine
-    monkeypatch.setattr(doctor_checks, "SLOWEST_DISK", 1e15)
-    assert "faster disk" in doctor_checks.write_speed(config).advice
-    monkeypatch.setattr(doctor_checks.shutil, "disk_usage", lambda _: type("U", (), {"free": 10})())
-    assert "make room" in doctor_checks.space(config).advice
+    assert doctor_checks.shared_folder(config).fine
+    monkeypatch.setattr(doctor_checks, "LONGEST_CHECKPOINT", 1e-9)
+    slow = doctor_checks.write_speed(config)
+    assert slow.wrong and "faster disk" in slow.advice
+    room(config, 0.01)
+    full = doctor_checks.space(config)
+    assert full.wrong and "make room" in full.advice
     monkeypatch.setattr(doctor_checks, "SKEW", -1.0)
-    assert not doctor_checks.clocks().fine
+    assert doctor_checks.clocks().wrong
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("single_process")
+@pytest.mark.parametrize("policy, names, least", [
+    ({}, [], 3), ({"minutes": 10}, [], 4), ({}, ["step-00000500"], 2), ({}, ["step-00000500", "step-00001000"], 1),
+    ({}, ["step-00000500", "step-00001000", "step-00001500"], 1),  # one is pruned when the next is written, not before
+    ({"minutes": 10}, ["step-00000500", "step-00001000", "step-00001200"], 1),
+    ({}, ["step-00000500.partial", "step-00001000.damaged"], 3)])
+def test_the_runs_own_checkpoints_need_no_room(tmp_path, room, policy, names, least):
+    from infty_tools import doctor_checks
+
+    config = _config(tmp_path, **policy)
+    _checkpoints(tmp_path, *names)
+    (tmp_path / "checkpoints" / "step-00000400").mkdir(parents=True)  # no manifest: not whole
+    room(config, least + 0.01)
+    assert doctor_checks.space(config).fine
+    room(config, least - 0.01)
+    assert not doctor_checks.space(config).fine
+
+
+@pytest.mark.usefixtures("single_process")
+def test_what_is_kept_for_good_is_named(tmp_path, room):
+    from infty_tools import doctor_checks
+
+    config = _config(tmp_path, steps=10_000, every=500, keep_every=750)  # written at 1500, 3000, ... 9000
+    room(config, 9.01)
+    assert doctor_checks.space(config).fine and "keep_every will add 6," in doctor_checks.space(config).found
+    room(config, 8.99)
+    finding = doctor_checks.space(config)
+    assert finding.verdict == "warning" and "raise checkpoint.keep_every" in finding.advice
+    _checkpoints(tmp_path, "step-00003000", "step-00004000")
+    assert "keep_every will add 4," in doctor_checks.space(config).found
+
+
+@pytest.mark.usefixtures("single_process")
+def test_a_run_that_goes_on_is_only_warned(monkeypatch, tmp_path, room):
+    """Its job would be given up for good otherwise."""
+    from infty_tools import doctor, doctor_checks
+
+    config = _config(tmp_path)
+    _checkpoints(tmp_path, "step-00000500")
+    monkeypatch.setattr(doctor_checks, "LONGEST_CHECKPOINT", 1e-9)
+    room(config, 0.01)
+    for check in (doctor_checks.space, doctor_checks.write_speed):
+        finding = doctor_checks._everywhere(check(config))
+        assert finding.verdict == "warning" and not finding.wrong and finding.advice
+    shown: list = []
+    monkeypatch.setattr(doctor_checks, "run", lambda *_: [finding])
+    monkeypatch.setattr("infty_pretrain.launch.leave", lambda _, code: shown.append(code))
+    doctor.doctor([], None)
+    assert shown == [0]
+
+
+def _speed_of_two(folder: str, speed: float) -> list:
+    from infty_tools import doctor_checks
+
+    doctor_checks._measured_speed = lambda _: speed
+    finding = doctor_checks.write_speed(_config(Path(folder)))
+    return [finding.verdict, finding.found, doctor_checks._checkpoint_bytes(_config(Path(folder)))]
+
+
+@pytest.mark.multiprocess
+def test_the_speed_of_all_processes_counts(tmp_path):
+    """Each has little of a disk that all share, and only its part to write."""
+    size = _speed_in_two(tmp_path, 1.0)[0][2]
+    for speed, verdict in ((1.05 * size / 1200, "ok"), (0.95 * size / 1200, "wrong")):
+        for found in _speed_in_two(tmp_path, speed):
+            assert found[0] == verdict and "2 process(es) together" in found[1]
+
+
+def _speed_in_two(folder: Path, speed: float) -> list[list]:
+    from infty_tools import processes
+
+    return processes.run(2, _speed_of_two, str(folder), speed)
+
+
+def _shared(folders: list[str]) -> list:
+    import torch.distributed as dist
+
+    from infty_tools import doctor_checks
+
+    doctor_checks.PATIENCE = 0.3
+    mine = doctor_checks.shared_folder(_config(Path(folders[dist.get_rank()])))
+    both = doctor_checks._everywhere(mine)
+    return [mine.fine, both.wrong, both.found, both.advice]
+
+
+@pytest.mark.multiprocess
+def test_a_folder_that_not_every_process_sees(tmp_path):
+    from infty_tools import processes
+
+    for name in ("node-0", "node-1"):
+        (tmp_path / name).mkdir()
+    one, other = (str(tmp_path / name / "runs" / "run") for name in ("node-0", "node-1"))
+    assert [fine for fine, *_ in processes.run(2, _shared, [one, one])] == [True, True]
+    (fine, *_), (odd, wrong, found, advice) = processes.run(2, _shared, [one, other])
+    assert fine and not odd and wrong
+    assert "rank 1" in found and "disk that all nodes share" in advice
+    assert not list((tmp_path / "node-0").iterdir()) and not list((tmp_path / "node-1").iterdir())

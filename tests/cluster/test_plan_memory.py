@@ -11,7 +11,7 @@ from small import VARIANTS
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
 from infty_pretrain import config as configs
-from infty_tools import plan_activations, plan_memory, processes
+from infty_tools import plan_activations, plan_gpus, plan_memory, plan_search, processes
 from infty_tools.layout_training import window
 from infty_tools.plan_memory import Layout
 from infty_tools.plan_parameters import parameters
@@ -21,6 +21,8 @@ MODEL = ModelConfig(vocab_size=2000, hidden_size=384, layers=2, heads=6, segment
 TOLERANCE = 0.05
 # Tensor-parallel ranks of two processes: stages and precisions, all measured in the same two processes.
 LAYOUTS = {1: [(0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32")], 2: [(3, "bf16"), (3, "fp32")]}
+MICRO = (1, 2, 4)
+"""Lanes of a micro-batch with which states are counted that are alive at once, of 4 lanes in 2 processes."""
 
 
 def _layout(stage: int, precision: str, tensor: int, lanes: int = 4, world: int = 2) -> Layout:
@@ -28,33 +30,45 @@ def _layout(stage: int, precision: str, tensor: int, lanes: int = 4, world: int 
     return Layout(tensor, data, stage, False, False, lanes // data, 1, 2, precision)
 
 
-def _measure(tensor: int) -> tuple[list[dict[str, int]], list[int]]:
-    states = []
-    for stage, precision in LAYOUTS[tensor]:
-        config = configs.Config(
-            run=configs.RunConfig(steps=10), model=MODEL, batch=configs.BatchConfig(lanes=4, window_segments=2),
-            parallel=configs.ParallelConfig(tensor=tensor, zero_stage=stage), precision=precision)
-        states.append(measured.training_bytes(config, window(MODEL, 4, 2)))
-    return states, [_activations(MODEL, sequence) for sequence in (False, True)] if tensor > 1 else []
+def _config(stage: int, precision: str, tensor: int, micro: int | None = None) -> configs.Config:
+    batch = configs.BatchConfig(lanes=4, window_segments=2, micro_batch=micro)
+    return configs.Config(run=configs.RunConfig(steps=10), model=MODEL, batch=batch, precision=precision,
+                          parallel=configs.ParallelConfig(tensor=tensor, zero_stage=stage))
+
+
+def _micro(tensor: int) -> list[int]:
+    return [m for m in MICRO if m <= 4 // (2 // tensor)]
+
+
+def _measure(tensor: int) -> tuple[list[dict[str, int]], list[int], list[int]]:
+    data = window(MODEL, 4, 2)
+    states = [measured.training_bytes(_config(stage, precision, tensor), data) for stage, precision in LAYOUTS[tensor]]
+    lanes = [measured.lane_states_bytes(_config(3, "fp32", tensor, micro), data) for micro in _micro(tensor)]
+    return states, lanes, [_activations(MODEL, sequence) for sequence in (False, True)] if tensor > 1 else []
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("tensor", LAYOUTS)
 def test_two_processes(tensor):
-    """Weights, masters, moments, gradients, lanes and operators of a rank; activations under tensor parallelism."""
+    """Weights, masters, moments, gradients, lanes and operators of a rank; the lanes' states that are alive at once,
+    with and without accumulation; activations under tensor parallelism."""
     ranks = processes.run(2, _measure, tensor, tensor=tensor)
     for i, (stage, precision) in enumerate(LAYOUTS[tensor]):
         layout = _layout(stage, precision, tensor)
         planned = plan_memory.model_states(MODEL, layout)
         planned["lanes"] = layout.micro_lanes * plan_memory.lane_bytes(MODEL, layout.width, tensor)
         planned["operators"] = plan_memory.operators(MODEL)
-        found = {kind: max(states[i][kind] for states, _ in ranks) for kind in planned}
+        found = {kind: max(states[i][kind] for states, _, _ in ranks) for kind in planned}
         if stage in (1, 2):  # DeepSpeed holds on to at most one whole gradient, which counts as working memory
             largest = max(p.local(tensor) for p in parameters(MODEL)) * layout.width
             least = planned.pop("gradients")
             assert 0.95 * least <= found.pop("gradients") <= 1.05 * (least + largest)
         assert planned == pytest.approx(found, rel=TOLERANCE), (stage, precision)
-    for sequence, counted in zip((False, True), zip(*(activations for _, activations in ranks))):
+    for micro, counted in zip(_micro(tensor), zip(*(lanes for _, lanes, _ in ranks)), strict=True):
+        layout = plan_search.of_config(_config(3, "fp32", tensor, micro), 2)
+        planned = plan_search.evaluate(_config(3, "fp32", tensor), layout, plan_gpus.find("h100-80"), 8).bytes["lanes"]
+        assert planned == pytest.approx(max(counted), rel=TOLERANCE), layout
+    for sequence, counted in zip((False, True), zip(*(activations for _, _, activations in ranks))):
         planned = plan_activations.activations(MODEL, Layout(2, 1, 1, sequence, False, 2, 1, 4, "fp32"), "cpu")
         assert planned == pytest.approx(max(counted), rel=TOLERANCE)
 

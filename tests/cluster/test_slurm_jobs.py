@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -72,10 +73,11 @@ def sent(cluster, tmp_path_factory):
         folder = tmp_path_factory.mktemp(name)
         return Sent(cluster, folder, *behaviours, **settings)
 
+    unwilling = _unwilling(tmp_path_factory.mktemp("unwilling"))
     return {
         "signal": send("signal", "wait", "0"),
         "limit": send("limit", "wait", "0", time="1", lead_seconds=55),
-        "bounded": send("bounded", "+85", starts=2),
+        "bounded": send("bounded", "+85", starts=2, setup=('echo "$NOWHERE_SET"',)),
         "progress": send("progress", "+1", "0"),
         "stuck": send("stuck", "1"),
         "stalled": send("stalled", "stalled", "1"),
@@ -83,7 +85,20 @@ def sent(cluster, tmp_path_factory):
         "sick": send("sick", "sick"),
         "array": send("array", "0", array="0-1"),
         "cancelled": send("cancelled", "wait", "0"),
+        "early": send("early", "0", "slow"),
+        "unwilling": send("unwilling", "85", "0", setup=(f"export PATH={unwilling}:$PATH",)),
     }
+
+
+def _unwilling(folder: Path) -> Path:
+    """A scontrol that fails the first time it is asked for each thing."""
+    asked = f'{folder}/asked-"$1-$SLURM_JOB_ID"'
+    (folder / "scontrol").write_text(f"""#!/bin/bash
+[ "$2" = hostnames ] || [ -e {asked} ] || {{ touch {asked}; echo "Unable to contact slurm controller" >&2; exit 1; }}
+exec {shutil.which("scontrol")} "$@"
+""")
+    (folder / "scontrol").chmod(0o755)
+    return folder
 
 
 def test_a_signal_saves_and_requeues(cluster, sent):
@@ -105,6 +120,22 @@ def test_cancelling_saves_and_does_not_requeue(cluster, sent):
     job.finish()
     cluster.wait(job.has("told-0-0"), 20, "the task to be told")
     assert job.state() == "CANCELLED" and not job.has("start-1-0")()
+
+
+def test_a_signal_during_the_preflight_requeues(cluster, sent):
+    job = sent["early"]
+    begun = [job.folder / f"run-preflight-{rank}" for rank in (0, 1)]
+    cluster.wait(lambda: all(path.exists() for path in begun), 90, "the preflight")
+    cluster.slurm("scancel", "--batch", "--signal=USR1", job.number)
+    summary = job.finish()
+    assert "told to stop; passed on" in summary and summary.count("requeued") == 1 and "start 2" in summary
+    assert job.state() == "COMPLETED" and len(list((job.folder / "run").glob("start-*"))) == 2
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(sent):
+    summary = sent["unwilling"].finish()
+    assert sent["unwilling"].state() == "COMPLETED" and "start 2" in summary and summary.count("requeued") == 1
+    assert "Unable to contact" in sent["unwilling"].output() and "JobState unknown" not in summary
 
 
 def test_the_time_limit_saves_and_requeues(sent):
@@ -153,6 +184,47 @@ def test_an_array_is_a_run_for_each_number(cluster, sent):
     job = sent["array"]
     cluster.wait(lambda: job.number not in cluster.slurm("squeue", "-h", "-o", "%F"), 60, "the array")
     assert sorted(p.name for p in job.folder.glob("run-*")) == ["run-0", "run-1"]
+
+
+def test_a_run_of_an_array_requeues_itself_and_no_other(cluster, tmp_path):
+    """Also the one that has the number of the whole array."""
+    job = Sent(cluster, tmp_path, "wait", "0", array="0-1")
+    cluster.wait(lambda: all((tmp_path / f"run-{task}" / f"waiting-0-{rank}").exists() for task in (0, 1)
+                             for rank in (0, 1)), 60, "all tasks")
+    records = [dict(word.split("=", 1) for word in line.split() if "=" in word)
+               for line in cluster.slurm("scontrol", "show", "job", "--oneliner", job.number).splitlines()]
+    whole = next(r["ArrayTaskId"] for r in records if r["JobId"] == r["ArrayJobId"])
+    other = next(r["ArrayTaskId"] for r in records if r["ArrayTaskId"] != whole)
+
+    def summary(task: str) -> str:
+        return (tmp_path / "logs" / f"{job.number}_{task}" / "summary.txt").read_text()
+
+    def stop(task: str) -> None:
+        cluster.slurm("scancel", "--batch", "--signal=USR1", f"{job.number}_{task}")
+        cluster.wait(lambda: "requeued" in summary(task), 30, f"run {task} to requeue itself\n{summary(task)}")
+
+    stop(whole)
+    cluster.wait(lambda: "finished" in summary(whole), 60, "the stopped run to finish")
+    assert "told to stop" not in summary(other) and "start 2" not in summary(other)
+    stop(other)
+    cluster.wait(lambda: "finished" in summary(other), 60, "the other run to finish")
+    assert all("start 2" in summary(task) and "start 3" not in summary(task) for task in (whole, other))
+
+
+@pytest.mark.parametrize("name", ["my run", "it's a#1", 'the "second"'])
+def test_sbatch_takes_any_name(cluster, tmp_path, name):
+    config = Path(__file__).parents[2] / "configs" / "pg19-125m.yaml"
+    said = subprocess.run(
+        [sys.executable, "-m", "infty_tools", "submit", "--dry-run", "-c", str(config), f"run.folder=runs/{name}",
+         "--name", name, "--container", f"{name}.sqsh", "--gpus-per-node", "0", "--tasks-per-node", "1",
+         "--cpus-per-task", "1"], capture_output=True, text=True, check=True).stdout
+    text = said[said.index("#!/bin/bash"):said.index("nothing was sent")]
+    subprocess.run(["sbatch", "--test-only"], input=text, text=True, cwd=tmp_path, env=cluster.environment, check=True)
+    number = subprocess.run(["sbatch", "--parsable", "--hold"], input=text, text=True, cwd=tmp_path, check=True,
+                            env=cluster.environment, capture_output=True).stdout.strip()
+    known = cluster.slurm("scontrol", "show", "job", number)
+    cluster.slurm("scancel", number)
+    assert f"JobName={name}\n" in known and f"StdOut={tmp_path}/runs/{name}-slurm/{number}.out\n" in known
 
 
 def test_nothing_is_left_behind():

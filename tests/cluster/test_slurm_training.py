@@ -56,9 +56,11 @@ def _rows(run: Path) -> dict[int, dict]:
     return {row["step"]: row for row in rows if "loss" in row}
 
 
-def _submit(cluster, folder: Path, *words: str) -> str:
-    out = _infty("submit", "--config", "config.yaml", "--nodes", "2", "--gpus-per-node", "0", "--tasks-per-node", "1",
-                 "--cpus-per-task", "1", "--time", "20", *words, folder=folder, environment=cluster.environment)
+def _submit(cluster, folder: Path, *words: str, nodes: int = 2) -> str:
+    """Two processes in all, one or two a node."""
+    out = _infty("submit", "--config", "config.yaml", "--nodes", str(nodes), "--gpus-per-node", "0",
+                 "--tasks-per-node", str(2 // nodes), "--cpus-per-task", "1", "--time", "20", *words, folder=folder,
+                 environment=cluster.environment)
     return out.split("submitted job ")[1].split()[0]
 
 
@@ -85,7 +87,7 @@ def test_preprocessing_by_mpi_ranks_is_that_of_one_process(workplace):
 
 def test_submit_train_signal_requeue_node_failure_finish(workplace):
     with slurm_cluster.Cluster() as cluster:
-        quiet = _submit(cluster, workplace, "run.folder=quiet")
+        quiet = _submit(cluster, workplace, "run.folder=quiet", nodes=1)
         number = _submit(cluster, workplace)
         (workplace / "config.yaml").write_text("run: {steps: 0}")  # a job keeps the config it was submitted with
         run, logs = workplace / "run", workplace / "run-slurm"
@@ -115,6 +117,10 @@ def test_submit_train_signal_requeue_node_failure_finish(workplace):
         explained(lambda: "finished" in summary(), 240, "the end")
         explained(lambda: cluster.job(number)["JobState"] == "COMPLETED", 20, "the job to complete")
         explained(lambda: cluster.job(quiet)["JobState"] == "COMPLETED", 240, "the quiet run to end")
+
+        # One log a node, for both of its processes.
+        assert [p.name for p in (workplace / "quiet-slurm" / quiet).glob("node-*.log")] == ["node-0.log"]
+        assert "fine for 2 processes" in (workplace / "quiet-slurm" / quiet / "node-0.log").read_text()
 
         said = _submit_other(cluster, workplace, "evaluate", "--checkpoint", "run", "--data", "data/train",
                              "--output", "evaluation.json")

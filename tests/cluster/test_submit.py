@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -76,6 +77,76 @@ def test_arrays_put_the_number_where_task_stands():
     assert shown.stdout.split("|")[2:4] == ["run.seed=2", "run.folder=runs/my seed-2"]
     refused = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3")
     assert "run.folder" in str(refused.exception)
+
+
+def test_an_array_keeps_its_logs_and_its_config_where_all_runs_find_them():
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3", "run.folder=runs/{task}/125m")
+    assert result.exit_code == 0, result.exception
+    for said in ("\nLOGS=runs/slurm/$ID\n", "#SBATCH --output=runs/slurm/%A_%a.out\n",
+                 " pretrain --config runs/slurm/pg19-125m-", "newest() { find runs/\"$TASK\"/125m/checkpoints "):
+        assert said in result.output, said
+
+
+def test_spaces_are_quoted_and_variables_of_a_container_are_not():
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "run.folder=runs/my run", "--name", "my run",
+                     "--container", "$SCRATCH/the image.sqsh", "--container-mounts", "$SCRATCH/my books:/books")
+    for said in ("#SBATCH --output='runs/my run-slurm/%j.out'\n", "#SBATCH --job-name='my run'\n",
+                 ' --container-image="$SCRATCH/the image.sqsh"', ' --container-mounts="$SCRATCH/my books:/books"'):
+        assert said in result.output, said
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("90", 5400), ("1:30", 90), ("24:00:00", 86400), ("2-12", 216000), ("1-00:30", 88200), ("1-0:0:5", 86405),
+    ("0", None), ("UNLIMITED", None), ("noon", None)])
+def test_times_are_read_as_slurm_reads_them(text, expected):
+    assert submit_job.seconds(text) == expected
+
+
+@pytest.mark.parametrize("time, lead, most", [("5", "300", "150"), ("0-1", "1801", "1800"), ("3:00", "61", "60"),
+                                              ("2", "1", None)])
+def test_a_job_that_would_be_told_to_stop_at_once_is_refused(time, lead, most):
+    refused = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--time", time, "--lead-seconds", lead)
+    assert isinstance(refused.exception, UserError) and "longer --time" in str(refused.exception)
+    if most is not None:
+        assert f"--lead-seconds {most} or less" in str(refused.exception)
+        assert _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--time", time, "--lead-seconds", most).exit_code == 0
+
+
+def _run_with_stand_ins(folder: Path, **programs: str) -> str:
+    """The summary of a batch file that runs under bash, with these scripts for what Slurm has."""
+    for name, text in {"sleep": "", **programs}.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    job = submit_job.Job(arguments="", setup=(f"export PATH={folder}:$PATH",))
+    environment = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(folder), "SLURM_JOB_NODELIST": "localhost",
+                   "SLURM_CPUS_PER_TASK": "1", "PATH": os.environ["PATH"]}
+    subprocess.run(["bash"], input=submit_job.render(job), text=True, env=environment, capture_output=True, timeout=60,
+                   check=False)
+    return (folder / "logs" / "7" / "summary.txt").read_text()
+
+
+STOPPED = 'case "$*" in *pretrain*) exit 85;; esac'
+
+
+def test_a_job_whose_state_nobody_tells_is_requeued(tmp_path):
+    scontrol = 'case $1 in requeue) exit 0;; show) [ $2 = hostnames ] && echo localhost || exit 1;; esac'
+    said = _run_with_stand_ins(tmp_path, srun=STOPPED, scontrol=scontrol)
+    assert "ended with status 85 (JobState unknown)" in said and said.rstrip().endswith("  requeued")
+
+
+def test_a_job_that_cannot_be_requeued_says_so(tmp_path):
+    scontrol = ('case $1 in requeue) echo "$*" >> asked; echo "no controller" >&2; exit 1;; '
+                'show) [ $2 = hostnames ] && echo localhost || echo JobState=RUNNING;; esac')
+    said = _run_with_stand_ins(tmp_path, srun=STOPPED, scontrol=scontrol)
+    assert "could not be requeued (no controller): scontrol requeue 7 starts" in said and "  requeued" not in said
+    assert len((tmp_path / "asked").read_text().splitlines()) > 5
+
+
+def test_a_step_that_dies_of_the_signal_is_requeued(tmp_path):
+    """Slurm may send it to the tasks and not to the script; they may not listen yet."""
+    scontrol = 'case $1 in show) [ $2 = hostnames ] && echo localhost || echo JobState=RUNNING;; esac'
+    said = _run_with_stand_ins(tmp_path, srun='case "$*" in *doctor*) exit 138;; esac', scontrol=scontrol)
+    assert said.rstrip().endswith("  requeued")
 
 
 @pytest.mark.parametrize("arguments, said", [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -77,3 +79,22 @@ def test_kinds_are_found_by_a_word():
     assert len(bench_faults.chosen_kinds(None)) == len(fault_kinds.KINDS) == 11
     with pytest.raises(UserError, match="there are: kill"):
         bench_faults.chosen_kinds("")
+
+
+@pytest.mark.parametrize("number, code, detected", [
+    (signal.SIGTERM, 85, True), (signal.SIGTERM, -signal.SIGTERM, False), (signal.SIGUSR1, 1, False),
+    (signal.SIGUSR1, None, False), (signal.SIGKILL, -signal.SIGKILL, True)])
+def test_a_signal_in_start_up_counts_only_with_the_status_for_again(tmp_path, number, code, detected):
+    """The other rank waits for it and is ended by its launcher."""
+    codes: list = [None, None]
+
+    def wait(_seconds, until=None):
+        return until is not None and until()
+
+    def deliver(_number, ranks):
+        for rank in ranks:
+            codes[rank] = code
+
+    start = SimpleNamespace(codes=lambda: list(codes), said=lambda: "", wait=wait, signal=deliver, end=lambda: None)
+    trial = fault_kinds.Trial(lambda harm=None: start, tmp_path, random.Random(0), 1.0)
+    assert fault_kinds._signal(trial, number, [1]) == detected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,3 +78,37 @@ def test_stopped_under_torchrun_finished_under_mpirun_evaluated(tmp_path):
     finish("mpirun", "evaluate", "--checkpoint", str(run), "--data", str(one), "--output", str(tmp_path / "figures"))
     figures = json.loads((tmp_path / "figures").read_text())
     assert all(figures[mode]["tokens"] == 149 and 0 < figures[mode]["nll"] < 5 for mode in ("on", "off"))
+
+
+def _listens_to_signals(process: subprocess.Popen, _port: int) -> bool:
+    """Whether Python has a handler for SIGUSR1: most of its imports are still to come."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")), 16)
+    return bool(caught >> (signal.SIGUSR1 - 1) & 1)
+
+
+def _waits_for_another(_process: subprocess.Popen, port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("moment", [_listens_to_signals, _waits_for_another])
+def test_stopped_before_anything_has_begun(tmp_path, moment, number):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", small_run.write_dataset(tmp_path / "data"))))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    first_of_two = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port)}
+    with subprocess.Popen([sys.executable, "-m", "infty_tools", "pretrain", "--config", str(config)],
+                          env=environment() | first_of_two) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not moment(process, port):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(number)
+            assert process.wait(20) == 85
+        finally:
+            process.kill()

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from infty_tools.doctor_checks import Finding
 
 
+COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
+
+
 def doctor(
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the config: section.key=value")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The run to check for; left out: this "
@@ -20,9 +23,10 @@ def doctor(
 ) -> None:
     """Check this installation, and with a config all that a run needs, on every process of a launcher.
 
-    Versions, devices, communication and its speed between the processes, space and speed of the run's folder, clocks,
-    and whether every process can read the dataset and its tokenizer. Exits with status 1 when something is wrong, and
-    says what to do.
+    Versions, devices, communication and its speed between the processes, clocks, whether all of them see the run's
+    folder, its space and speed, and whether every process can read the dataset and its tokenizer. Exits with status 1
+    when something is wrong, and says what to do. Where a run goes on from a checkpoint of its own, too little space or
+    speed is only a warning.
 
     Examples:
 
@@ -41,7 +45,7 @@ def doctor(
     from infty_tools import doctor_checks
 
     findings = doctor_checks.run(resolved, here)
-    wrong = any(not f.fine for f in findings)
+    wrong = any(f.wrong for f in findings)
     if here.rank == 0:
         _show(findings, here.world)
     launch.leave(here, 1 if wrong else 0)
@@ -53,11 +57,11 @@ def _show(findings: list[Finding], world: int) -> None:
 
     table = Table("", "check", "found", box=None, pad_edge=False)
     for f in findings:
-        table.add_row("[green]ok[/green]" if f.fine else "[red]wrong[/red]", f.check, f.found)
+        table.add_row(f"[{COLOURS[f.verdict]}]{f.verdict}[/]", f.check, f.found)
     console = Console(highlight=False)
     console.print(table)
     advice = [f for f in findings if not f.fine]
     for f in advice:
-        console.print(f"[red]{f.check}:[/red] {f.advice}", soft_wrap=True)
+        console.print(f"[{COLOURS[f.verdict]}]{f.check}:[/] {f.advice}", soft_wrap=True)
     if not advice:
         console.print(f"everything is fine for {world} process{'es' if world > 1 else ''}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
+import secrets
 import shutil
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,9 +27,12 @@ PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers")
 PINNED = {"deepspeed": "0.19.8", "megatron-core": "0.16.1"}
 SKEW = 2.0
 """Seconds that clocks may differ: logs and deadlines are compared between nodes."""
-SLOWEST_DISK = 20e6
-"""Bytes a second; a checkpoint would take too long."""
+LONGEST_CHECKPOINT = 600.0
+"""Seconds that writing one may take. Checkpoints are written while training goes on, one at a time; but the last one of
+a job is waited for, and a job is told of its end only minutes before."""
 PROBE_MIB = 64
+PATIENCE = 5.0
+"""Seconds in which a file must be seen by every node: network file systems may take a moment."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,16 @@ class Finding:
     found: str
     fine: bool = True
     advice: str = ""
+    warning: bool = False
+    """What is not fine is told, and is no reason to stop."""
+
+    @property
+    def wrong(self) -> bool:
+        return not self.fine and not self.warning
+
+    @property
+    def verdict(self) -> str:
+        return "ok" if self.fine else "warning" if self.warning else "wrong"
 
 
 def run(config: Config | None, here: Launch) -> list[Finding]:
@@ -52,7 +67,7 @@ def run(config: Config | None, here: Launch) -> list[Finding]:
     findings = [_everywhere(f) for f in findings]
     findings += [same_versions(), layout(config, here), communication(here), clocks()]
     if config is not None:
-        findings += [_everywhere(_safely(check, config)) for check in (space, write_speed, dataset)]
+        findings += [_everywhere(_safely(check, config)) for check in (shared_folder, space, write_speed, dataset)]
     return findings
 
 
@@ -65,16 +80,16 @@ def _safely(check: Callable[[Config], Finding], config: Config) -> Finding:
 
 
 def _everywhere(finding: Finding) -> Finding:
-    """Put together what all processes found: the first that is wrong, with its node, or this one's."""
+    """Put together what all processes found: the first that is wrong, with its node, or a warning, or rank 0's."""
     everything: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everything, (socket.gethostname(), finding))
-    wrong = [(rank, host, f) for rank, (host, f) in enumerate(everything) if not f.fine]
-    if not wrong:
+    dist.all_gather_object(everything, (os.environ.get("SLURMD_NODENAME", socket.gethostname()), finding))
+    odd = [(rank, host, f) for rank, (host, f) in enumerate(everything) if not f.fine]
+    odd = [o for o in odd if o[2].wrong] or odd
+    if not odd:
         return everything[0][1]
-    rank, host, f = wrong[0]
-    others = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    return Finding(f.check, f"{f.found} on {os.environ.get('SLURMD_NODENAME', host)}, rank {rank}{others}", False,
-                   f.advice)
+    rank, host, f = odd[0]
+    others = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+    return replace(f, found=f"{f.found} on {host}, rank {rank}{others}")
 
 
 def connect(here: Launch) -> None:
@@ -177,34 +192,125 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
-def space(config: Config) -> Finding:
-    """Room for the checkpoints that the policy keeps, and one that is being written."""
+def shared_folder(config: Config) -> Finding:
+    """Whether the run's folder is on one disk that all processes see: each of them writes its part of a checkpoint."""
+    folder = config.run.folder.absolute()
+    place: list = [_leave_token(folder) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(place, src=0)
+    levels, name, token, problem = place[0]
+    above = [folder, *folder.parents]
+    path = above[min(levels, len(above) - 1)] / name
+    seen = problem is None and _reads(path, token)
+    dist.barrier()
+    if problem is not None:
+        raise UserError(problem)
+    if dist.get_rank() == 0:
+        path.unlink(missing_ok=True)
+    return Finding("shared folder", f"{folder} is {'' if seen else 'not '}the one that rank 0 sees", seen,
+                   "run.folder must be on a disk that all nodes share (NFS, Lustre, ...), not on one of each node's "
+                   f"own, or no checkpoint is whole: give another than {folder}")
+
+
+def _leave_token(folder: Path) -> tuple[int, str, str, str | None]:
+    """Write a file beside a folder. Returns how many levels above it, the file's name, what is in it, and a problem."""
+    name, token = f".infty-doctor-{secrets.token_hex(8)}", secrets.token_hex(16)
+    try:
+        parent = _existing(folder)
+        (parent / name).write_text(token)
+    except OSError as error:
+        return 0, name, token, f"{folder} cannot be written: {error}"
+    return [folder, *folder.parents].index(parent), name, token, None
+
+
+def _reads(path: Path, token: str) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            if path.read_text() == token:
+                return True
+        except (OSError, UnicodeDecodeError):
+            pass  # not here, or not yet
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def _own_checkpoints(config: Config) -> list[int]:
+    """Steps of the run's whole checkpoints: a manifest is written last. Other folders' names go on after the number."""
+    found = (p.parent.name.removeprefix("step-") for p in (config.run.folder / "checkpoints").glob(
+        "step-*/manifest.json"))
+    return sorted(int(step) for step in found if step.isdigit())
+
+
+def _checkpoint_bytes(config: Config) -> float:
     from infty_tools import plan_memory, plan_search
     from infty_tools.plan import with_vocab
 
     config, _ = with_vocab(config)
     spread = plan_search.of_config(config, dist.get_world_size())
-    each = sum(plan_memory.checkpoint_bytes(config.model, spread).values())
-    kept = config.checkpoint.keep_last + 1 + (config.checkpoint.minutes is not None)
-    needed = each * kept
+    return sum(plan_memory.checkpoint_bytes(config.model, spread).values())
+
+
+def space(config: Config) -> Finding:
+    """Room for the checkpoints that the policy keeps and one that is being written, less those that are there.
+
+    Without room for those that `keep_every` will have kept in the end, a run may begin: it is warned.
+    """
+    each, there, policy = _checkpoint_bytes(config), _own_checkpoints(config), config.checkpoint
+    kept = policy.keep_last + (policy.minutes is not None)
+    held, for_good = min(len(there), kept), _to_be_kept(config, there)
+    needed, later = each * (kept + 1 - held), each * for_good
     free = shutil.disk_usage(_existing(config.run.folder)).free
-    return Finding("disk space", f"{free / 2**30:,.1f} GiB free for {kept} checkpoints of "
-                   f"{each / 2**30:,.2f} GiB", free > needed,
-                   f"{config.run.folder} needs {needed / 2**30:,.1f} GiB: make room, or lower checkpoint.keep_last")
+    found = f"{_gib(free)} free for {kept + 1 - held} checkpoints of {_gib(each, 2)}"
+    found += f" ({held} more are there)" if held else ""
+    advice = f"{config.run.folder} needs {_gib(needed + later)}: make room, or lower checkpoint.keep_last"
+    if for_good:
+        found += f"; checkpoint.keep_every will add {for_good:,}, {_gib(later)}"
+        advice += " or raise checkpoint.keep_every"
+    return Finding("disk space", found, free > needed + later, advice, warning=bool(there) or free > needed)
+
+
+def _gib(size: float, digits: int = 1) -> str:
+    return f"{size / 2**30:,.{digits}f} GiB"
+
+
+def _to_be_kept(config: Config, there: list[int]) -> int:
+    """Checkpoints for good that the rest of the run writes: at steps at which there is one anyway."""
+    policy = config.checkpoint
+    if policy.keep_every is None:
+        return 0
+    apart = math.lcm(policy.every, policy.keep_every)
+    return max(0, config.total_steps // apart - (there[-1] // apart if there else 0))
 
 
 def write_speed(config: Config) -> Finding:
-    """Write, flush and delete a file beside the run's folder."""
-    parent = _existing(config.run.folder)
+    """How long a checkpoint takes when all processes write at once, as they will."""
+    everything: list = [None] * dist.get_world_size()
+    mine = _measured_speed(config.run.folder)
+    dist.all_gather_object(everything, mine)
+    if isinstance(mine, str):
+        raise UserError(mine)
+    speed, size = sum(s for s in everything if not isinstance(s, str)), _checkpoint_bytes(config)
+    seconds = size / speed
+    return Finding("write speed", f"{speed / 1e6:,.0f} MB/s from {len(everything)} process(es) together: "
+                   f"{seconds:,.0f} s for a checkpoint of {_gib(size, 2)}", seconds <= LONGEST_CHECKPOINT,
+                   f"a checkpoint in {config.run.folder} would take {seconds / 60:,.0f} minutes, more than "
+                   f"{LONGEST_CHECKPOINT / 60:.0f}: put run.folder on a faster disk",
+                   warning=bool(_own_checkpoints(config)))
+
+
+def _measured_speed(folder: Path) -> float | str:
+    """Write, flush and delete a file beside the run's folder: bytes a second, or what went wrong."""
     block, start = os.urandom(2**20), time.perf_counter()
-    with tempfile.NamedTemporaryFile(dir=parent, prefix=".infty-doctor-") as f:
-        for _ in range(PROBE_MIB):
-            f.write(block)
-        f.flush()
-        os.fsync(f.fileno())
-    speed = PROBE_MIB * 2**20 / (time.perf_counter() - start)
-    return Finding("write speed", f"{speed / 1e6:,.0f} MB/s from each of {dist.get_world_size()} process(es)",
-                   speed > SLOWEST_DISK, f"{parent} takes {speed / 1e6:.1f} MB/s: put run.folder on a faster disk")
+    try:
+        with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=".infty-doctor-") as f:
+            for _ in range(PROBE_MIB):
+                f.write(block)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as error:
+        return f"{folder} cannot be written: {error}"
+    return PROBE_MIB * 2**20 / (time.perf_counter() - start)
 
 
 def dataset(config: Config) -> Finding:

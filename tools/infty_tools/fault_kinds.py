@@ -58,28 +58,51 @@ def kill_all(trial: Trial) -> bool:
 
 
 def stop_signal(trial: Trial) -> bool:
-    """SIGTERM or SIGUSR1 for one rank; where it has said hello already, all end with the status for `again`."""
+    """SIGTERM or SIGUSR1 for one rank: it ends with the status for `again`, and so do all once they are connected."""
     return _signal(trial, trial.random.choice([signal.SIGTERM, signal.SIGUSR1]), [trial.random.randrange(WORLD)])
 
 
 def _signal(trial: Trial, number: int, ranks: Any) -> bool:
-    start = trial.start()
+    start = trial.start(partial(_tell_of_begin, run=trial.run))
     trial.moment(start, (0.02, 1.0))
+    start.wait(runs.PATIENCE, lambda: all(_begun(trial.run, rank).exists() for rank in ranks))
     if None not in start.codes():
         start.end()
         raise TooLateError
     trial.facts["in a checkpoint"] = bool(trial.folders("*.partial"))
     greeted = "tokens a step" in start.said()
     start.signal(number, ranks)
-    # Before they are connected nobody can notice; a launcher ends the others then (srun --wait).
-    ended = start.wait(runs.PATIENCE if greeted else 2.0)
+    if greeted:
+        ended = start.wait(runs.PATIENCE)
+    else:  # the others cannot notice before they are connected; a launcher ends them then (srun --wait)
+        ended = start.wait(runs.PATIENCE, lambda: all(start.codes()[rank] is not None for rank in ranks))
     codes = start.codes()
     start.end()
-    if ended and not any(codes):  # whom it was for had just left
+    if None not in codes and not any(codes):  # whom it was for had just left
         raise TooLateError
-    if number != signal.SIGKILL and greeted:
+    if number == signal.SIGKILL:
+        return ended
+    if greeted:
         return ended and set(codes) <= {0, 85}
-    return ended or not greeted
+    return all(codes[rank] == 85 for rank in ranks)
+
+
+def _begun(run: Path, rank: int) -> Path:
+    return run.with_suffix(f".{rank}.begun")
+
+
+def _tell_of_begin(rank: int, *, run: Path) -> None:
+    """Leave a file when `infty pretrain` reads its config, the first thing it does: what comes earlier meets only the
+    process that is to become one."""
+    from infty_pretrain import config as configs
+
+    plain = configs.load
+
+    def load(*arguments: Any) -> Any:
+        _begun(run, rank).touch()
+        return plain(*arguments)
+
+    configs.load = load
 
 
 def kill_in_checkpoint(trial: Trial) -> bool:

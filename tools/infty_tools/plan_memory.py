@@ -120,6 +120,15 @@ def lane_bytes(config: ModelConfig, width: int, tensor: int = 1) -> float:
     return total
 
 
+def lane_states(config: ModelConfig, layout: Layout) -> float:
+    """The states of a rank's lanes when there are most of them: at the end of a step, with those of before it.
+
+    The engine gives up none of the old ones until all are new, so that it can put lanes back.
+    """
+    lanes = layout.micro_lanes * layout.micro_batches
+    return 2 * lanes * lane_bytes(config, layout.width, layout.tensor)
+
+
 def checkpoint_bytes(config: ModelConfig, layout: Layout) -> dict[str, float]:
     """A checkpoint on disk, all ranks together: whole float32 weights and moments, and every lane."""
     size = sum(p.size for p in parameters(config))

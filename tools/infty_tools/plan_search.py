@@ -48,10 +48,9 @@ def of_config(config: Config, world: int) -> Layout:
 def evaluate(config: Config, layout: Layout, gpu: GPU, gpus_per_node: int) -> Option:
     """Everything the planner knows of one layout."""
     model = config.model
-    lanes = layout.micro_lanes * (layout.micro_batches + 1)  # a pass holds the old state of its lanes and the new
     kinds = plan_memory.model_states(model, layout)
     kinds["activations"] = plan_activations.activations(model, layout)
-    kinds["lanes"] = lanes * plan_memory.lane_bytes(model, layout.width, layout.tensor)
+    kinds["lanes"] = plan_memory.lane_states(model, layout)
     kinds["operators"] = plan_memory.operators(model)
     work = plan_memory.working(model, layout)
     # Logits and gathered parameters are gone when the optimizer updates; buckets stay.

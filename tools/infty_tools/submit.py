@@ -72,6 +72,7 @@ def submit(
                  setup=tuple(setup) if setup else None, container_mounts=container_mounts, starts=starts, mpi=mpi,
                  lead_seconds=lead_seconds, name=name)
     job = _job(_profile(profile) | {k: v for k, v in given.items() if v is not None} | {"verb": verb})
+    submit_job.check_lead(job)
     words = list(arguments or [])
     job = _pretraining(job, config, words, gpu) if job.verb == "pretrain" else _other(job, config, words)
     _show(submit_job.render(job))
@@ -122,12 +123,17 @@ def _pretraining(job: Job, config: Path | None, overrides: list[str], gpu: str) 
     folder = resolved.run.folder
     if job.array:
         folder = Path(next(o for o in overrides if o.startswith("run.folder=")).partition("=")[2])
-    logs = folder.parent / "slurm" if job.array else folder.parent / f"{folder.name}-slurm"
+    logs = _shared(folder) / "slurm" if job.array else folder.parent / f"{folder.name}-slurm"
     words = quote(["--config", str(_snapshot(logs, config)), *overrides], job.array)
     return dataclasses.replace(
         job, arguments=words, doctor_arguments=words, checkpoints=quote([str(folder / "checkpoints")], job.array),
         logs=shlex.quote(str(logs)), output=f"{logs}/{'%A_%a' if job.array else '%j'}.out",
         name=job.name if job.name != "infty" else _job_name(config))
+
+
+def _shared(folder: Path) -> Path:
+    """The folder that all runs of an array have in common."""
+    return next(p for p in folder.parents if "{task}" not in str(p))
 
 
 def _snapshot(logs: Path, config: Path) -> Path:
@@ -210,5 +216,6 @@ def _send(job: Job, config: Path | None) -> None:
         raise UserError(f"sbatch refused the job: {done.stderr.strip()}")
     number = done.stdout.strip().split(";")[0]
     (folder / f"{number}.sbatch").write_text(text)
-    print(f"submitted job {number}\n  what happens:  {folder}/{number}/summary.txt\n"
-          f"  training log:  {folder}/{number}/node-0.log\n  stop and save: scancel --batch --signal=USR1 {number}")
+    each = f"{number}_*" if job.array else number
+    print(f"submitted job {number}\n  what happens:  {folder}/{each}/summary.txt\n"
+          f"  training log:  {folder}/{each}/node-0.log\n  stop and save: scancel --batch --signal=USR1 {number}")

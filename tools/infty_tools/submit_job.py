@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,44 @@ def render(job: Job) -> str:
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(templates()), trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters.update(directive=_directive, word=_word)
     return environment.get_template(f"{job.verb}.sbatch.j2").render(job=job)
+
+
+def _directive(value: str) -> str:
+    """A value on an #SBATCH line: sbatch ends it at a space or a #, and knows a shell's quotes."""
+    return shlex.quote(value) if re.search(r"[\s'\"\\#]", value) else value
+
+
+def _word(value: str) -> str:
+    """One word of the script, in which variables such as $SCRATCH keep their meaning."""
+    return value if shlex.quote(value) == value else '"' + re.sub(r'(["`\\])', r"\\\1", value) + '"'
+
+
+_TIMES = (r"(?P<minutes>\d+)(:(?P<seconds>\d+))?", r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)",
+          r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?")
+
+
+def seconds(time: str) -> int | None:
+    """A time limit as Slurm reads it; None for one without end (0) and for what only Slurm may understand."""
+    found = next(filter(None, (re.fullmatch(pattern, time.strip()) for pattern in _TIMES)), None)
+    if found is None:
+        return None
+    lengths = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
+    return sum(lengths[unit] * int(count) for unit, count in found.groupdict(default="0").items()) or None
+
+
+def check_lead(job: Job) -> None:
+    """Raises UserError when the job would be told to stop before it has done much."""
+    limit = seconds(job.time)
+    if job.verb == "evaluate" or limit is None:  # an evaluation is not told to stop
+        return
+    most = min(limit // 2, limit - 120)  # a minute is Slurm's, another one the start's
+    if job.lead_seconds > most:
+        shorter = f", or --lead-seconds {most} or less" if most >= 1 else " (and fewer --lead-seconds, if need be)"
+        raise UserError(f"--lead-seconds {job.lead_seconds} is too much for --time {job.time} ({limit} seconds): the "
+                        "job is told to stop that long before its limit, and Slurm may be a minute early. Give a "
+                        f"longer --time{shorter}")
 
 
 def quote(words: list[str], array: str | None) -> str:
