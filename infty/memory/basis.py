@@ -45,6 +45,7 @@ class GaussianBasis(nn.Module):
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is cached while a model generates may be needed in training
 def placement(size: int, widths: tuple[float, ...],
               device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Centres and widths of the basis functions, float64 [N] each, on a device (the CPU)."""

@@ -145,6 +145,7 @@ class ContinuousMemory(nn.Module):
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is cached while a model generates may be needed in training
 def operators(config: MemoryConfig, length: int, device: torch.device = regression.CPU) -> dict[str, Tensor]:
     """Operators of a memory for segments of `length` tokens, by name, in the precision of writes.
 

@@ -268,3 +268,17 @@ def test_heads_that_are_sampled_apart_are_memories_of_their_own(policy, warp):
         alone = [one.write(one.with_histogram(s, past[:, i:i + 1], everyone), x[:, i:i + 1], everyone)
                  for i, s in enumerate(alone)]
         assert all(torch.equal(state.coefficients[:, i:i + 1], s.coefficients) for i, s in enumerate(alone)), k
+
+
+def test_what_generation_has_cached_can_be_trained_with():
+    """Tensors made in inference mode can never be saved for a gradient."""
+    config = MemoryConfig(basis=24, widths=(0.031,), bins=8, contraction=0.5, sticky="off")
+    x = torch.randn(1, 1, 5, 2)
+    with torch.inference_mode():
+        core = ContinuousMemory(config, L)
+        core.write(core.empty(1, 1, 2), x, torch.tensor([True]))  # operators of a shorter segment
+        core.basis.evaluate(torch.rand(3, dtype=torch.float64))
+    t = torch.rand(3, dtype=torch.float64, requires_grad=True)
+    new = core.write(core.empty(1, 1, 2), x.requires_grad_(), torch.tensor([True]))
+    (new.coefficients.sum() + core.basis.evaluate(t).sum()).backward()
+    assert torch.isfinite(x.grad).all() and torch.isfinite(t.grad).all()
