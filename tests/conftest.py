@@ -18,6 +18,19 @@ import torch.distributed as dist
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def launched_by_nobody():
+    """What a command that runs in the test's own process says of itself (`launch.detect`) is not for the next one."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture(scope="session")
 def single_process(tmp_path_factory):
     """A process group of one, with no port: what `infty` itself sets up under plain execution."""

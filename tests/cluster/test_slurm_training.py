@@ -57,10 +57,10 @@ def _rows(run: Path) -> dict[int, dict]:
 
 
 def _submit(cluster, folder: Path, *words: str, nodes: int = 2) -> str:
-    """Two processes in all, one or two a node."""
+    """Two processes in all, one or two a node; from a shell in which something else was launched."""
     out = _infty("submit", "--config", "config.yaml", "--nodes", str(nodes), "--gpus-per-node", "0",
                  "--tasks-per-node", str(2 // nodes), "--cpus-per-task", "1", "--time", "20", *words, folder=folder,
-                 environment=cluster.environment)
+                 environment=cluster.environment | {"RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7"})
     return out.split("submitted job ")[1].split()[0]
 
 
