@@ -61,23 +61,22 @@ def test_one_window_equals_its_segments_with_rotary_positions():
         torch.testing.assert_close(parts[key], expected, rtol=0, atol=1e-5 * expected.abs().max().item(), msg=key)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)  # to the bit, over windows of all lengths
 @given(name=st.sampled_from(["gpt2", "hidden-gpt2", "per-head sticky", "learned", "unlike layers"]),
        cuts=st.sets(st.integers(1, 6)), resets=st.sampled_from([0.0, 0.3]), seed=st.integers(1, 10**6))
 def test_however_a_reading_is_cut_into_windows(name, cuts, resets, seed):
     config = VARIANTS[name]
     if config.positions == "rotary":
         config = replace(config, positions="none")
-    model, batch = build(config), window(config, lanes=2, segments=7, seed=seed, resets=resets)
+    model, batch = build(config), window(config, lanes=2, segments=8, seed=seed, resets=resets)
     with torch.no_grad():
-        whole, out = logits(model, batch)
+        whole, _ = logits(model, batch)
         state, parts = model.initial_state(2), []
-        for begin, end in pairwise([0, *sorted(cuts), 7]):
+        # The last segment is read from the state that is left: what a state holds of an earlier document is not read.
+        for begin, end in pairwise([0, *sorted(cuts), 7, 8]):
             part, step = logits(model, {k: v[:, begin:end] for k, v in batch.items()}, state)
             state, parts = step.state, [*parts, part]
     assert torch.equal(torch.cat(parts, 1), whole)
-    wanted = out.state.tensors()
-    assert all(torch.equal(tensor, wanted[key]) for key, tensor in state.tensors().items())
 
 
 @settings(max_examples=25, deadline=None)
