@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from infty.errors import UserError
 from infty.memory.config import MemoryConfig
+from infty.memory_kinds import section_of
 
 # What each family means for the fields that a config may leave out.
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"norm": "layernorm", "activation": "gelu", "positions": "learned", "bias": True, "tie_embeddings": True},
     "llama": {"norm": "rmsnorm", "activation": "swiglu", "positions": "rotary", "bias": False, "tie_embeddings": False},
 }
-
-
-@dataclass(frozen=True)
-class CompressedConfig:
-    """The compressed memory of a compressive transformer (Rae et al., arXiv 1911.05507), in every layer with an STM."""
-
-    length: int = 512
-    """Compressed memories kept and attended to; a multiple of what a segment is compressed to."""
-    ratio: int = 4
-    """Tokens that are compressed to one memory; divides segment_length."""
-    reconstruction_weight: float = 1.0
-    """Weight of the attention-reconstruction loss, which trains the compression alone."""
-    backprop: bool = True
-    """Let the main loss train the compression, too, as far as a window reaches. The paper does not."""
-
-    def __post_init__(self) -> None:
-        """Raises UserError."""
-        for name in ("length", "ratio"):
-            _require(getattr(self, name) > 0, f"compressed.{name}", f"{getattr(self, name)} must be > 0")
-        _require(self.reconstruction_weight >= 0, "compressed.reconstruction_weight", "must be >= 0")
-        _require(self.backprop or self.reconstruction_weight > 0, "compressed.reconstruction_weight",
-                 "must be > 0 with backprop: false, or nothing trains the compression")
 
 
 @dataclass(frozen=True)
@@ -70,10 +49,10 @@ class ModelConfig:
     init_std: float = 0.02
     vocab_multiple: int = 128
     """The embedding is padded to a multiple of this many rows; padding never changes the loss."""
-    memory: MemoryConfig | None = field(default_factory=MemoryConfig)
-    """The long-term memory; null: none."""
-    compressed: CompressedConfig | None = None
-    """A compressed memory instead of a long-term memory; left out: none."""
+    memory: Any = field(default_factory=MemoryConfig)
+    """The memory beyond the short-term one, of the kind that it names (infty.memory_kinds); null: none."""
+    memories: dict[str, Any] | None = None
+    """Further memories beside it, by name."""
 
     def __post_init__(self) -> None:
         """Fill in what the family decides and refuse what cannot work. Raises UserError."""
@@ -100,23 +79,18 @@ class ModelConfig:
         _require(self.stm_length >= 0 and self.stm_length % self.segment_length == 0, "stm_length",
                  f"{self.stm_length} is not a multiple of segment_length {self.segment_length} (0 means none)")
         _require(0 <= self.dropout < 1, "dropout", f"{self.dropout} must lie in [0, 1)")
-        for name, chosen in (("stm_layers", self.stm_layers), ("memory.layers", self.memory and self.memory.layers),
-                             ("memory.overrides", self.memory and self.memory.overrides)):
-            wrong = [i for i in chosen or () if not 0 <= i < self.layers]
-            _require(not wrong, name, f"{wrong} are not layers of a model with layers 0 to {self.layers - 1}")
-        idle = [i for i in (self.memory and self.memory.overrides) or () if not self.has_memory(i)]
-        _require(not idle, "memory.overrides", f"layers {idle} have no memory to change: they are not in memory.layers")
-        if self.compressed is not None:
-            self._validate_compressed(self.compressed)
+        self._validate_layers("stm_layers", self.stm_layers)
+        for name in self.memories or ():
+            _require(name != "memory" and name.isidentifier(), f"memories.{name}",
+                     "a further memory's name is made of letters, digits and underscores, and is not 'memory'")
+        for name, section in self.sections().items():
+            key = "memory" if name == "memory" else f"memories.{name}"
+            self._validate_layers(f"{key}.layers", section.layers)
+            section.check(self)
 
-    def _validate_compressed(self, compressed: CompressedConfig) -> None:
-        L, ratio = self.segment_length, compressed.ratio
-        _require(self.memory is None, "compressed", "is another long memory: needs memory: null")
-        _require(self.positions == "relative", "compressed", f"needs positions: relative, not {self.positions}")
-        _require(self.stm_length > 0, "compressed", "is made of what leaves the STM: needs stm_length > 0")
-        _require(L % ratio == 0, "compressed.ratio", f"{ratio} does not divide segment_length {L}")
-        _require(compressed.length % (L // ratio) == 0, "compressed.length",
-                 f"{compressed.length} is not a multiple of {L // ratio}, what a segment is compressed to")
+    def _validate_layers(self, key: str, chosen: tuple[int, ...] | None) -> None:
+        wrong = [i for i in chosen or () if not 0 <= i < self.layers]
+        _require(not wrong, key, f"{wrong} are not layers of a model with layers 0 to {self.layers - 1}")
 
     @property
     def head_size(self) -> int:
@@ -129,65 +103,46 @@ class ModelConfig:
             raise UserError("model.vocab_size is not known yet: give it, or a dataset to take it from")
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
+    def sections(self) -> dict[str, Any]:
+        """Every memory beyond the short-term one, by name: its section of the config."""
+        first = {} if self.memory is None else {"memory": self.memory}
+        return first | (self.memories or {})
+
+    def memories_of(self, layer: int) -> dict[str, Any]:
+        """The memories of one layer, by name, each with what is different in this layer."""
+        return {name: section.of(layer) for name, section in self.sections().items()
+                if section.layers is None or layer in section.layers}
+
     @property
     def remembers(self) -> bool:
         """Whether any layer has a memory beyond the short-term one."""
-        return self.memory is not None or self.compressed is not None
-
-    def has_memory(self, layer: int) -> bool:
-        """Whether this layer has a long-term memory."""
-        return self.memory is not None and (self.memory.layers is None or layer in self.memory.layers)
-
-    def memory_of(self, layer: int) -> MemoryConfig | None:
-        """This layer's long-term memory, with what is different in this layer; None: it has none."""
-        return self.memory.of(layer) if self.has_memory(layer) else None
+        return bool(self.sections())
 
     def stm_of(self, layer: int) -> int:
         """Length of this layer's short-term memory in tokens."""
         return self.stm_length if self.stm_layers is None or layer in self.stm_layers else 0
 
-    def compressed_of(self, layer: int) -> int:
-        """Compressed memories that this layer keeps."""
-        return self.compressed.length if self.compressed is not None and self.stm_of(layer) else 0
-
-    def memory_heads(self) -> int:
-        """Heads of the stored signal: one for each key/value head, or one for each slice of the hidden state."""
-        return self.kv_heads if self.memory and self.memory.signal == "heads" else self.heads
-
-    def memory_channels(self) -> int:
-        """Channels of a head's stored signal: its key and its value, or its slice of the hidden state."""
-        return 2 * self.head_size if self.memory and self.memory.signal == "heads" else self.head_size
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, for YAML and JSON."""
-        out = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.memory is not None:
-            out["memory"] = {f.name: getattr(self.memory, f.name) for f in fields(self.memory)}
-        if self.compressed is not None:
-            out["compressed"] = {f.name: getattr(self.compressed, f.name) for f in fields(self.compressed)}
-        return {k: _plain(v) for k, v in out.items()}
+        return _plain(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`."""
-        values = dict(values)
-        memory = values.pop("memory", None)
-        if memory is not None:
-            memory = MemoryConfig(**{k: _tuples(v) for k, v in memory.items()})
-        compressed = values.pop("compressed", None)
-        if compressed is not None:
-            compressed = CompressedConfig(**compressed)
-        return cls(**{k: _tuples(v) for k, v in values.items()}, memory=memory, compressed=compressed)
+        """The inverse of `to_dict`. Raises UserError."""
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if values.get("memory") is not None:
+            values["memory"] = section_of(values["memory"])
+        if values.get("memories") is not None:
+            values["memories"] = {name: section_of(section) for name, section in values["memories"].items()}
+        return cls(**values)
 
 
 def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return list(value) if isinstance(value, tuple) else value
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _require(condition: bool, key: str, problem: str) -> None:

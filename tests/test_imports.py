@@ -23,7 +23,7 @@ INSIDE = {"infty.memory": {"infty.layers", "infty.models", "infty.parallel", "in
           "infty.data": {"infty.layers", "infty.models", "infty.memory", "infty.parallel", "infty.hf"}}
 # What an exported model needs beside the standard library.
 CARRIED = {"infty.memory": {"torch", "triton", "infty"}, "infty.hf": {"torch", "triton", "transformers", "infty"}}
-CARRIED_OF_INFTY = ("infty.memory", "infty.hf", "infty.errors")
+CARRIED_OF_INFTY = ("infty.memory", "infty.hf", "infty.errors", "infty.tree")
 
 
 def modules() -> dict[str, Path]:

@@ -42,13 +42,7 @@ def memory_operators(config: MemoryConfig, segment_length: int, device: torch.de
 
     They are no part of the module tree: transformers builds models on the meta device, in the dtype of the weights.
     """
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-            return ContinuousMemory(config, segment_length).to(device)
-    finally:
-        torch.set_default_dtype(default)
+    return ContinuousMemory(config, segment_length)
 
 
 def rotate(x: Tensor, place: Tensor, theta: float) -> Tensor:

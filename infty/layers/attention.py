@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal
+from infty.layers.memories.base import Attended
 from infty.layers.positions import rotary_angles, rotate
 from infty.layers.relative import RelativePositions
 from infty.parallel import groups, randomness
+from infty.tree import Field, Tree
 
 
 class LocalAttention(nn.Module):
@@ -40,6 +42,26 @@ class LocalAttention(nn.Module):
             config.heads * self.head_size, config.hidden_size,
             normal(f"{layer}.attention.out", config.init_std / math.sqrt(2 * config.layers)), bias=config.bias)
 
+    def fields(self, dtype: torch.dtype) -> Tree:
+        """The short-term memory: unrotated keys and values of the last `stm` tokens; nothing without one."""
+        if not self.stm:
+            return Tree({})
+        field = Field((self.kv_heads, self.stm, self.head_size), dtype, split=True)
+        return Tree({"key": field, "value": field})
+
+    def remember(self, keys: Tensor, values: Tensor, state: Tree) -> tuple[Tensor, Tensor, Tree]:
+        """Keys and values [b, K, T, d] of a window -> the same after those of the short-term memory, and its new
+        state."""
+        if not self.stm:
+            return keys, values, state
+        keys = torch.cat([state["key"].to(keys.dtype), keys], 2)
+        values = torch.cat([state["value"].to(values.dtype), values], 2)
+        return keys, values, Tree({"key": self._tail(keys), "value": self._tail(values)})
+
+    def _tail(self, tokens: Tensor) -> Tensor:
+        """The last `stm` tokens, [b, K, stm, d]; a copy, or the state would keep the whole window's storage."""
+        return tokens[:, :, tokens.shape[2] - self.stm:].detach().clone()
+
     def project(self, h: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """h [T, b, e] -> queries [b, K, G, T, d], keys and values [b, K, T, d] of this rank's heads.
 
@@ -50,9 +72,10 @@ class LocalAttention(nn.Module):
         return qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
 
     def forward(self, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor,
-                compressed: Compressed | None = None) -> Tensor:
+                attended: Sequence[Attended] = ()) -> Tensor:
         """Attend. `keys` and `values` [b, K, stm+T, d] begin with the short-term memory; `seen` int64 [b, S] is the
-        number of segments of its document before each segment. Returns [T, b, H/tp * d]."""
+        number of segments of its document before each segment; `attended` is what memories add to the keys and values.
+        Returns [T, b, H/tp * d]."""
         b, K, G, T, d = q.shape
         L, S = self.segment_length, T // self.segment_length
         if self.rotary:
@@ -61,8 +84,8 @@ class LocalAttention(nn.Module):
         q = q.reshape(b, K * G, S, L, d).transpose(1, 2).flatten(0, 1)  # [b*S, H, L, d]
         keys, values = (by_segment(x, self.stm + L, L, S) for x in (keys, values))
         mask = self._mask(seen)
-        if compressed is not None:
-            keys, values, mask = compressed.before(keys, values, mask)
+        for memory in attended:
+            keys, values, mask = before(memory, keys, values, mask)
         if self.relative is not None:
             q, bias = self.relative(q, keys.shape[2] - L)
             mask = bias.masked_fill(~mask, float("-inf"))
@@ -83,29 +106,15 @@ class LocalAttention(nn.Module):
         return (causal & same_document[:, None]).unsqueeze(1)
 
 
-@dataclass(frozen=True)
-class Compressed:
-    """Compressed memories to attend to, before the short-term memory; each counts as one position."""
-
-    keys: Tensor
-    """[b, K, n + S*each, d], oldest first: segment s may see n of them, from s*each."""
-    values: Tensor
-    visible: Tensor
-    """int64 [b, S]: how many of these n, the newest, are of the segment's document."""
-    length: int
-    """n"""
-    each: int
-    """Memories that a segment is compressed to."""
-
-    def before(self, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The keys and values [b*S, K, k, d] of all segments and their mask [b*S, 1, L, k], with the memories in
-        front."""
-        S = self.visible.shape[1]
-        k, v = (by_segment(x, self.length, self.each, S) for x in (self.keys, self.values))
-        slot = torch.arange(self.length, device=mask.device)
-        allowed = slot >= self.length - self.visible.flatten()[:, None]
-        allowed = allowed[:, None, None].expand(-1, -1, mask.shape[2], -1)
-        return torch.cat([k, keys], 2), torch.cat([v, values], 2), torch.cat([allowed, mask], 3)
+def before(attended: Attended, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The keys and values [b*S, K, k, d] of all segments and their mask [b*S, 1, L, k], with a memory's in front."""
+    n = attended.length
+    segments = attended.visible.shape[1]
+    key = by_segment(attended.keys, n, attended.each, segments)
+    value = by_segment(attended.values, n, attended.each, segments)
+    allowed = torch.arange(n, device=mask.device) >= n - attended.visible.flatten()[:, None]
+    allowed = allowed[:, None, None].expand(-1, -1, mask.shape[2], -1)
+    return torch.cat([key, keys], 2), torch.cat([value, values], 2), torch.cat([allowed, mask], 3)
 
 
 def by_segment(x: Tensor, length: int, step: int, segments: int) -> Tensor:

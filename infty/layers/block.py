@@ -1,4 +1,4 @@
-"""One pre-norm block: attention with its two memories, then the feed-forward branch."""
+"""One pre-norm block: attention and the memories beside it, then the feed-forward branch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infty.config import ModelConfig
-from infty.layers.attention import Compressed, LocalAttention
-from infty.layers.compressive import CompressedMemory
-from infty.layers.memory import LongTermMemory
+from infty.layers.attention import LocalAttention
+from infty.layers.memories.base import Inputs, Reading
 from infty.layers.mlp import MLP
+from infty.memory_kinds import kind_of
 from infty.parallel.region import Region, mark_stream
-from infty.state import LayerState
+from infty.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -36,68 +36,55 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Residual stream in, residual stream out; memories in, memories out."""
+    """Residual stream in, residual stream out; state in, state out."""
 
     def __init__(self, config: ModelConfig, layer: int, region: Region) -> None:
         super().__init__()
-        self.region, self.dropout, self.stm = region, config.dropout, config.stm_of(layer)
+        self.region = region
+        self.dropout = config.dropout
         self.attention_norm = make_norm(config)
         self.attention = LocalAttention(config, layer)
-        self.memory = LongTermMemory(config, layer) if config.has_memory(layer) else None
-        self.compressed = CompressedMemory(config, layer) if config.compressed_of(layer) else None
+        self.memories = nn.ModuleDict({name: kind_of(section).memory()(config, layer, name)
+                                       for name, section in config.memories_of(layer).items()})
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config, layer)
 
-    def forward(self, x: Tensor, state: LayerState, how: Pass) -> tuple[Tensor, Tensor | None, tuple]:
+    def fields(self, dtype: torch.dtype) -> Tree:
+        """What is declared of the layer's state (infty.tree); `dtype` is that of the run."""
+        return Tree({"attention": self.attention.fields(dtype),
+                     "memories": {name: memory.fields(dtype) for name, memory in self.memories.items()}})
+
+    def forward(self, x: Tensor, state: Tree, how: Pass) -> tuple[Tensor, Tensor | None, tuple]:
         """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, penalty, (state, figures)).
 
-        The penalty, float32 [b, T] or None, is what the memories add to every token's loss. The state carries no
-        gradient out of the window.
+        The penalty, float32 [b, T] or None, is what the memories add to every token's loss; figures are scalars by the
+        memories' names and their own. The state carries no gradient out of the window.
         """
         h = self.region.enter(self.attention_norm(x))
         q, keys, values = self.attention.project(h)
-        if state.stm_key is not None:
-            keys, values = (torch.cat([old.to(new.dtype), new], 2) for old, new in
-                            ((state.stm_key, keys), (state.stm_value, values)))
-        compressed, penalty, figures, new = None, None, None, {}
-        if self.compressed is not None:
-            compressed, penalty, new = self._compress(h, q, keys, values, state, how)
-        partial = self.attention.out(self.attention(q, keys, values, how.seen, compressed))
-        if self.memory is not None:
-            stream = self._stream(h, x, keys, values, state)
-            context, penalty, figures, new["memory"] = self.memory(
-                q, stream, how.seen, state.memory, enabled=how.memory_enabled, statistics=how.statistics)
-            partial = partial + self.memory.out(context.to(partial.dtype))
-            new["pending"] = self._tail(stream) if state.pending is not None else None
+        keys, values, short_term = self.attention.remember(keys, values, state["attention"])
+        inputs = Inputs(q, keys, values, h, x, how.seen, self.attention, self.region, how.memory_enabled,
+                        how.statistics)
+        readings = self._read(inputs, state["memories"], attends=True)
+        attended = [reading.attended for reading in readings.values()]
+        partial = self.attention.out(self.attention(q, keys, values, how.seen, attended))
+        readings |= self._read(inputs, state["memories"], attends=False)
+        for reading in readings.values():
+            if reading.update is not None:
+                partial = partial + reading.update
         x = self._add(x, partial, self.attention.out.bias)
         h = self.region.enter(self.mlp_norm(x))
         x = self._add(x, self.mlp(h), self.mlp.out.bias)
-        if self.stm:
-            new |= {"stm_key": self._tail(keys), "stm_value": self._tail(values)}
-        return x, penalty, (LayerState(**new).map(Tensor.detach), figures)
+        penalties = [reading.penalty for reading in readings.values() if reading.penalty is not None]
+        figures = {f"{name}.{key}": value for name, reading in readings.items()
+                   for key, value in (reading.figures or {}).items()}
+        new = Tree({"attention": short_term, "memories": {name: r.state for name, r in readings.items()}})
+        return x, sum(penalties) if penalties else None, (new.map(Tensor.detach), figures)
 
-    def _compress(self, h: Tensor, q: Tensor, keys: Tensor, values: Tensor, state: LayerState,
-                  how: Pass) -> tuple[Compressed, Tensor, dict[str, Tensor]]:
-        """The compressed memories to attend to, their penalty, and what the state keeps."""
-        memory = self.compressed
-        content = memory.content(h)
-        stream = torch.cat([state.pending.to(content.dtype), content], 2)
-        (key, value), penalty, kept = memory(self.attention, q, keys, values, stream, how.seen, state.compressed)
-        visible = memory.visible(how.seen) * how.memory_enabled
-        compressed = Compressed(key, value, visible, kept.shape[2], memory.each)
-        return compressed, penalty, {"pending": self._tail(stream), "compressed": kept}
-
-    def _stream(self, h: Tensor, x: Tensor, keys: Tensor, values: Tensor, state: LayerState) -> Tensor:
-        """What the memory will write, in order: [b, heads, (D+S)*L, c]."""
-        if self.memory.memory.signal == "heads":
-            return torch.cat([keys, values], -1)
-        content = h if self.memory.memory.content == "normed" else self.region.enter(x)
-        new = self.memory.content(content)
-        return new if state.pending is None else torch.cat([state.pending.to(new.dtype), new], 2)
-
-    def _tail(self, tokens: Tensor) -> Tensor:
-        """The last `stm` tokens, [b, heads, stm, c]; a copy, or the state would keep the whole window's storage."""
-        return tokens[:, :, tokens.shape[2] - self.stm:].detach().clone()
+    def _read(self, inputs: Inputs, states: Tree, attends: bool) -> dict[str, Reading]:
+        """What the memories say that local attention sees, or those that it does not see."""
+        return {name: memory(inputs, states[name]) for name, memory in self.memories.items()
+                if memory.attends == attends}
 
     def _add(self, x: Tensor, partial: Tensor, bias: Tensor | None) -> Tensor:
         y = self.region.leave(partial)

@@ -29,6 +29,8 @@ def normal(name: str, std: float, rows: int | None = None) -> Initializer:
     """
 
     def fill(weight: Tensor) -> Tensor:
+        if weight.is_meta:  # a model that is only counted
+            return weight
         generator = torch.Generator().manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
         drawn = torch.zeros(weight.shape, device="cpu", dtype=torch.float32)
         drawn[:rows].normal_(0.0, std, generator=generator)

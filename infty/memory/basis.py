@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+CPU = torch.device("cpu")
+"""Where constants are made, also while a model is being made on another default device, such as meta."""
 
 
-class GaussianBasis(nn.Module):
+@dataclass(frozen=True)
+class GaussianBasis:
     """N Gaussians psi_j(t) = N(t; m_j, s_j^2): even centres on [0, 1], ends included, each with every width.
 
-    Buffers `centers` and `widths` are float32 [N], ordered centre by centre as in the paper's code. They
-    follow the module to its device but stay float32 when a model is cast.
+    A plain value: its tensors are made once for every device and shared by all that need them, so that nothing a model
+    goes through (casts, moves, ZeRO-3, construction on the meta device) can change them.
     """
 
-    centers: Tensor
-    widths: Tensor
+    size: int
+    """N"""
+    each: tuple[float, ...]
+    """The widths of the functions at a centre."""
 
-    def __init__(self, size: int, widths: tuple[float, ...]) -> None:
-        super().__init__()
-        self.size, self.each = size, tuple(widths)
-        centers, spread = placement(size, self.each)
-        self.register_buffer("centers", centers.float(), persistent=False)
-        self.register_buffer("widths", spread.float(), persistent=False)
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Centres and widths of all functions, float32 [N] each, ordered centre by centre as in the paper's code."""
+        return _rounded(self.size, self.each, device)
 
     def evaluate(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """psi(t) for t [...]: [..., N].
@@ -35,22 +39,21 @@ class GaussianBasis(nn.Module):
         z = ((t.double().unsqueeze(-1) - centers) / widths).to(dtype)
         return torch.exp(-0.5 * z * z) / (widths * math.sqrt(2 * math.pi)).to(dtype)
 
-    def _apply(self, fn, recurse: bool = True):
-        super()._apply(fn, recurse)
-        if self.centers.dtype != torch.float32:
-            device = self.centers.device
-            centers, widths = placement(self.size, self.each)
-            self.centers, self.widths = centers.float().to(device), widths.float().to(device)
-        return self
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _rounded(size: int, widths: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    centers, spread = placement(size, widths)
+    return centers.float().to(device), spread.float().to(device)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is cached while a model generates may be needed in training
-def placement(size: int, widths: tuple[float, ...],
-              device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Centres and widths of the basis functions, float64 [N] each, on a device (the CPU)."""
-    if device is not None:
-        return tuple(x.to(device) for x in placement(size, widths))
+def placement(size: int, widths: tuple[float, ...], device: torch.device = CPU) -> tuple[Tensor, Tensor]:
+    """Centres and widths of the basis functions, float64 [N] each."""
+    if device != CPU:
+        centers, spread = placement(size, widths)
+        return centers.to(device), spread.to(device)
     places = size // len(widths)
     ends = (0.0, 1.0) if places > 1 else (0.5, 0.5)
     centers = torch.linspace(*ends, places, dtype=torch.float64, device="cpu")

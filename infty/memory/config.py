@@ -18,6 +18,7 @@ WARPS = ("off", "quantile", "multinomial")
 class MemoryConfig:
     """The long-term memory of one model. Symbols in brackets are those of the paper (arXiv 2109.00301)."""
 
+    kind: Literal["continuous"] = "continuous"
     basis: int = 512
     """Number of Gaussian basis functions [N]; a multiple of the number of widths."""
     widths: tuple[float, ...] | None = None
@@ -83,7 +84,7 @@ class MemoryConfig:
         _require(len(self.widths) > 0 and all(w > 0 for w in self.widths), "widths",
                  "need at least one, all > 0")
         _require(self.ridge > 0, "ridge", f"{self.ridge} must be > 0")
-        if not isinstance(self.contraction, str):
+        if not self.has_policy:
             _require(0 < self.contraction < 1, "contraction", f"{self.contraction} must lie between 0 and 1")
         _require(self.sticky_heads == "shared" or self.signal == "heads", "sticky_heads",
                  "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)")
@@ -92,19 +93,19 @@ class MemoryConfig:
         _require(self.bins >= 2, "bins", f"{self.bins} must be at least 2")
         _require(self.samples is None or self.samples >= 2, "samples", f"{self.samples} must be at least 2")
         # One sample a function leaves the highest frequencies undetermined: rewriting then amplifies them.
-        _require(not isinstance(self.contraction, str) or self.samples is None
+        _require(not self.has_policy or self.samples is None
                  or 4 * self.samples >= 5 * self.basis, "samples",
                  f"{self.samples} is too few for contraction: {self.contraction}; needs at least 1.25 x basis")
         _require(self.density != "gibbs" or self.kl_weight == 0, "kl_weight",
                  "regularises means and variances, and a gibbs density has none: must be 0")
         _require(self.sigma_floor > 0, "sigma_floor", f"{self.sigma_floor} must be > 0")
         _require(self.kl_weight >= 0 and self.kl_sigma > 0, "kl_weight", "must be >= 0, with kl_sigma > 0")
-        _require(not isinstance(self.contraction, str) or self.contraction in POLICIES, "contraction",
+        _require(not self.has_policy or self.contraction in POLICIES, "contraction",
                  f"'{self.contraction}' is no policy; there are {', '.join(POLICIES)}, or a number")
         _require(self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}")
         _require(self.contraction != "learned" or self.backprop, "contraction", "'learned' needs backprop: true")
         # Drawn left edges of bins are half a bin off and rough, and a policy draws them again at every segment.
-        _require(self.sticky != "multinomial" or not isinstance(self.contraction, str), "sticky",
+        _require(self.sticky != "multinomial" or not self.has_policy, "sticky",
                  f"'multinomial' forgets a book within some dozen segments under contraction: {self.contraction}; use "
                  "'quantile', or the paper's constant contraction, such as 0.5")
         self._validate_overrides()
@@ -126,6 +127,18 @@ class MemoryConfig:
                 raise UserError(f"model.memory.overrides.{layer}: {error}") from error
             except TypeError as error:
                 raise UserError(f"model.memory.overrides.{layer}: a value is of the wrong kind ({error})") from error
+
+    def check(self, model: Any) -> None:
+        """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
+        wrong = [i for i in self.overrides or () if not 0 <= i < model.layers]
+        _require(not wrong, "overrides", f"{wrong} are not layers of a model with layers 0 to {model.layers - 1}")
+        idle = [i for i in self.overrides or () if self.layers is not None and i not in self.layers]
+        _require(not idle, "overrides", f"layers {idle} have no memory to change: they are not in memory.layers")
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether the old signal's room follows a policy, not the paper's constant share."""
+        return isinstance(self.contraction, str)
 
     def of(self, layer: int) -> MemoryConfig:
         """The memory of one layer: this one, changed by the layer's overrides. Raises UserError."""

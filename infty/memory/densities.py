@@ -223,7 +223,8 @@ def _by_blocks(family: type[Truncated] | type[Sparsemax], mu: Tensor, variance: 
 def _columns(basis: GaussianBasis, mu: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Centres, squared widths, and mu and variance as columns, in the working precision."""
     dtype = density._working(mu)
-    return (basis.centers.to(dtype), basis.widths.to(dtype) ** 2,
+    centers, widths = basis.on(mu.device)
+    return (centers.to(dtype), widths.to(dtype) ** 2,
             mu.to(dtype).unsqueeze(-1), variance.to(dtype).unsqueeze(-1))
 
 

@@ -47,9 +47,9 @@ def read(mu: Tensor, variance: Tensor, values: Tensor, basis: GaussianBasis) -> 
     if on_gpu(mu):
         from infty.memory.kernels import fused
 
-        return fused.read(mu, variance, values, basis.centers, basis.widths)
+        return fused.read(mu, variance, values, *basis.on(mu.device))
     if mu.device.type == "cpu":
-        return blocked.read(mu, variance, values, basis.centers, basis.widths, len(basis.each))
+        return blocked.read(mu, variance, values, *basis.on(mu.device), len(basis.each))
     return read_plain(mu, variance, values, basis)
 
 
@@ -62,8 +62,9 @@ def expectation(mu: Tensor, variance: Tensor, basis: GaussianBasis) -> Tensor:
     """E[psi_j] under N(mu, variance) = N(mu; m_j, variance + s_j^2): [..., T, N], float32 (or float64)."""
     dtype = _working(mu)
     mu, variance = mu.to(dtype).unsqueeze(-1), variance.to(dtype).unsqueeze(-1)
-    total = variance + basis.widths.to(dtype) ** 2
-    return torch.exp(-0.5 * (mu - basis.centers.to(dtype)) ** 2 / total) * torch.rsqrt(2 * math.pi * total)
+    centers, widths = basis.on(mu.device)
+    total = variance + widths.to(dtype) ** 2
+    return torch.exp(-0.5 * (mu - centers.to(dtype)) ** 2 / total) * torch.rsqrt(2 * math.pi * total)
 
 
 @torch.no_grad()

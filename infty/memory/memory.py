@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from infty.errors import UserError
 from infty.memory import regression, sticky, tiles
@@ -16,34 +16,38 @@ from infty.memory.contraction import Plan, policy
 from infty.memory.resample import grid, old_cells, sample
 from infty.memory.state import MemoryState
 from infty.memory.tiles import Tiles
+from infty.tree import Field, Tree, fresh
 
 
-class ContinuousMemory(nn.Module):
-    """Writes to a `MemoryState`. Has no parameters and no state of its own, only operators.
+class ContinuousMemory:
+    """Writes to a `MemoryState`. Has no parameters and no state of its own.
 
-    Operators are solved in float64 once for a configuration and shared by its layers; buffers are not
-    saved, and keep their precision when the model is cast. One lane's result never depends on another lane.
+    Its operators are solved in float64 once for a configuration, kept by the functions below for every device, and
+    shared by all layers; nothing that a model goes through can change them. One lane's result never depends on another
+    lane.
     """
 
     def __init__(self, config: MemoryConfig, segment_length: int) -> None:
-        super().__init__()
         self.config, self.segment_length = config, segment_length
         self.basis = GaussianBasis(config.basis, config.widths)
         self.policy = policy(config.contraction)
-        self.paper = not isinstance(config.contraction, str)
+        self.paper = not config.has_policy
         self.dtype = getattr(torch, config.precision)
         self.samples = samples_of(config)
-        for name, value in operators(config, segment_length).items():
-            self.register_buffer(name, value, persistent=False)
+
+    def fields(self, heads: int, channels: int) -> Tree:
+        """What is declared of a `MemoryState`: the zero signal with a uniform histogram begins a document."""
+        per_head = self.config.sticky_heads == "per_head"
+        bins = self.config.bins
+        return Tree({
+            "coefficients": Field((heads, self.config.basis, channels), torch.float32, split=True),
+            "histogram": Field((heads if per_head else 1, bins), torch.float32, split=per_head, reset=1 / bins),
+            "written": Field((), torch.int64)})
 
     def empty(self, lanes: int, heads: int, channels: int,
-              device: torch.device | str | None = None) -> MemoryState:
-        """The zero signal with a uniform histogram: what every lane starts a document with."""
-        groups = heads if self.config.sticky_heads == "per_head" else 1
-        bins = self.config.bins
-        return MemoryState(torch.zeros(lanes, heads, self.config.basis, channels, device=device),
-                           torch.full((lanes, groups, bins), 1 / bins, device=device),
-                           torch.zeros(lanes, dtype=torch.long, device=device))
+              device: torch.device | str = "cpu") -> MemoryState:
+        """The state of lanes that begin a document."""
+        return MemoryState(**fresh(self.fields(heads, channels), lanes, device))
 
     def reset(self, state: MemoryState, where: Tensor) -> MemoryState:
         """Empty the lanes in `where` (bool [b]); the others are unchanged to the bit."""
@@ -83,7 +87,7 @@ class ContinuousMemory(nn.Module):
 
     def _write_paper(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None) -> Tensor:
         """Constant share: old samples and new tokens side by side in one regression."""
-        operator = self._operators_of(x)
+        operator = operators(self.config, x.shape[2], x.device)
         later = torch.matmul(operator["new"].T, x)
         if self.config.sticky == "off":
             later = later + torch.matmul(operator["carry"], old)
@@ -104,8 +108,7 @@ class ContinuousMemory(nn.Module):
 
     def _fitted(self, points: Tensor) -> Tensor:
         """Coefficients [b, h, N, c] of a signal on the grid, [b, h, P, c]."""
-        there, back = grid_tiles(self.config)
-        return tiles.multiply(replace(there, entries=self.grid), replace(back, entries=self.grid_back), points)
+        return tiles.multiply(*grid_tiles(self.config, points.device), points)
 
     def room(self, state: MemoryState, plan: Plan | None = None) -> Tensor:
         """How much room each part of the old signal gets at the next write: float64 [b, g, D], rows sum to 1.
@@ -130,32 +133,14 @@ class ContinuousMemory(nn.Module):
             return sticky.quantiles(density, u)
         return sticky.multinomial(density, u, state.written if seeds is None else seeds, self.samples)
 
-    def _operators_of(self, x: Tensor) -> dict[str, Tensor]:
-        """The buffers, or operators made for a shorter last segment."""
-        if x.shape[2] == self.segment_length:
-            return {name: buffer for name, buffer in self.named_buffers(recurse=False)}
-        return operators(self.config, x.shape[2], x.device)
-
-    def _apply(self, fn, recurse: bool = True):
-        super()._apply(fn, recurse)
-        for name, buffer in list(self.named_buffers(recurse=False)):
-            if buffer.device.type != "meta":  # in the precision of writes, and one for all layers on a device
-                setattr(self, name, operators(self.config, self.segment_length, buffer.device)[name])
-        return self
-
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is cached while a model generates may be needed in training
 def operators(config: MemoryConfig, length: int, device: torch.device = regression.CPU) -> dict[str, Tensor]:
-    """Operators of a memory for segments of `length` tokens, by name, in the precision of writes.
-
-    Solved once for a configuration; its layers on a device share them.
-    """
+    """Operators of a constant contraction for segments of `length` tokens, by name, in the precision of writes."""
     if device != regression.CPU:
         return {name: value.to(device) for name, value in operators(config, length).items()}
     c, dtype = config, getattr(torch, config.precision)
-    if isinstance(c.contraction, str):
-        return {"grid": grid_tiles(c)[0].entries, "grid_back": grid_tiles(c)[1].entries}
     samples = samples_of(c)
     both = regression.later_write(c.basis, c.widths, c.ridge, samples, length, float(c.contraction))
     old = both[:samples]
@@ -168,10 +153,13 @@ def operators(config: MemoryConfig, length: int, device: torch.device = regressi
     return {name: regression.cast(value, dtype) for name, value in out.items()}
 
 
-def grid_tiles(config: MemoryConfig) -> tuple[Tiles, Tiles]:
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def grid_tiles(config: MemoryConfig, device: torch.device = regression.CPU) -> tuple[Tiles, Tiles]:
     """The operator of a policy's fixed grid, [N, M], and its transpose, in the precision of writes."""
-    return tiles.grid_write(config.basis, config.widths, config.ridge, samples_of(config),
-                            getattr(torch, config.precision))
+    there, back = tiles.grid_write(config.basis, config.widths, config.ridge, samples_of(config),
+                                   getattr(torch, config.precision))
+    return replace(there, entries=there.entries.to(device)), replace(back, entries=back.entries.to(device))
 
 
 def samples_of(config: MemoryConfig) -> int:

@@ -14,10 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from infty.memory.basis import gaussian, placement
-
-CPU = torch.device("cpu")
-"""Where operators are solved, also when a model is being made on another default device, such as meta."""
+from infty.memory.basis import CPU, gaussian, placement
 
 
 @lru_cache(maxsize=64)

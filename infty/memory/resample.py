@@ -33,7 +33,7 @@ def grid(basis: GaussianBasis, times: Tensor, weight: Tensor, signal: Tensor, st
     if fixed and band_of(basis.size, basis.each) and signal.dtype == torch.float32 and on_gpu(signal):
         from infty.memory.kernels import grid as kernel
 
-        return kernel.grid(times, weight, signal, start, end, x, basis.widths, basis.each, REACH)
+        return kernel.grid(times, weight, signal, start, end, x, basis.on(x.device)[1], basis.each, REACH)
     return sample(basis, times, weight, signal) + pool(start, end, x, cells)
 
 

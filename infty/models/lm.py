@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
@@ -10,20 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from infty import tree
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.layers.block import Block, Pass, make_norm
 from infty.layers.linear import ColumnParallelLinear, PositionEmbedding, VocabParallelEmbedding, normal
 from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
-from infty.state import PLAIN, LaneState, LayerState
+from infty.tree import Field, Tree, fresh
 
 
 @dataclass(frozen=True)
 class Output:
     """What a forward pass yields beside the loss; nothing here carries a gradient."""
 
-    state: LaneState
+    state: Tree
     """The lanes' state after the window."""
     nll_sum: Tensor | None
     """float32 scalar: weighted sum of the tokens' negative log-likelihoods, without any regulariser."""
@@ -31,8 +32,8 @@ class Output:
     """float32 [b, S, L]: every token's negative log-likelihood."""
     token_correct: Tensor | None
     """bool [b, S, L]: whether the most likely token is the label; without gradients only."""
-    statistics: dict[str, Tensor] | None
-    """Figures of the memories, float32 [layers with a memory] each."""
+    figures: dict[str, Tensor]
+    """Scalars of the memories by `layer.memory.figure`, such as `3.memory.sigma`; empty unless asked for."""
 
 
 def segments_seen(segments: Tensor, reset: Tensor) -> Tensor:
@@ -73,29 +74,20 @@ class InftyLM(nn.Module):
             init = normal("head", config.init_std, rows=config.vocab_size)
             self.head = ColumnParallelLinear(config.hidden_size, config.padded_vocab, init)
 
-    def initial_state(self, lanes: int, device: torch.device | str = "cpu") -> LaneState:
+    def fields(self, dtype: torch.dtype | None = None) -> Tree:
+        """What is declared of a lane's state (infty.tree): `segments` of its document read so far, and `layers`.
+
+        `dtype` is that of the run; left out: of the parameters.
+        """
+        dtype = next(self.parameters()).dtype if dtype is None else dtype
+        return Tree({"segments": Field((), torch.int64),
+                     "layers": {str(i): block.fields(dtype) for i, block in enumerate(self.blocks)}})
+
+    def initial_state(self, lanes: int, device: torch.device | str = "cpu") -> Tree:
         """The state of lanes that have read nothing."""
-        return LaneState(torch.zeros(lanes, dtype=torch.int64, device=device),
-                         tuple(self._initial_layer(i, lanes, device) for i in range(self.config.layers)))
+        return fresh(self.fields(), lanes, device)
 
-    def _initial_layer(self, layer: int, lanes: int, device: torch.device | str) -> LayerState:
-        config, block = self.config, self.blocks[layer]
-        dtype = next(self.parameters()).dtype
-        heads, channels = config.memory_heads() // groups.tensor_size(), config.memory_channels()
-        stm, kv = config.stm_of(layer), config.kv_heads // groups.tensor_size()
-        memory = pending = key = value = compressed = None
-        if block.memory is not None:
-            memory = block.memory.core.empty(lanes, heads, channels, device=device)
-            if stm and config.memory.signal == "hidden":
-                pending = torch.zeros(lanes, heads, stm, channels, dtype=dtype, device=device)
-        if block.compressed is not None:
-            pending, compressed = (torch.zeros(lanes, heads, n, channels, dtype=dtype, device=device) for n in
-                                   (stm, config.compressed_of(layer)))
-        if stm:
-            key, value = (torch.zeros(lanes, kv, stm, config.head_size, dtype=dtype, device=device) for _ in "kv")
-        return LayerState(memory, pending, key, value, compressed)
-
-    def forward(self, tokens: Tensor, reset: Tensor, state: LaneState, labels: Tensor | None = None,
+    def forward(self, tokens: Tensor, reset: Tensor, state: Tree, labels: Tensor | None = None,
                 weights: Tensor | None = None, *, memory_enabled: bool = True,
                 statistics: bool = False) -> tuple[Tensor, Output]:
         """Read one window.
@@ -106,21 +98,21 @@ class InftyLM(nn.Module):
         share of the logits, float32 [b, S, L, V/tp], and the output has no losses.
         """
         b, S, L = tokens.shape
-        how = Pass(segments_seen(state.segments, reset), memory_enabled, statistics)
-        state = _cleared(state, how.seen[:, 0] == 0)
+        how = Pass(segments_seen(state["segments"], reset), memory_enabled, statistics)
+        layers = tree.reset(state, self.fields(), how.seen[:, 0] == 0)["layers"]
         x = self._embed(tokens, how.seen)
-        layers, penalties, figures = [], [], []
-        for block, layer_state in zip(self.blocks, state.layers):
-            x, penalty, (layer_state, figure) = self._run(block, x, layer_state, how)
-            layers.append(layer_state)
+        new = {}
+        penalties = []
+        figures = {}
+        for i, block in enumerate(self.blocks):
+            x, penalty, (new[str(i)], figure) = self._run(block, x, layers[str(i)], how)
             penalties += [] if penalty is None else [penalty]
-            figures += [] if figure is None else [figure]
-        new_state = LaneState(how.seen[:, -1] + 1, tuple(layers))
-        stacked = {k: torch.stack([f[k] for f in figures]) for k in figures[0]} if figures else None
+            figures |= {f"{i}.{key}": value for key, value in figure.items()}
+        new_state = Tree({"segments": how.seen[:, -1] + 1, "layers": new})
         h = self.region.enter(self.norm(x))
         if labels is None:
             logits = self._logits(h).unflatten(0, (S, L)).permute(2, 0, 1, 3)
-            return logits, Output(new_state, None, None, None, stacked)
+            return logits, Output(new_state, None, None, None, figures)
         nll, correct = self._token_losses(h, labels)
         weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
         loss = nll_sum = (nll * weights).sum()
@@ -128,9 +120,9 @@ class InftyLM(nn.Module):
             loss = loss + (sum(penalties) * weights).sum()
         token_nll = nll.detach().view(b, S, L)
         correct = None if correct is None else correct.view(b, S, L)
-        return loss, Output(new_state, nll_sum.detach(), token_nll, correct, stacked)
+        return loss, Output(new_state, nll_sum.detach(), token_nll, correct, figures)
 
-    def _run(self, block: Block, x: Tensor, state: LayerState, how: Pass) -> tuple:
+    def _run(self, block: Block, x: Tensor, state: Tree, how: Pass) -> tuple:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, x, state, how, use_reentrant=False, context_fn=randomness.recompute_context)
         return block(x, state, how)
@@ -180,18 +172,6 @@ def most_likely(logits: Tensor) -> Tensor:
     index = index + groups.tensor_rank() * logits.shape[-1]
     best = collectives.gather(value, -1).argmax(-1, keepdim=True)
     return collectives.gather(index, -1).gather(-1, best).squeeze(-1)
-
-
-def _cleared(state: LaneState, fresh: Tensor) -> LaneState:
-    """Zero the short-term memories of lanes that begin a document: nothing of the old one, not even a NaN, stays.
-
-    The long-term memories are reset by their own layers, segment by segment.
-    """
-    def clear(x: Tensor) -> Tensor:
-        return torch.where(fresh.view(-1, *[1] * (x.dim() - 1)), torch.zeros_like(x), x)
-
-    layers = (replace(l, **{k: clear(x) for k in PLAIN if (x := getattr(l, k)) is not None}) for l in state.layers)
-    return LaneState(state.segments, tuple(layers))
 
 
 def check_divisible(config: ModelConfig, tensor: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -30,6 +32,26 @@ def initialize(tensor: int = 1, timeout: timedelta = timedelta(minutes=30)) -> N
         )
     ps.initialize_model_parallel(tensor_model_parallel_size=tensor,
                                  distributed_timeout_minutes=math.ceil(timeout.total_seconds() / 60))
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Groups of this process alone, for a model that is only counted. Raises UserError inside a tensor-parallel run."""
+    if ps.model_parallel_is_initialized():
+        if tensor_size() > 1:
+            raise UserError("a model cannot be counted inside a tensor-parallel run")
+        yield
+        return
+    started = not dist.is_initialized()
+    if started:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        initialize(tensor=1)
+        yield
+    finally:
+        destroy()
+        if started:
+            dist.destroy_process_group()
 
 
 def destroy() -> None:

@@ -34,12 +34,12 @@ from torch import Tensor
 from infty.data.build import sync_one
 from infty.errors import UserError
 from infty.parallel import groups, randomness
-from infty.state import LaneState, split_over_heads
+from infty.tree import Tree
 from infty_pretrain import canonical
 from infty_pretrain import config as configs
 from infty_pretrain.engine import Engine, shape_of
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, RUN, CONFIG = "manifest.json", "run.json", "config.yaml"
 PARTIAL, DAMAGED = ".partial", ".damaged"
 EPHEMERAL = "ephemeral"
@@ -141,8 +141,9 @@ def _collect(engine: Engine) -> dict[str, dict[str, Tensor]]:
 def _whole_lanes(engine: Engine) -> dict[str, Tensor]:
     """This rank's lanes with the heads of all tensor-parallel ranks, and the lanes' ids."""
     whole = {"id": torch.tensor(list(engine.lanes))}
-    for name, tensor in engine.lane_state().tensors().items():
-        if groups.tensor_size() > 1 and split_over_heads(name, engine.config.model):
+    fields = engine.model.fields().named()
+    for name, tensor in engine.lane_state().named().items():
+        if groups.tensor_size() > 1 and fields[name].split:
             parts = [torch.empty_like(tensor) for _ in range(groups.tensor_size())]
             dist.all_gather(parts, tensor.contiguous(), group=groups.tensor_group())
             tensor = torch.cat(parts, 1)
@@ -332,14 +333,14 @@ def load(engine: Engine, folder: Path, kept_lanes: list[int]) -> Reader:
 
 
 # May differ between a checkpoint and the run that goes on from it: what they change is not what the weights mean.
-_FREE = ("dropout", "init_std", "memory.backprop", "memory.kl_weight", "memory.kl_sigma", "memory.precision",
-         "compressed.reconstruction_weight", "compressed.backprop")
+_FREE = re.compile(r"model\.(dropout|init_std"
+                   r"|(memory|memories\.\w+)\.(backprop|kl_weight|kl_sigma|precision|reconstruction_weight)): ")
 
 
 def _check_model(engine: Engine, reader: Reader) -> None:
     _check_shapes(engine, reader)
     changes = [c for c in configs.differences(configs.load(reader.folder / CONFIG), engine.config)
-               if c.startswith("model.") and not c.removeprefix("model.").startswith(_FREE)]
+               if c.startswith("model.") and not _FREE.match(c)]
     if changes:
         raise UserError(f"{reader.folder} is the checkpoint of another model: {'; '.join(changes)}. Use the config it "
                         f"was made with ({reader.folder / CONFIG}) or another run.folder")
@@ -360,19 +361,20 @@ def _check_shapes(engine: Engine, reader: Reader) -> None:
                         f"({reader.folder / CONFIG}) or another run.folder")
 
 
-def _restored_lanes(engine: Engine, reader: Reader, kept: set[int]) -> LaneState:
+def _restored_lanes(engine: Engine, reader: Reader, kept: set[int]) -> Tree:
     """The states of this rank's lanes: from the checkpoint where it has them, empty otherwise."""
     fresh, saved = engine.lane_state(), reader.lanes()
+    fields = engine.model.fields().named()
     tensors = {}
-    for name, default in fresh.tensors().items():
+    for name, default in fresh.named().items():
         rows = []
         for i, lane in enumerate(engine.lanes):
             if lane in kept and lane in saved:
                 row = saved[lane](name)
-                if split_over_heads(name, engine.config.model):
+                if fields[name].split:
                     row = row.chunk(groups.tensor_size(), 1)[groups.tensor_rank()]
                 rows.append(row.to(default.dtype).to(default.device))
             else:
                 rows.append(default[i:i + 1])
         tensors[name] = torch.cat(rows)
-    return LaneState.from_tensors(fresh, tensors)
+    return fresh.from_named(tensors)

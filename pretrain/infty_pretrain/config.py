@@ -20,6 +20,7 @@ import yaml
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.memory import presets
+from infty.memory_kinds import kind_of
 
 
 @dataclass(frozen=True)
@@ -223,25 +224,45 @@ def from_dict(values: dict[str, Any], source: str = "config") -> Config:
 
     `model.memory.preset` names the memory that the section's other keys change (infty.memory.presets).
     """
-    values = _with_preset(values)
     _check_keys(Config, values, source)
+    return _validated(Config, _floats(_with_memories(values, source)), source)
+
+
+def _validated(kind: type, values: Any, source: str, prefix: str = "") -> Any:
+    """A dataclass from plain values, every type checked. Raises UserError naming the keys."""
     try:
-        return pydantic.TypeAdapter(Config).validate_python(_floats(values))
+        return pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
         lines = []
         for problem in error.errors():
             where = ".".join(str(p) for p in problem["loc"] if not str(p).startswith(("function", "constrained")))
-            lines.append(f"{where}: {problem['msg']} (got {problem['input']!r})")
+            lines.append(f"{prefix}{where}: {problem['msg']} (got {problem['input']!r})")
         raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from error
 
 
-def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
+def _with_memories(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """The values with every memory's section made what its kind says (infty.memory_kinds)."""
     model = values.get("model")
-    memory = model.get("memory") if isinstance(model, dict) else None
-    if not isinstance(memory, dict) or "preset" not in memory:
+    if not isinstance(model, dict):
         return values
-    changes = {key: value for key, value in memory.items() if key != "preset"}
-    return values | {"model": model | {"memory": presets.fields(memory["preset"]) | changes}}
+    made = {}
+    if isinstance(model.get("memory"), dict):
+        made["memory"] = _memory(model["memory"], source, "model.memory")
+    if isinstance(model.get("memories"), dict):
+        made["memories"] = {str(name): _memory(section, source, f"model.memories.{name}")
+                            for name, section in model["memories"].items()}
+    return values | {"model": model | made}
+
+
+def _memory(section: Any, source: str, key: str) -> Any:
+    if not isinstance(section, dict):
+        raise UserError(f"{source}: {key} must be a section, such as {{kind: continuous}}, not {section!r}")
+    if "preset" in section:
+        changes = {name: value for name, value in section.items() if name != "preset"}
+        section = presets.fields(section["preset"]) | changes
+    kind = kind_of(section).section
+    _check_keys(kind, section, f"{source}: {key}")
+    return _validated(kind, _floats(section), source, f"{key}.")
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -364,11 +385,12 @@ def _agreement(config: Config) -> list[tuple[bool, str, str]]:
         (config.evaluation.every is None or config.data.validation is not None, "evaluation.every",
          "needs data.validation"),
     ]
-    memory = config.model.memory
-    if memory is not None and memory.gate:
-        needed = config.model.stm_length // config.model.segment_length + 2
-        checks.append((batch.window_segments >= needed, "batch.window_segments",
-                       f"model.memory.gate is trained only when a window reads what it has written: at least {needed}"))
+    for name, section in config.model.sections().items():
+        if getattr(section, "gate", False):
+            needed = config.model.stm_length // config.model.segment_length + 2
+            checks.append((batch.window_segments >= needed, "batch.window_segments",
+                           f"model.{name}.gate is trained only when a window reads what it has written: at least "
+                           f"{needed}"))
     for name in ("heads", "kv_heads", "ffn_size"):
         value = getattr(config.model, name)
         checks.append((value % parallel.tensor == 0, f"model.{name}",

@@ -14,7 +14,7 @@ from infty.data.lanes import Window
 from infty.models.build import build
 from infty.models.lm import InftyLM, Output
 from infty.parallel import groups, randomness
-from infty.state import LaneState
+from infty.tree import Tree
 from infty_pretrain import quarantine
 from infty_pretrain.config import Config
 from infty_pretrain.spikes import FaultHistory
@@ -31,8 +31,8 @@ class StepResult:
     """Global norm before clipping; not finite in a skipped step."""
     tokens: int
     """Tokens that counted in the window, whether they were learned from or not."""
-    statistics: dict[str, Tensor] | None
-    """Figures of the memories, [layers with a memory] each, mean over data-parallel ranks."""
+    figures: dict[str, float]
+    """Scalars of the memories by `layer.memory.figure`, mean over data-parallel ranks; empty unless asked for."""
     skipped: str | None = None
     """Why weights and optimizer were left as they were: `loss` (it is not finite), `spike` (it is far above recent
     ones), `gradient` (it is not finite); None: the step was taken."""
@@ -122,9 +122,9 @@ class Engine:
         self.states = states
         lanes = () if blind else _ids(quarantined)
         self.faults.record(mean if window.tokens_in_step else math.nan, skipped, len(lanes))
-        return StepResult(mean, norm, window.tokens_in_step, _mean_over_data(out.statistics), skipped, lanes)
+        return StepResult(mean, norm, window.tokens_in_step, _mean_over_data(out.figures), skipped, lanes)
 
-    def _read(self, part: Window, state: LaneState, statistics: bool) -> tuple[Tensor, Output, Tensor, Tensor]:
+    def _read(self, part: Window, state: Tree, statistics: bool) -> tuple[Tensor, Output, Tensor, Tensor]:
         """One micro-batch's forward, and a second one where a lane anywhere has numbers that are not finite.
 
         Returns the loss, the output, the lanes in quarantine (bool [data-parallel ranks, b], on the host) and the
@@ -141,12 +141,12 @@ class Engine:
         randomness.restore(streams)
         mine = bad[groups.data_rank()].to(self.device)
         empty = self.model.initial_state(self.micro_lanes, self.device)
-        loss, out = self._forward(quarantine.reading_nothing(part, mine), quarantine.chosen(mine, empty, state),
+        loss, out = self._forward(quarantine.reading_nothing(part, mine), empty.where(mine, state),
                                   statistics)
-        out = replace(out, state=quarantine.chosen(mine, empty, out.state))
+        out = replace(out, state=empty.where(mine, out.state))
         return loss, out, bad, part.weights[mine].double().sum()
 
-    def _forward(self, part: Window, state: LaneState, statistics: bool) -> tuple[Tensor, Output]:
+    def _forward(self, part: Window, state: Tree, statistics: bool) -> tuple[Tensor, Output]:
         return self.deepspeed(part.tokens, part.reset, state, labels=part.labels, weights=part.weights,
                               statistics=statistics)
 
@@ -178,11 +178,11 @@ class Engine:
         self.deepspeed.set_gradient_accumulation_boundary(None)  # its own count again
         return norm
 
-    def _put_back(self, before: LaneState, after: LaneState, bad: Tensor, blind: bool) -> LaneState:
+    def _put_back(self, before: Tree, after: Tree, bad: Tensor, blind: bool) -> Tree:
         """The states after a skipped step, by the rule of `step`."""
         lanes = quarantine.agree(quarantine.damaged(after))
         lanes = (lanes | bad if blind else lanes)[groups.data_rank()].to(self.device)
-        return quarantine.chosen(lanes, before, after)
+        return before.where(lanes, after)
 
     def _plain_norm(self) -> float:
         """Global gradient norm where DeepSpeed reports none (stage 0), over tensor-parallel ranks."""
@@ -199,12 +199,12 @@ class Engine:
         dist.all_reduce(split, group=groups.tensor_group())
         return (split + whole).sqrt().item()
 
-    def lane_state(self) -> LaneState:
+    def lane_state(self) -> Tree:
         """The state of all this rank's lanes, in order of lane id."""
-        tensors = [s.tensors() for s in self.states]
-        return LaneState.from_tensors(self.states[0], {k: torch.cat([t[k] for t in tensors]) for k in tensors[0]})
+        first, *others = self.states
+        return first.zip(lambda *parts: torch.cat(parts), *others)
 
-    def set_lane_state(self, state: LaneState) -> None:
+    def set_lane_state(self, state: Tree) -> None:
         """The inverse of `lane_state`."""
         n = self.micro_lanes
         self.states = [state.map(lambda x, i=i: x[i * n:(i + 1) * n].to(self.device)) for i in
@@ -222,7 +222,7 @@ def _parameter_groups(model: InftyLM, config: Config) -> list[dict]:
     rates = {True: config.optimizer.lr if given is None else given, False: config.optimizer.lr}
     buckets: dict[tuple[bool, bool], list] = {}
     for name, p in model.named_parameters():
-        buckets.setdefault((".memory." in name, len(shape_of(p)) >= 2), []).append(p)
+        buckets.setdefault((".memories." in name, len(shape_of(p)) >= 2), []).append(p)
     decay = {True: config.optimizer.weight_decay, False: 0.0}
     return [{"params": parameters, "lr": rates[memory], "weight_decay": decay[matrix]}
             for (memory, matrix), parameters in sorted(buckets.items())]
@@ -233,10 +233,9 @@ def _ids(lanes: list[Tensor]) -> tuple[int, ...]:
     return tuple(torch.cat(lanes, 1).flatten().nonzero().flatten().tolist())
 
 
-def _mean_over_data(figures: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-    if figures is None:
-        return None
-    for value in figures.values():
-        dist.all_reduce(value, group=groups.data_group())
-        value /= groups.data_size()
-    return {k: v.cpu() for k, v in figures.items()}
+def _mean_over_data(figures: dict[str, Tensor]) -> dict[str, float]:
+    if not figures:
+        return {}
+    values = torch.stack([figure.double() for figure in figures.values()])
+    dist.all_reduce(values, group=groups.data_group())
+    return dict(zip(figures, (values / groups.data_size()).tolist()))

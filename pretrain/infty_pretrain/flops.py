@@ -8,74 +8,37 @@ import time
 import torch
 
 from infty.config import ModelConfig
-from infty.memory.config import MemoryConfig
-from infty.memory.densities import gibbs_points
-from infty.memory.memory import grid_tiles, samples_of
-from infty.memory.resample import band_of, touched
+from infty.layers.memories.base import Costs, Layout
+from infty.memory_kinds import kind_of
 
 # Dense bf16 peaks in TFLOP/s, by a part of the name that torch reports (manufacturers' data sheets).
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "B200": 2250, "A100": 312, "L40": 181, "A10": 125, "V100": 125, "4090": 165}
 
 
-def forward_per_token(config: ModelConfig) -> dict[str, float]:
-    """Operations of one token's forward pass, by part; a multiply-add counts as two.
+ONE = Layout(tensor=1, lanes=1, segments=1, width=4, device="cpu")
+"""One process: operations a token depend on nothing of a layout."""
 
-    The memory's write and read of a segment are divided by the segment's tokens.
-    """
+
+def forward_per_token(config: ModelConfig) -> dict[str, float]:
+    """Operations of one token's forward pass, by part; a multiply-add counts as two."""
     e, d, L = config.hidden_size, config.head_size, config.segment_length
     H, K, layers = config.heads, config.kv_heads, config.layers
-    parts = {"projections": layers * 2.0 * e * d * (2 * H + 2 * K),
-             "attention": sum(4.0 * H * d * (config.stm_of(i) + L / 2) for i in range(layers)),
+    parts = {"projections": layers * 2.0 * e * d * (2 * H + 2 * K), "attention": 0.0,
              "mlp": layers * 2.0 * e * config.ffn_size * (3 if config.activation == "swiglu" else 2),
              "head": 2.0 * e * config.vocab_size, "memory": 0.0}
     for i in range(layers):
-        if config.has_memory(i):
-            parts["memory"] += sum(memory_layer_per_token(config, config.memory_of(i)).values())
-        if config.compressed_of(i):
-            parts["memory"] += compressed_layer_per_token(config, i)
+        costs = memory_costs(config, i, ONE)
+        parts["attention"] += 4.0 * H * d * (config.stm_of(i) + L / 2)
         if config.positions == "relative":  # scores by distance, and the projection of the distances once a window
-            parts["attention"] += 2.0 * H * d * (config.stm_of(i) + config.compressed_of(i) + L)
+            parts["attention"] += 2.0 * H * d * (config.stm_of(i) + L + sum(c.extra_keys for c in costs))
+        parts["memory"] += sum(c.operations for c in costs)
     return parts
 
 
-def compressed_layer_per_token(config: ModelConfig, layer: int) -> float:
-    """One layer's compressed memory: the convolution and the projections, both for the loss, too; attention to the
-    memories; the two reads of the reconstruction loss."""
-    e, d, H, K, L = config.hidden_size, config.head_size, config.heads, config.kv_heads, config.segment_length
-    n, ratio = config.compressed_of(layer), config.compressed.ratio
-    convolutions = 2 * 2.0 * e * e
-    projections = 2.0 * e * d * (H + 2 * K) * (2 / ratio + n / L)
-    return convolutions + projections + 4.0 * H * d * (n + L + L / ratio)
-
-
-def memory_layer_per_token(config: ModelConfig, memory: MemoryConfig) -> dict[str, float]:
-    """One layer's long-term memory: `projections` of what is read and, with `signal: hidden`, of what is stored;
-    `reads`, products in the run's precision; the `densities` of these reads, and `writes`, both in float32."""
-    e, d, L = config.hidden_size, config.head_size, config.segment_length
-    N, H = memory.basis, config.heads
-    parts = {"projections": 2.0 * e * H * d, "reads": 2.0 * N * d * H, "densities": (10.0 * N + 4.0 * d) * H}
-    if memory.density == "gibbs":  # keys and values on a grid, attention to it; scores once more for the histogram
-        cells = gibbs_points(N, memory.bins)
-        parts["reads"] = (4.0 + 2.0 * (memory.sticky != "off")) * cells * d * (H + N * config.kv_heads / L)
-        parts["densities"] = 4.0 * d * H
-    parts["writes"] = 2.0 * config.memory_heads() * config.memory_channels() * write_per_channel(memory, L) / L
-    if memory.signal == "hidden":
-        parts["projections"] += 2.0 * N * e * config.kv_heads * d / L
-    if memory.gate:
-        parts["projections"] += 2.0 * 3 * e * e
-    return parts
-
-
-def write_per_channel(memory: MemoryConfig, tokens: int) -> float:
-    """Multiplications that a write of `tokens` tokens makes for each channel: samples of the old signal, the new tokens
-    put in their cells, the regression."""
-    N, samples = memory.basis, samples_of(memory)
-    band = None if memory.contraction == "learned" else band_of(N, memory.widths)
-    sampling = samples * (band or N)
-    if not isinstance(memory.contraction, str):
-        return N * (N + tokens) if memory.sticky == "off" else sampling + N * (samples + tokens)
-    pooling = tokens * (samples if memory.contraction == "learned" else touched(samples, tokens))
-    return sampling + pooling + grid_tiles(memory)[0].operations
+def memory_costs(config: ModelConfig, layer: int, layout: Layout) -> list[Costs]:
+    """What each memory of a layer says of itself."""
+    return [kind_of(section).memory().costs(config, layer, section, layout)
+            for section in config.memories_of(layer).values()]
 
 
 def training_per_token(config: ModelConfig) -> float:

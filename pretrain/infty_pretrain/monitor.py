@@ -7,7 +7,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +108,9 @@ class Monitor:
         for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu"):
             if row.get(name) is not None:
                 self.writer.add_scalar(f"train/{name}", row[name], step)
-        for name, values in (result.statistics or {}).items():
-            for layer, value in zip(self._memory_layers(), values.tolist()):
-                self.writer.add_scalar(f"memory_{name}/layer_{layer:02d}", value, step)
-
-    def _memory_layers(self) -> Iterable[int]:
-        return [i for i in range(self.config.model.layers) if self.config.model.has_memory(i)]
+        for name, value in result.figures.items():
+            layer, memory, figure = name.split(".")
+            self.writer.add_scalar(f"{memory}_{figure}/layer_{int(layer):02d}", value, step)
 
     def evaluation(self, step: int, figures: dict[str, dict[str, float]]) -> None:
         """Record what an evaluation found."""

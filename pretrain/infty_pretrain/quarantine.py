@@ -19,7 +19,7 @@ from torch import Tensor
 from infty.data.lanes import Window
 from infty.models.lm import Output
 from infty.parallel import groups
-from infty.state import LaneState
+from infty.tree import Tree
 
 
 def faulty(out: Output) -> Tensor:
@@ -30,10 +30,10 @@ def faulty(out: Output) -> Tensor:
     return ~_finite(out.token_nll) | damaged(out.state)
 
 
-def damaged(state: LaneState) -> Tensor:
+def damaged(state: Tree) -> Tensor:
     """bool [b]: lanes with a number in this rank's part of their state that is not finite."""
-    finite = [_finite(x) for x in state.tensors().values() if x.is_floating_point()]
-    return ~torch.stack(finite).all(0) if finite else torch.zeros_like(state.segments, dtype=torch.bool)
+    finite = [_finite(x) for x in state.named().values() if x.is_floating_point()]
+    return ~torch.stack(finite).all(0) if finite else torch.zeros_like(state["segments"], dtype=torch.bool)
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -61,9 +61,3 @@ def reading_nothing(window: Window, lanes: Tensor) -> Window:
                    weights=window.weights.masked_fill(token, 0), reset=window.reset | segment,
                    document=window.document.masked_fill(segment, -1))
 
-
-def chosen(lanes: Tensor, yes: LaneState, no: LaneState) -> LaneState:
-    """`yes` in the lanes of `lanes` (bool [b]), `no` in the others, to the bit."""
-    other = no.tensors()
-    return LaneState.from_tensors(no, {
-        name: torch.where(lanes.view(-1, *[1] * (x.dim() - 1)), x, other[name]) for name, x in yes.tensors().items()})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from infty.data.lanes import Window
-from infty.state import LaneState
+from infty.tree import Tree
 
 
 def training_bytes(config, lanes_window: dict) -> dict[str, int]:
@@ -51,7 +51,7 @@ def lane_states_bytes(config, lanes_window: dict) -> int:
     def update(last: bool) -> float:
         if last:
             new = [s for s in _lane_states() if not any(s is o for o in others)]
-            found.append(_bytes((t for s in new for t in s.tensors().values()), set()))
+            found.append(_bytes((t for s in new for t in s.named().values()), set()))
         return plain(last)
 
     engine._update = update
@@ -66,9 +66,10 @@ def _window(lanes_window: dict, lanes: range) -> Window:
                   tokens_in_step=int(lanes_window["weights"].sum()))
 
 
-def _lane_states() -> list[LaneState]:
+def _lane_states() -> list[Tree]:
     gc.collect()
-    return [x for x in gc.get_objects() if isinstance(x, LaneState)]
+    return [x for x in gc.get_objects() if isinstance(x, Tree) and "segments" in x and "layers" in x
+            and isinstance(x["segments"], Tensor)]
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -94,20 +95,18 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 def _by_kind(engine, before: set[int]) -> dict[str, int]:
     ds, seen = engine.deepspeed, set()
     optimizer = ds.optimizer
-    lanes = _bytes((t for s in engine.states for t in s.tensors().values()), seen)
+    lanes = _bytes((t for s in engine.states for t in s.named().values()), seen)
     moments = _bytes((v for s in getattr(optimizer, "optimizer", optimizer).state.values() for v in s.values()
                       if isinstance(v, Tensor)), seen)
     masters = _bytes(getattr(optimizer, "single_partition_of_fp32_groups", [])
                      or getattr(optimizer, "fp32_partitioned_groups_flat", []), seen)
     parameters = list(engine.model.parameters())
     weights = _bytes((t for p in parameters for t in (p.data, getattr(p, "ds_tensor", None)) if t is not None), seen)
-    operators = _bytes(engine.model.buffers(), seen)
     bucket = {t.untyped_storage().data_ptr() for b in getattr(optimizer, "ipg_buckets", {}).values()
               for t in _tensors(b)}
     gradients = _bytes((t for t in _alive() if t.numel() > 1000 and t.is_floating_point()
                         and t.untyped_storage().data_ptr() not in bucket | before), seen)
-    return {"weights": weights, "masters": masters, "moments": moments, "gradients": gradients, "lanes": lanes,
-            "operators": operators}
+    return {"weights": weights, "masters": masters, "moments": moments, "gradients": gradients, "lanes": lanes}
 
 
 def _tensors(bucket: object) -> list[Tensor]:

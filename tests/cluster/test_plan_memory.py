@@ -10,11 +10,11 @@ from small import VARIANTS
 
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
+from infty.memory.sections import CompressiveConfig
 from infty_pretrain import config as configs
 from infty_tools import plan_activations, plan_gpus, plan_memory, plan_search, processes
 from infty_tools.layout_training import window
-from infty_tools.plan_memory import Layout
-from infty_tools.plan_parameters import parameters
+from infty_tools.plan_memory import Layout, parameters
 
 MODEL = ModelConfig(vocab_size=2000, hidden_size=384, layers=2, heads=6, segment_length=64, stm_length=64,
                     memory=MemoryConfig(basis=64))
@@ -50,14 +50,13 @@ def _measure(tensor: int) -> tuple[list[dict[str, int]], list[int], list[int]]:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("tensor", LAYOUTS)
 def test_two_processes(tensor):
-    """Weights, masters, moments, gradients, lanes and operators of a rank; the lanes' states that are alive at once,
+    """Weights, masters, moments, gradients and lanes of a rank; the lanes' states that are alive at once,
     with and without accumulation; activations under tensor parallelism."""
     ranks = processes.run(2, _measure, tensor, tensor=tensor)
     for i, (stage, precision) in enumerate(LAYOUTS[tensor]):
         layout = _layout(stage, precision, tensor)
         planned = plan_memory.model_states(MODEL, layout)
         planned["lanes"] = layout.micro_lanes * plan_memory.lane_bytes(MODEL, layout.width, tensor)
-        planned["operators"] = plan_memory.operators(MODEL)
         found = {kind: max(states[i][kind] for states, _, _ in ranks) for kind in planned}
         if stage in (1, 2):  # DeepSpeed holds on to at most one whole gradient, which counts as working memory
             largest = max(p.local(tensor) for p in parameters(MODEL)) * layout.width
@@ -94,8 +93,9 @@ def test_activations(name, precision, single_process):
                          memory=MemoryConfig(basis=256))
     if name in VARIANTS:  # wide enough for a model's own tensors to outweigh bookkeeping
         given = VARIANTS[name]
+        longer = {"memory": replace(given.memory, length=48)} if isinstance(given.memory, CompressiveConfig) else {}
         config = replace(given, hidden_size=96, segment_length=32, stm_length=32 if given.stm_length else 0,
-                         ffn_size=None, compressed=given.compressed and replace(given.compressed, length=48))
+                         ffn_size=None, **longer)
     planned = plan_activations.activations(config, Layout(1, 1, 1, False, False, 2, 1, 4, precision), "cpu")
     assert planned == pytest.approx(_activations(config, precision=precision), rel=TOLERANCE)
 

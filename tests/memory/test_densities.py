@@ -37,7 +37,7 @@ def integrated(family, mu, sigma, basis):
     """Integral of density times basis function, over where the function lives, on both sides of every kink."""
     out = []
     a = (1.5 * sigma**2) ** (1 / 3)
-    for m, s in zip(basis.centers.double().tolist(), basis.widths.double().tolist()):
+    for m, s in zip(*(x.double().tolist() for x in basis.on(torch.device("cpu")))):
         low, high = m - 10 * s, m + 10 * s
         kinks = [mu - a, mu + a] if family is Sparsemax else [0.0, 1.0]
         cuts = [low, *sorted(k for k in kinks if low < k < high), high]

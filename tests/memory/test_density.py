@@ -33,7 +33,7 @@ def test_expectation_is_the_integral():
     for mu, sigma in ((0.3, 0.1), (0.99, 0.02), (0.5, 2.0)):
         r = density.expectation(torch.tensor([mu], dtype=F64), torch.tensor([sigma**2], dtype=F64), basis)[0]
         for j in (0, 7, 31):
-            m, s = float(basis.centers[j]), float(basis.widths[j])
+            m, s = (float(x[j]) for x in basis.on(torch.device("cpu")))
 
             def product(t, m=m, s=s, mu=mu, sigma=sigma):
                 gaussian = torch.exp(-0.5 * ((t - m) / s) ** 2) / (s * math.sqrt(2 * math.pi))

@@ -15,7 +15,7 @@ from infty.memory import ContinuousMemory, MemoryConfig, density, resample
 from infty.memory.basis import GaussianBasis
 from infty.memory.kernels import fused, grid, histogram
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize(("tokens", "size", "d"), [(64, 64, 16), (37, 100, 8), (130, 72, 24)])
@@ -23,13 +23,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fused_read_is_the_plain_read(tokens, size, d, widths, dtype):
     g = torch.Generator().manual_seed(0)
-    basis = GaussianBasis(size, widths).to(DEVICE)
+    basis = GaussianBasis(size, widths)
     mu, variance = torch.rand(2, 3, tokens, generator=g), 10 ** (-5 * torch.rand(2, 3, tokens, generator=g))
     values = torch.randn(2, 3, size, d, generator=g).to(dtype)
     ours = [x.to(DEVICE).requires_grad_() for x in (mu, variance, values)]
     exact = [x.detach().double().cpu().requires_grad_() for x in ours]
-    z = fused.read(*ours, basis.centers, basis.widths)
-    expected = density.read_plain(*exact, basis.cpu())
+    z = fused.read(*ours, *basis.on(DEVICE))
+    expected = density.read_plain(*exact, basis)
     into = torch.randn(z.shape, generator=g)
     got = torch.autograd.grad((z * into.to(DEVICE)).sum(), ours)
     wanted = torch.autograd.grad((expected * into.double()).sum(), exact)
@@ -48,7 +48,7 @@ PLACES = {  # what a lane's old signal keeps, and where its new tokens end
     (128, (0.75 / 128,), 256, 100, 8, 1), (256, (0.001, 0.002), 300, 64, 24, 3), (96, (0.75 / 96,), 120, 1, 150, 1)])
 def test_the_grid_of_a_write_is_the_plain_one(size, widths, cells, tokens, channels, groups):
     g = torch.Generator().manual_seed(0)
-    basis = GaussianBasis(size, widths).to(DEVICE)
+    basis = GaussianBasis(size, widths)
     keep, end = torch.tensor(list(PLACES.values()), dtype=torch.float64, device=DEVICE).unbind(1)
     weight, u = resample.old_cells(keep, cells)
     weight[1] *= torch.rand(cells, generator=g).to(DEVICE)
@@ -56,7 +56,7 @@ def test_the_grid_of_a_write_is_the_plain_one(size, widths, cells, tokens, chann
     shape = (len(PLACES), 3)
     ours = [torch.randn(*shape, n, channels, generator=g).to(DEVICE).requires_grad_() for n in (size, tokens)]
     exact = [x.detach().double().requires_grad_() for x in ours]
-    got = grid.grid(times, weight, ours[0], keep, end, ours[1], basis.widths, basis.each, resample.REACH)
+    got = grid.grid(times, weight, ours[0], keep, end, ours[1], basis.on(DEVICE)[1], basis.each, resample.REACH)
     psi = basis.evaluate(times, torch.float64) * weight[:, None, :, None]
     expected = resample.heads_apart(psi, exact[0]) + resample.heads_apart(
         resample.coverage(keep, end, tokens, cells)[:, None], exact[1])
@@ -84,7 +84,7 @@ def test_a_memory_does_on_a_gpu_what_it_does_on_a_cpu(contraction, monkeypatch):
 
     def document(device: str) -> list[torch.Tensor]:
         g = torch.Generator().manual_seed(0)
-        core = ContinuousMemory(MemoryConfig(basis=96, contraction=contraction, bins=16), 40).to(device)
+        core = ContinuousMemory(MemoryConfig(basis=96, contraction=contraction, bins=16), 40)
         state, everything = core.empty(2, 2, 16, device), []
         tokens = [torch.randn(2, 2, n, 16, generator=g).to(device).requires_grad_() for n in (40, 40, 40, 7)]
         for i, x in enumerate(tokens):

@@ -9,9 +9,12 @@ import torch
 from reference import Paper
 
 from infty.config import ModelConfig
-from infty.layers.memory import LongTermMemory
+from infty.layers.memories.base import Inputs
+from infty.layers.memories.continuous import Continuous
 from infty.memory import ContinuousMemory, density, sticky
 from infty.memory.presets import PRESETS, preset
+from infty.parallel.region import Region
+from infty.tree import fresh
 
 HEADS, SIZE, TOKENS = 3, 16, 40
 
@@ -121,8 +124,11 @@ def test_the_layer_is_the_papers(name, sticky, delay, backprop, tolerance):
     seen = torch.tensor([list(range(S)), [*range(4), *range(4)]])
     h = tokens(2, S * L).requires_grad_()
     q = torch.randn(2, HEADS, 1, S * L, SIZE)
-    stream = torch.cat([torch.zeros(2, HEADS, delay * L, SIZE), layer.content(h.transpose(0, 1))], 2)
-    context, divergence, _, _ = layer(q, stream, seen, layer.core.empty(2, HEADS, SIZE))
+    x = h.transpose(0, 1)
+    nothing = torch.zeros(2, HEADS, delay * L + S * L, 0)
+    reading = layer(Inputs(q, nothing, nothing, x, x, seen, None, Region(), True, False),
+                    fresh(layer.fields(torch.float32), 2))
+    context, divergence = reading.update, reading.penalty
     into = torch.randn(2, S * L, e)
     (context.transpose(0, 1) * into).sum().add(divergence.sum()).backward()
     ours = {"gate": layer.gate.weight.grad, "gate_bias": layer.gate.bias.grad, "key": layer.key.weight.grad,
@@ -156,10 +162,11 @@ def a_layer(config, segment, delay):
                                                 .requires_grad_()}
     model = ModelConfig(vocab_size=8, hidden_size=HEADS * SIZE, heads=HEADS, layers=1, segment_length=segment,
                         stm_length=delay * segment, memory=config)
-    layer = LongTermMemory(model, 0)
+    layer = Continuous(model, 0, "memory")
     given = {layer.key.weight: w["key"], layer.value.weight: w["value"], layer.gate.bias: w["gate_bias"],
              layer.gate.weight: w["gate"].transpose(1, 2).flatten(1),  # the token before, the token, the token after
-             layer.maps.weight_mu: w["mu"][None], layer.maps.weight_sigma: w["sigma"][None]}
+             layer.maps.weight_mu: w["mu"][None], layer.maps.weight_sigma: w["sigma"][None],
+             layer.out.weight: torch.eye(HEADS * SIZE)}  # so that what is read is seen as it is
     with torch.no_grad():
         for parameter, value in given.items():
             parameter.copy_(value)

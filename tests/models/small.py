@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from infty.config import CompressedConfig, ModelConfig
+from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
+from infty.memory.sections import CompressiveConfig
 
 LLAMA = ModelConfig(
     family="llama", vocab_size=61, hidden_size=32, layers=2, heads=4, kv_heads=2, segment_length=8, stm_length=8,
@@ -31,12 +32,12 @@ VARIANTS = {
     "no memory": replace(LLAMA, memory=None),
     "relative": replace(LLAMA, positions="relative"),
     "transformer-xl": replace(GPT2, positions="relative", stm_length=16, memory=None),
-    "compressive": replace(LLAMA, positions="relative", memory=None, compressed=CompressedConfig(length=6, ratio=4)),
+    "compressive": replace(LLAMA, positions="relative", memory=CompressiveConfig(length=6, ratio=4)),
     "learned": replace(LLAMA, memory=replace(LLAMA.memory, contraction="learned", overrides={
         1: {"basis": 8, "widths": (0.1,), "sticky": "off"}})),
     "unlike layers": replace(GPT2, memory=replace(GPT2.memory, overrides={
         0: {"basis": 24, "widths": (0.05, 0.1, 0.2), "contraction": 0.75}, 1: {"contraction": "doubling", "bins": 8}})),
     "compressive as published": replace(
-        GPT2, positions="relative", stm_length=16, memory=None,
-        compressed=CompressedConfig(length=8, ratio=2, backprop=False, reconstruction_weight=0.5)),
+        GPT2, positions="relative", stm_length=16,
+        memory=CompressiveConfig(length=8, ratio=2, backprop=False, reconstruction_weight=0.5)),
 }

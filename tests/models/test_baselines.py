@@ -11,9 +11,11 @@ from small import VARIANTS
 from test_lm import build, logits
 from torch import Tensor
 
-from infty.config import CompressedConfig, ModelConfig
+from infty.config import ModelConfig
 from infty.errors import UserError
-from infty.layers.attention import Compressed
+from infty.layers.memories.base import Inputs
+from infty.memory.sections import CompressiveConfig
+from infty.tree import Tree
 from infty_tools.layout_training import window
 
 pytestmark = pytest.mark.usefixtures("single_process")
@@ -71,7 +73,7 @@ def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_bef
     """Memories, what is read of them, and the attention-reconstruction loss, from hidden states of a window."""
     config = VARIANTS[name]
     block = build(config).blocks[1]
-    L, stm, n, c, e = (config.segment_length, config.stm_length, config.compressed.length, config.compressed.ratio,
+    L, stm, n, c, e = (config.segment_length, config.stm_length, config.memory.length, config.memory.ratio,
                        config.hidden_size)
     g = torch.Generator().manual_seed(4)
     S, H, d, K = 3, config.heads, config.head_size, config.kv_heads
@@ -80,12 +82,15 @@ def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_bef
     seen = torch.arange(read_before, read_before + S)[None]
     q, keys, values = block.attention.project(hidden)
     q = q[:, :, :, stm:]
-    stream = block.compressed.content(hidden)
-    (ck, cv), loss, kept = block.compressed(block.attention, q, keys, values, stream, seen, old)
+    memory = block.memories["memory"]
+    inputs = Inputs(q, keys, values, hidden[stm:], hidden[stm:], seen, block.attention, block.region, True, False)
+    reading = memory(inputs, Tree({"compressed": old, "pending": memory.content(hidden[:stm])}))
+    loss = reading.penalty
+    kept = reading.state["compressed"]
 
     # The memories: a 1-d convolution over tokens with kernel and stride c, as torch's own.
-    weight = block.compressed.convolution.weight.double().view(e, c, e).permute(0, 2, 1)
-    bias = block.compressed.convolution.bias.double()
+    weight = memory.convolution.weight.double().view(e, c, e).permute(0, 2, 1)
+    bias = memory.convolution.bias.double()
     new = torch.nn.functional.conv1d(hidden[:S * L, 0].double().t()[None], weight, bias, stride=c)[0].t()
     memories = torch.cat([old[0].double().transpose(0, 1).flatten(1), new])  # [n + S*L/c, e]
     valid = min(max(read_before + S - stm // L, 0) * L // c, n)
@@ -94,8 +99,7 @@ def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_bef
     torch.testing.assert_close(kept[0].double().transpose(0, 1).flatten(1), expected, rtol=1e-5, atol=1e-5)
 
     # What segment 2's tokens read: [its compressed memories | short-term memory | segment].
-    compressed = Compressed(ck, cv, block.compressed.visible(seen), n, L // c)
-    got = block.attention(q, keys, values, seen, compressed).double().view(-1, H, d)
+    got = block.attention(q, keys, values, seen, [reading.attended]).double().view(-1, H, d)
     relative, group = block.attention.relative, H // K
     W_R = relative.project.weight.double().view(H, d, -1)
     u, v = relative.bias_content.double(), relative.bias_position.double()
@@ -127,15 +131,15 @@ def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_bef
                  for x in (leaving, small)]
         errors.append((reads[0] - reads[1]).square().mean())
     leaves = read_before + 1 >= stm // L
-    expected = config.compressed.reconstruction_weight * torch.stack(errors).mean() if leaves else 0.0
+    expected = config.memory.reconstruction_weight * torch.stack(errors).mean() if leaves else 0.0
     assert loss[0, 2 * L - 1].item() == pytest.approx(float(torch.as_tensor(expected)), rel=1e-4, abs=1e-9)
 
 
 def test_the_reconstruction_loss_trains_the_compression_alone():
     """Section 3.2: its gradient stops before everything that the compression is made from or compared with."""
     model, batch = build(VARIANTS["compressive"]), window(VARIANTS["compressive"], lanes=2, segments=4, resets=0.0)
-    weighted = build(replace(VARIANTS["compressive"], compressed=replace(
-        VARIANTS["compressive"].compressed, reconstruction_weight=50.0)))
+    weighted = build(replace(VARIANTS["compressive"], memory=replace(
+        VARIANTS["compressive"].memory, reconstruction_weight=50.0)))
     gradients = []
     for m in (model, weighted):
         logits(m, batch, labels=batch["labels"])[0].backward()
@@ -147,7 +151,7 @@ def test_the_reconstruction_loss_trains_the_compression_alone():
 
 @pytest.mark.parametrize("backprop", [True, False])
 def test_the_main_loss_reaches_the_compression_only_with_backprop(backprop):
-    config = replace(VARIANTS["compressive"], compressed=CompressedConfig(
+    config = replace(VARIANTS["compressive"], memory=CompressiveConfig(
         length=6, ratio=4, backprop=backprop, reconstruction_weight=1e-12))
     model, batch = build(config), window(config, lanes=2, segments=4, resets=0.0)
     logits(model, batch, labels=batch["labels"])[0].backward()
@@ -168,10 +172,9 @@ def test_compressed_memories_reach_beyond_the_local_attention():
 
 
 @pytest.mark.parametrize("change, key", [
-    ({"positions": "rotary"}, "model.compressed: needs positions"), ({"stm_length": 0}, "stm_length > 0"),
-    ({"compressed": CompressedConfig(length=6, ratio=3)}, "model.compressed.ratio: 3 does not divide"),
-    ({"compressed": CompressedConfig(length=7, ratio=4)}, "model.compressed.length: 7 is not a multiple of 2"),
-    ({"memory": VARIANTS["llama"].memory}, "another long memory"),
+    ({"positions": "rotary"}, "compressive needs positions"), ({"stm_length": 0}, "stm_length > 0"),
+    ({"memory": CompressiveConfig(length=6, ratio=3)}, "model.memory.ratio: 3 does not divide"),
+    ({"memory": CompressiveConfig(length=7, ratio=4)}, "model.memory.length: 7 is not a multiple of 2"),
 ])
 def test_a_compressed_memory_that_cannot_work_names_the_key(change, key):
     with pytest.raises(UserError, match=key):
@@ -183,4 +186,4 @@ def test_a_compressed_memory_that_cannot_work_names_the_key(change, key):
     ({"reconstruction_weight": 0.0, "backprop": False}, "nothing trains the compression")])
 def test_compression_values_that_cannot_work_name_the_key(values, key):
     with pytest.raises(UserError, match=key):
-        CompressedConfig(**values)
+        CompressiveConfig(**values)

@@ -102,7 +102,7 @@ M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 def growth(partition: bool) -> list[int]:
     """Bytes of a model's parameters, and by how much making it lets this process's memory grow at the most."""
     from infty.models.build import build
-    from infty_tools.plan_parameters import total
+    from infty_tools.plan_memory import total
 
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed is given back, and no hole that stays is counted
     before = psutil.Process().memory_info().rss  # of a process that was forked after all imports

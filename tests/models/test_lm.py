@@ -13,6 +13,7 @@ from small import GPT2, LLAMA, VARIANTS
 
 from infty.config import ModelConfig
 from infty.errors import UserError
+from infty.memory.sections import CompressiveConfig
 from infty.models.lm import InftyLM, check_divisible
 from infty_tools.layout_training import window
 
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.usefixtures("single_process")
 def build(config: ModelConfig, seed: int = 1, **options) -> InftyLM:
     torch.manual_seed(seed)
     model = InftyLM(config, **options)
-    if config.memory is not None and config.memory.output_gate:  # starts at zero: the memory would not show
+    if getattr(config.memory, "output_gate", False):  # starts at zero: the memory would not show
         for block in model.blocks:
-            torch.nn.init.normal_(block.memory.output_gate, std=0.3)
+            torch.nn.init.normal_(block.memories["memory"].output_gate, std=0.3)
     return model
 
 
@@ -42,7 +43,7 @@ def one_by_one(model: InftyLM, batch: dict) -> tuple[dict, dict]:
         for s in range(segments):
             part, step = logits(model, {k: v[:, s:s + 1] for k, v in batch.items()}, state)
             state, parts = step.state, [*parts, part]
-    return out.state.tensors() | {"logits": whole}, state.tensors() | {"logits": torch.cat(parts, 1)}
+    return out.state.named() | {"logits": whole}, state.named() | {"logits": torch.cat(parts, 1)}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -110,7 +111,7 @@ def test_a_new_memory_reads_inside_itself(name):
         VARIANTS[name].memory, maps="per_head", map_bias=True, sigma_clamp=False))
     with torch.no_grad():
         _, out = logits(build(config), window(config, lanes=2, segments=6, resets=0.0), statistics=True)
-    assert (out.statistics["outside"] < 0.1).all()
+    assert all(value < 0.1 for name, value in out.figures.items() if name.endswith(".outside"))
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
@@ -153,8 +154,8 @@ def test_a_reset_touches_its_own_lane_only(name):
         (plain, out), (other, changed) = logits(model, batch), logits(model, reset)
     for lane in (0, 2):
         assert torch.equal(plain[lane], other[lane])
-        for name, tensor in out.state.tensors().items():
-            assert torch.equal(tensor[lane], changed.state.tensors()[name][lane]), name
+        for name, tensor in out.state.named().items():
+            assert torch.equal(tensor[lane], changed.state.named()[name][lane]), name
     assert torch.equal(plain[1, :2], other[1, :2]) and not torch.equal(plain[1, 2:], other[1, 2:])
 
 
@@ -174,11 +175,11 @@ def test_a_reset_lane_reads_as_a_new_one_even_after_nan(name):
 def test_state_carries_no_gradient_and_is_not_changed_in_place():
     model, batch = build(LLAMA), window(LLAMA, lanes=2, segments=3)
     state = model.initial_state(2)
-    copies = {k: v.clone() for k, v in state.tensors().items()}
+    copies = {k: v.clone() for k, v in state.named().items()}
     loss, out = logits(model, batch, state, labels=batch["labels"])
     loss.backward()
-    assert all(not t.requires_grad for t in out.state.tensors().values())
-    assert all(torch.equal(copies[k], v) for k, v in state.tensors().items())
+    assert all(not t.requires_grad for t in out.state.named().values())
+    assert all(torch.equal(copies[k], v) for k, v in state.named().items())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -199,7 +200,8 @@ def test_the_gate_of_a_memory_is_trained(stm, backprop):
     model, batch = build(config), window(config, lanes=2, segments=4, resets=0.0)
     logits(model, batch, labels=batch["labels"], weights=batch["weights"])[0].backward()
     for block in model.blocks:
-        assert block.memory.gate.weight.grad.norm() > 0 and block.memory.gate.bias.grad.norm() > 0
+        gate = block.memories["memory"].gate
+        assert gate.weight.grad.norm() > 0 and gate.bias.grad.norm() > 0
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["untied", "tied"])
@@ -235,9 +237,9 @@ def test_recompute_gives_the_same_gradients(name):
 def test_gradients_of_a_window_by_finite_differences(name):
     """The loss of three segments, through the memory, against central differences."""
     config = VARIANTS[name]
-    if config.compressed is not None:  # whose reconstruction loss stops its gradients on purpose
-        config = replace(config, compressed=replace(config.compressed, reconstruction_weight=0.0))
-    if config.memory is not None and config.memory.sticky != "off":  # quantiles are placed without gradient: hold still
+    if isinstance(config.memory, CompressiveConfig):  # whose reconstruction loss stops its gradients on purpose
+        config = replace(config, memory=replace(config.memory, reconstruction_weight=0.0))
+    if getattr(config.memory, "sticky", "off") != "off":  # quantiles are placed without gradient: hold still
         config = replace(config, memory=replace(config.memory, sticky="off"))
     model, batch = build(config), window(config, lanes=2, segments=4, resets=0.0)
     with torch.no_grad():

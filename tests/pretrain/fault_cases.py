@@ -61,7 +61,7 @@ class Run:
         return out | {"step": torch.tensor(canonical.optimizer_step(self.engine.deepspeed))}
 
     def states(self) -> dict[str, torch.Tensor]:
-        return {k: v.clone() for k, v in self.engine.lane_state().tensors().items()}
+        return {k: v.clone() for k, v in self.engine.lane_state().named().items()}
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
@@ -75,14 +75,14 @@ def spoil(engine: Engine, lane: int, what: str) -> None:
     (on one tensor-parallel rank alone)."""
     if lane not in engine.lanes:
         return
-    tensors = {k: v.clone() for k, v in engine.lane_state().tensors().items()}
+    tensors = {k: v.clone() for k, v in engine.lane_state().named().items()}
     row = lane - engine.lanes[0]
     for tensor in tensors.values():
         if what == "state" and tensor.is_floating_point():
             tensor[row] = math.nan
     if what == "coefficient" and groups.tensor_rank() == groups.tensor_size() - 1:
-        tensors["layers.1.memory.coefficients"][row, 0, 3, 2] = math.inf
-    engine.set_lane_state(type(engine.states[0]).from_tensors(engine.lane_state(), tensors))
+        tensors["layers.1.memories.memory.signal.coefficients"][row, 0, 3, 2] = math.inf
+    engine.set_lane_state(engine.lane_state().from_named(tensors))
 
 
 def silent(window: Window, row: int | None) -> Window:
@@ -97,11 +97,11 @@ def silent(window: Window, row: int | None) -> Window:
 
 def emptied(engine: Engine, row: int | None) -> None:
     """Give one lane the state of a lane that has read nothing."""
-    fresh = engine.model.initial_state(len(engine.lanes), "cpu").tensors()
-    now = engine.lane_state().tensors()
+    fresh = engine.model.initial_state(len(engine.lanes), "cpu").named()
+    now = engine.lane_state().named()
     if row is not None:
         now = {k: torch.cat([v[:row], fresh[k][row:row + 1], v[row + 1:]]) for k, v in now.items()}
-    engine.set_lane_state(type(engine.states[0]).from_tensors(engine.lane_state(), now))
+    engine.set_lane_state(engine.lane_state().from_named(now))
 
 
 def _spike(engine: Engine) -> Callable[[], None]:

@@ -30,7 +30,7 @@ def make(**changes) -> Config:
     ("model__memory__preset", "papre-sorting", "there is no 'papre-sorting'"),
     ("model__memory__overrides", {9: {"basis": 8}}, "model.memory.overrides"),
     ("model__memory__overrides", {0: {"bassis": 8}}, "model.memory.overrides.0: bassis"),
-    ("model__compressed", {"lenght": 8}, "did you mean 'length'?"),
+    ("model__memory", {"kind": "compressive", "lenght": 8}, "did you mean 'length'?"),
     ("run__steps", "many", "run.steps"),
     ("run__steps", 2.5, "run.steps"),
     ("run__steps", 0, "run.steps"),
@@ -160,6 +160,6 @@ def test_a_memory_may_begin_from_a_preset():
 
 def test_layers_may_differ():
     config = make(model__memory={"basis": 16, "overrides": {0: {"basis": 8}, "1": {"contraction": "learned"}}})
-    assert [config.model.memory_of(i).basis for i in range(2)] == [8, 16]
-    assert config.model.memory_of(1).contraction == "learned"
+    assert [config.model.memories_of(i)["memory"].basis for i in range(2)] == [8, 16]
+    assert config.model.memories_of(1)["memory"].contraction == "learned"
     assert configs.from_dict(yaml.safe_load(config.to_yaml())) == config

@@ -83,7 +83,7 @@ def test_replay_rebuilds_the_memories(tmp_path, data):
         assert trainer.step == 6
         trainer.monitor.close()
         trainer.engine.deepspeed.destroy()
-        return trainer.engine.lane_state().tensors()
+        return trainer.engine.lane_state().named()
 
     assert small_training.train(tmp_path / "run", data, optimizer__lr=1e-12, optimizer__memory_lr=1e-12,
                                 model__dropout=0.0) == 0

@@ -73,7 +73,7 @@ def test_where_no_lane_is_left_the_step_is_skipped(root, alone):
     result = run.engine.step(run.window())
     assert (result.skipped, result.quarantined) == ("loss", (0, 1, 2, 3))
     assert fault_cases.differing(before, run.weights()) == []
-    fresh = run.engine.model.initial_state(4).tensors()
+    fresh = run.engine.model.initial_state(4).named()
     assert fault_cases.differing(fresh, run.states()) == []
     assert run.engine.step(run.window()).skipped is None
     run.engine.deepspeed.destroy()

@@ -7,8 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from infty.config import CompressedConfig, ModelConfig
+from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
+from infty.memory.sections import CompressiveConfig
 from infty.models.lm import InftyLM
 from infty_pretrain import flops
 
@@ -22,7 +23,7 @@ MODELS = {
     "grouped heads, no short-term memory": ({"kv_heads": 2, "stm_length": 0}, 1e-9),
     "gpt2, relative": ({"family": "gpt2", "positions": "relative"}, 0.02),
     "relative": ({"positions": "relative"}, 0.02),
-    "compressive": ({"positions": "relative", "compressed": CompressedConfig(length=32, ratio=4)}, 0.05),
+    "compressive": ({"positions": "relative", "memory": CompressiveConfig(length=32, ratio=4)}, 0.05),
     "heads": ({"memory": MemoryConfig(basis=64)}, 0.06),
     "hidden": ({"memory": MemoryConfig(basis=64, signal="hidden", gate=True)}, 0.06),
     "gibbs": ({"memory": MemoryConfig(basis=64, density="gibbs")}, 0.06),

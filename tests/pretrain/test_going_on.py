@@ -205,7 +205,7 @@ def test_memory_is_saved_or_reset(run, data, memory):
     trainer = Trainer(small_run.config(run, data, checkpoint__memory=memory), Launch(0, 1, 0, "env"))
     trainer.monitor.close()
     trainer.engine.deepspeed.destroy()
-    signals = [v for k, v in trainer.engine.lane_state().tensors().items() if "coefficients" in k]
+    signals = [v for k, v in trainer.engine.lane_state().named().items() if "coefficients" in k]
     assert signals and all(bool(torch.any(s)) == (memory == "save") for s in signals)
 
 

@@ -31,8 +31,7 @@ def test_systems_differ_in_their_memory_alone(length):
     for system in SYSTEMS:
         one = values(length, system)
         assert one["run"].pop("folder") == f"runs/sorting-{length}-{system}"
-        memory = {one["model"].pop("memory", None) is not None, one["model"].pop("compressed", None) is not None}
-        assert memory == ({False} if system == "transformer-xl" else {True, False})
+        assert (one["model"].pop("memory", None) is None) == (system == "transformer-xl")
         rest.append(one)
     assert all(one == rest[0] for one in rest)
     assert rest[0]["batch"]["window_segments"] * rest[0]["model"]["segment_length"] == LENGTHS[length]
@@ -88,6 +87,6 @@ def test_differences_between_systems_are_one_section():
     made = [bench_sorting.config(name, Path("x"), 256, 10, 64, 2, 16, 1e-3, 0) for name in bench_sorting.SYSTEMS]
     for one in made:
         one["run"].pop("folder")
-        for key in ("memory", "compressed", "stm_length"):
+        for key in ("memory", "stm_length"):
             one["model"].pop(key, None)
     assert all(one == made[0] for one in made)

@@ -109,7 +109,7 @@ def _transcription(sizes: Sizes, w: dict[str, Tensor], device: torch.device) -> 
 
     b, L, h, d, N = sizes.b, sizes.L, sizes.h, sizes.d, sizes.N
     widths = (0.005, 0.01)
-    core = GaussianBasis(N, widths).to(device)
+    core = GaussianBasis(N, widths)
     G = regression.later_write(N, widths, 0.5, N, L, 0.5).float().to(device)
     even = torch.arange(1, N + 1, dtype=torch.float64) / N
     samples = gaussian(even, *placement(N, widths)).float().to(device)
@@ -126,8 +126,9 @@ def _transcription(sizes: Sizes, w: dict[str, Tensor], device: torch.device) -> 
         theta1, theta2 = mu / variance, -1 / (2 * variance)
         variance = -0.5 / theta2
         mu = theta1 * variance
-        total = variance + core.widths**2
-        r = torch.exp(-0.5 * (mu - core.centers) ** 2 / total) / torch.sqrt(2 * math.pi * total)
+        centers, spread = core.on(mu.device)
+        total = variance + spread**2
+        r = torch.exp(-0.5 * (mu - centers) ** 2 / total) / torch.sqrt(2 * math.pi * total)
         context = (values.transpose(-1, -2) @ r.transpose(-1, -2)).permute(0, 3, 1, 2).reshape(b, L, -1)
         return F.linear(context, w["out"])
 
@@ -164,7 +165,7 @@ def _ours(sizes: Sizes, w: dict[str, Tensor], device: torch.device, signal: str)
     from infty.memory import ContinuousMemory, MemoryConfig, density
 
     b, h, d = sizes.b, sizes.h, sizes.d
-    core = ContinuousMemory(MemoryConfig(basis=sizes.N), sizes.L).to(device)
+    core = ContinuousMemory(MemoryConfig(basis=sizes.N), sizes.L)
     active = torch.ones(b, dtype=torch.bool, device=device)
     state = core.empty(b, h, 2 * d if signal == "heads" else d, device)
     for _ in range(2):
@@ -195,7 +196,7 @@ def _write_only(sizes: Sizes, device: torch.device) -> Callable[[], Tensor]:
 
     from infty.memory import ContinuousMemory, MemoryConfig, MemoryState
 
-    core = ContinuousMemory(MemoryConfig(basis=sizes.N), sizes.L).to(device)
+    core = ContinuousMemory(MemoryConfig(basis=sizes.N), sizes.L)
     active = torch.ones(sizes.b, dtype=torch.bool, device=device)
     x = torch.randn(sizes.b, sizes.h, sizes.L, sizes.d, device=device, requires_grad=True)
     state = core.write(core.empty(sizes.b, sizes.h, sizes.d, device), x.detach(), active)
@@ -209,7 +210,7 @@ def _read_only(sizes: Sizes, device: torch.device) -> Callable[[], Tensor]:
     from infty.memory import density
     from infty.memory.basis import GaussianBasis
 
-    core = GaussianBasis(sizes.N, (0.75 / sizes.N,)).to(device)
+    core = GaussianBasis(sizes.N, (0.75 / sizes.N,))
     mu = torch.rand(sizes.b, sizes.h, sizes.L, device=device, requires_grad=True)
     variance = (0.01 * torch.rand_like(mu)).detach().add_(1e-6).requires_grad_()
     values = torch.randn(sizes.b, sizes.h, sizes.N, sizes.d, device=device, requires_grad=True)

@@ -89,7 +89,7 @@ def _memories(segment: int) -> dict[str, dict[str, Any]]:
     return {
         "no-memory": {"stm_length": 0, "memory": None},
         "transformer-xl": {"memory": None},
-        "compressive": {"memory": None, "compressed": {"length": segment, "ratio": 4}},
+        "compressive": {"memory": {"kind": "compressive", "length": segment, "ratio": 4}},
         "infty-paper": {"memory": paper},
         "infty-paper-backprop": {"memory": paper | {"backprop": True}},  # gradients reach what is written
         "infty": {"memory": {"basis": basis}},

@@ -34,7 +34,7 @@ def convert_weights(weights: Iterable[tuple[str, Tensor]], config: ModelConfig) 
             if len(weight) < config.vocab_size:
                 raise UserError(f"{name} has {len(weight)} rows, but the vocabulary {config.vocab_size} tokens")
             weight = weight[:config.vocab_size]
-        out[RENAMED[prefix] + name.removeprefix(prefix)] = weight
+        out[RENAMED[prefix] + name.removeprefix(prefix).replace(".memories.memory.", ".memory.")] = weight
     return out
 
 

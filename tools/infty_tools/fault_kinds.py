@@ -236,10 +236,11 @@ def _before_step(step: int, harm: Callable[[Any], Callable[[], None] | None]) ->
 
 def _spoil_lane(_rank: int, *, lane: int, step: int) -> None:
     def harm(engine: Any) -> None:
-        tensors = {k: v.clone() for k, v in engine.lane_state().tensors().items()}
+        state = engine.lane_state().map(lambda x: x.clone())
         if lane in engine.lanes:
-            tensors["layers.0.memory.coefficients"][lane - engine.lanes[0], 0, 3, 1] = float("nan")
-        engine.set_lane_state(type(engine.states[0]).from_tensors(engine.lane_state(), tensors))
+            coefficients = state.named()["layers.0.memories.memory.signal.coefficients"]
+            coefficients[lane - engine.lanes[0], 0, 3, 1] = float("nan")
+        engine.set_lane_state(state)
 
     _before_step(step, harm)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from infty.config import ModelConfig
 from infty_tools.plan_gpus import GPU
-from infty_tools.plan_memory import Layout
-from infty_tools.plan_parameters import parameters
+from infty_tools.plan_memory import Layout, memory_costs, parameters
+
+if TYPE_CHECKING:
+    from infty.layers.memories.base import Costs
 
 MATMUL_SHARE = 0.45
 """Of the peak that matrix products of a wide model reach, attention and pointwise work included."""
@@ -22,11 +25,8 @@ OVERLAP = 0.5
 """Share of the computing time behind which ZeRO-3's traffic hides."""
 KERNEL = 6e-6
 """Seconds between kernel launches."""
-LAYER_LAUNCHES, SEGMENT_LAUNCHES = 50, 45
-"""Kernels that a layer, and a segment in its memory, launch in each of a step's three passes: torch's operations,
-counted in a run on a CPU with stand-ins for the Triton kernels."""
-GRID_TILE = 64
-"""Functions that a sample of the old signal meets on a GPU: two tiles of kernels/grid.py."""
+LAYER_LAUNCHES = 50
+"""Kernels that a layer launches in each of a step's three passes: torch's operations, counted in a run on a CPU."""
 LATENCY = 15e-6
 """Seconds that a collective takes however little it moves, within a node; it grows with log2 of the ranks."""
 
@@ -91,38 +91,21 @@ def _compute_seconds(config: ModelConfig, layout: Layout, gpu: GPU, flops: dict[
     peak = gpu.bf16 if layout.precision == "bf16" else gpu.fp32
     narrow = config.hidden_size / layout.tensor
     share = MATMUL_SHARE * narrow / (narrow + NARROW) * (1 + NARROW / 8192)
-    memory, moved = _memory(config)
+    memories = _all_memories(config, layout)
     # Products in the run's precision: wide ones, and a memory's reads, whose matrices are as narrow as a head.
-    wide = (sum(flops.values()) - sum(memory.values()) + memory["projections"]) / (share * peak)
-    reads = memory["reads"] / (MATMUL_SHARE / 2 * peak)
-    exact = (memory["densities"] + memory["writes"]) / (FP32_SHARE * gpu.fp32) + moved / gpu.bandwidth
-    layers = sum(config.has_memory(i) for i in range(config.layers))
-    launches = passes * layout.micro_batches * (LAYER_LAUNCHES * config.layers
-                                                + SEGMENT_LAUNCHES * layers * layout.window_segments)
+    wide = (sum(flops.values()) - flops["memory"] + sum(c.products for c in memories)) / (share * peak)
+    reads = sum(c.reads for c in memories) / (MATMUL_SHARE / 2 * peak)
+    exact = sum(c.exact / (FP32_SHARE * gpu.fp32) + c.moved / gpu.bandwidth for c in memories)
+    launches = passes * layout.micro_batches * (
+        LAYER_LAUNCHES * config.layers + sum(c.launches for c in memories) * layout.window_segments)
     products = passes * wide * per_rank / layout.tensor
-    memories = passes * (reads + exact) * per_rank / layout.tensor
-    waiting = max(0.0, KERNEL * launches - products - memories)  # launching runs ahead of a busy device
-    return {"products": products, "memory": memories, "launches": waiting}
+    remembering = passes * (reads + exact) * per_rank / layout.tensor
+    waiting = max(0.0, KERNEL * launches - products - remembering)  # launching runs ahead of a busy device
+    return {"products": products, "memory": remembering, "launches": waiting}
 
 
-def _memory(config: ModelConfig) -> tuple[dict[str, float], float]:
-    """Operations a token in all layers' long-term memories, by part, and bytes that their writes move."""
-    from infty.memory.memory import samples_of
-    from infty.memory.resample import band_of
-    from infty_pretrain.flops import memory_layer_per_token
-
-    total, moved = dict.fromkeys(("projections", "reads", "densities", "writes"), 0.0), 0.0
-    for i in range(config.layers):
-        memory = config.memory_of(i)
-        if memory is None:
-            continue
-        for part, operations in memory_layer_per_token(config, memory).items():
-            total[part] += operations
-        samples = samples_of(memory) * config.memory_heads() * config.memory_channels() / config.segment_length
-        moved += 4.0 * 4 * samples  # two tiles of the old signal, the grid there and back
-        band = band_of(memory.basis, memory.widths)
-        total["writes"] += 2.0 * samples * max(0, GRID_TILE - band) if band else 0.0
-    return total, moved
+def _all_memories(config: ModelConfig, layout: Layout) -> list[Costs]:
+    return [costs for i in range(config.layers) for costs in memory_costs(config, i, layout)]
 
 
 def traffic(config: ModelConfig, layout: Layout) -> dict[str, float]:
@@ -132,18 +115,9 @@ def traffic(config: ModelConfig, layout: Layout) -> dict[str, float]:
     tokens = layout.micro_lanes * layout.micro_batches * layout.window_segments * config.segment_length
     ring, share = (t - 1) / t, (d - 1) / d
     reductions = (6 if layout.recompute else 4) * config.layers + 2  # of the residual stream, and embedding and head
-    out = {"tensor parallel": 2 * ring * w * tokens * e * reductions, "memory": 0.0}
+    out = {"tensor parallel": 2 * ring * w * tokens * e * reductions}
     reads = layout.window_segments * layout.micro_lanes * layout.micro_batches
-    for i in range(config.layers):
-        memory = config.memory_of(i)
-        if memory is not None and memory.sticky != "off" and memory.sticky_heads == "shared":
-            out["memory"] += 2 * ring * 4 * memory.bins * reads
-        if memory is not None and memory.signal == "hidden":
-            out["memory"] += 2 * ring * 4 * memory.basis * e * reads
-        if config.compressed_of(i):  # gathered to be compressed, and what is kept to be projected; twice for the loss
-            kept = config.compressed_of(i) / config.segment_length * layout.micro_lanes * layout.micro_batches
-            gathered = reads * (2 + 2 / config.compressed.ratio) + kept
-            out["memory"] += 2 * ring * w * config.segment_length * e * gathered
+    out["memory"] = 2 * ring * reads * sum(c.sent for c in _all_memories(config, layout))
     if layout.zero_stage == 3:
         out["data parallel"] = 3 * share * w * size * layout.micro_batches
     else:  # DeepSpeed all-reduces gradients in every stage below 3; from stage 1 it gathers the updated weights
@@ -155,9 +129,8 @@ def traffic(config: ModelConfig, layout: Layout) -> dict[str, float]:
 def _tensor_calls(config: ModelConfig, layout: Layout) -> float:
     if layout.tensor == 1:
         return 0.0
-    memories = sum(config.has_memory(i) for i in range(config.layers)) * layout.window_segments
-    gathers = 2 if config.memory is not None and config.memory.signal == "hidden" else 0
-    return layout.micro_batches * ((6 if layout.recompute else 4) * config.layers + memories * (1 + gathers))
+    collectives = sum(c.collectives for c in _all_memories(config, layout)) * layout.window_segments
+    return layout.micro_batches * ((6 if layout.recompute else 4) * config.layers + collectives)
 
 
 def _data_calls(config: ModelConfig, layout: Layout) -> float:

@@ -6,10 +6,13 @@ The rules are those of DeepSpeed 0.19 and of this model's own code; tests compar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from infty.config import ModelConfig
-from infty.memory.config import MemoryConfig
-from infty_tools.plan_parameters import Parameter, parameters
+
+if TYPE_CHECKING:
+    from infty.layers.memories.base import Costs
+    from infty.models.outline import Parameter
 
 # DeepSpeed's defaults (a test compares them with the installed version), in numbers of elements.
 REDUCE_BUCKET = 5e8
@@ -71,7 +74,7 @@ def _largest_share(weights: list[Parameter], layout: Layout) -> float:
     """Elements of the gradients that a rank keeps in stages 1 and 2: a parameter that straddles a border is whole."""
     groups: dict[tuple[bool, bool], list[int]] = {}
     for p in weights:  # the optimizer's groups, in each the model's order
-        groups.setdefault((".memory." in p.name, len(p.shape) >= 2), []).append(p.local(layout.tensor))
+        groups.setdefault((".memories." in p.name, len(p.shape) >= 2), []).append(p.local(layout.tensor))
     kept = [0.0] * layout.data
     for sizes in groups.values():
         part = -(-sum(sizes) // layout.data)
@@ -104,20 +107,12 @@ def working(config: ModelConfig, layout: Layout) -> dict[str, float]:
 
 def lane_bytes(config: ModelConfig, width: int, tensor: int = 1) -> float:
     """One lane's state on a rank, of `width` bytes a number where the precision of the run decides."""
-    total = 8.0
-    for i in range(config.layers):
-        stm = config.stm_of(i)
-        total += 2 * width * config.kv_heads * stm * config.head_size / tensor
-        if config.has_memory(i):
-            memory = config.memory_of(i)
-            heads, channels = config.memory_heads() / tensor, config.memory_channels()
-            groups = heads if memory.sticky_heads == "per_head" else 1
-            total += 4 * heads * memory.basis * channels + 4 * groups * memory.bins + 8
-            if memory.signal == "hidden":
-                total += width * heads * stm * channels
-        if config.compressed_of(i):
-            total += width * config.hidden_size * (stm + config.compressed_of(i)) / tensor
-    return total
+    import torch
+
+    from infty.models.outline import outline
+
+    fields = outline(config, torch.bfloat16 if width == 2 else torch.float32).fields.named().values()
+    return sum(field.bytes / (tensor if field.split else 1) for field in fields)
 
 
 def lane_states(config: ModelConfig, layout: Layout) -> float:
@@ -136,16 +131,31 @@ def checkpoint_bytes(config: ModelConfig, layout: Layout) -> dict[str, float]:
     return {"weights": 4.0 * size, "moments": 8.0 * size, "lanes": lanes * lane_bytes(config, layout.width)}
 
 
-def operators(config: ModelConfig, *, tensor: int = 1) -> float:
+def memory_costs(config: ModelConfig, layer: int, layout: Layout, device: str = "cuda") -> list[Costs]:
+    """What each memory of a layer says of itself in this layout."""
+    from infty.layers.memories.base import Layout as MemoryLayout
+    from infty_pretrain import flops
+
+    return flops.memory_costs(config, layer, MemoryLayout(
+        layout.tensor, layout.micro_lanes, layout.window_segments, layout.width, device))
+
+
+def operators(config: ModelConfig, layout: Layout) -> float:
     """The memories' precomputed operators: layers with the same memory share them."""
-    memories = {config.memory_of(i) for i in range(config.layers) if config.has_memory(i)}
-    return sum(_operators(memory, config.segment_length) for memory in memories)
+    constants = {}
+    for i in range(config.layers):
+        for costs in memory_costs(config, i, layout):
+            constants |= costs.constants
+    return sum(constants.values())
 
 
-def _operators(memory: MemoryConfig, segment_length: int) -> float:
-    from infty.memory.memory import grid_tiles, samples_of
+def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
+    """Every parameter of the model."""
+    from infty.models.outline import outline
 
-    samples, each = samples_of(memory), 4 if memory.precision == "float32" else 8
-    if isinstance(memory.contraction, str):
-        return each * sum(t.operations for t in grid_tiles(memory))
-    return each * memory.basis * (2 * segment_length + (memory.basis if memory.sticky == "off" else samples))
+    return outline(config).parameters
+
+
+def total(config: ModelConfig) -> int:
+    """Parameters of the model, all together."""
+    return sum(p.size for p in parameters(config))

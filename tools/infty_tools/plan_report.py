@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infty_pretrain.config import Config
-from infty_tools import plan_cost, plan_memory, plan_parameters
+from infty_tools import plan_cost, plan_memory
 from infty_tools.plan_gpus import GPU
 from infty_tools.plan_search import Option
 
@@ -19,7 +19,7 @@ def show(config: Config, chosen: Option, fitting: list[Option], gpu: GPU, nodes:
     """Print parameters, operations, bytes, traffic, speed, the ranked layouts and the assumptions."""
     console = Console(highlight=False)
     layout = chosen.layout
-    console.print(f"[bold]{plan_parameters.total(config.model):,} parameters[/bold] on {nodes} x {gpus_per_node} "
+    console.print(f"[bold]{plan_memory.total(config.model):,} parameters[/bold] on {nodes} x {gpus_per_node} "
                   f"{gpu.name}: {name(chosen)}; {config.batch.lanes} lanes x {config.batch.window_segments} segments x "
                   f"{config.model.segment_length} tokens = {config.tokens_per_step:,} tokens a step")
     if note:

@@ -51,7 +51,7 @@ def evaluate(config: Config, layout: Layout, gpu: GPU, gpus_per_node: int) -> Op
     kinds = plan_memory.model_states(model, layout)
     kinds["activations"] = plan_activations.activations(model, layout)
     kinds["lanes"] = plan_memory.lane_states(model, layout)
-    kinds["operators"] = plan_memory.operators(model)
+    kinds["operators"] = plan_memory.operators(model, layout)
     work = plan_memory.working(model, layout)
     # Logits and gathered parameters are gone when the optimizer updates; buckets stay.
     kinds["working"] = work["buckets"] + max(work.get("gathered", 0.0) + work["logits"], work["update"])

@@ -1,4 +1,5 @@
-"""The long-term memory of a layer: what it writes, how its heads read, and the loop over the segments of a window."""
+"""The continuous memory of a layer (the ∞-former's): what it writes, how its heads read, and the loop over the
+segments of a window."""
 
 from __future__ import annotations
 
@@ -9,10 +10,14 @@ from torch import Tensor, nn
 
 from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal, sharded_parameter
+from infty.layers.memories import continuous_costs
+from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
 from infty.memory import densities, density, sticky
+from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
 from infty.memory.state import MemoryState
 from infty.parallel import collectives, groups
+from infty.tree import Field, Tree
 
 # Spread of a fresh density that has a bias: its standard deviation is about this share of the document.
 INITIAL_SIGMA = 0.05
@@ -27,21 +32,19 @@ class DensityMaps(nn.Module):
     Because w . (K q) = (w^T K) q, the N keys are pooled into two vectors and the scores s are never formed.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, memory: MemoryConfig, heads: int, name: str) -> None:
+        """`heads` of the whole layer; weights are drawn from streams that begin with `name`."""
         super().__init__()
-        memory, heads = config.memory_of(layer), config.heads
         self.shared = memory.maps == "shared"
         rows = 1 if self.shared else heads
         # Coefficients of a signal of size 1 have size ~1/N, so a pooled key has size ~1 when weights have ~sqrt(N).
         # Kept as a factor, so that an optimizer step means the same as for other weights.
         self.scale = 1.0 if self.shared else math.sqrt(memory.basis)
-        for name in ("mu", "sigma"):
-            full = torch.empty(rows, memory.basis)
-            if self.shared:  # the paper's: a torch.nn.Linear without bias
-                normal(f"{layer}.memory.{name}", 1 / math.sqrt(3 * memory.basis))(full)
-            else:
-                normal(f"{layer}.memory.{name}", INITIAL_WEIGHT)(full)
-            self.register_parameter(f"weight_{name}", self._parameter(full))
+        # Shared: the paper's, a torch.nn.Linear without bias.
+        std = 1 / math.sqrt(3 * memory.basis) if self.shared else INITIAL_WEIGHT
+        for part in ("mu", "sigma"):
+            full = normal(f"{name}.{part}", std)(torch.empty(rows, memory.basis))
+            self.register_parameter(f"weight_{part}", self._parameter(full))
         self.bias_mu = self.bias_sigma = None
         if memory.map_bias:
             position = (torch.arange(rows) + 0.5) / rows  # heads begin by looking at different places
@@ -64,7 +67,7 @@ class DensityMaps(nn.Module):
         return collectives.copy(p).expand(heads, *p.shape[1:]) if self.shared else p
 
 
-class LongTermMemory(nn.Module):
+class Continuous(Memory):
     """The continuous memory of one layer, its heads split over tensor-parallel ranks.
 
     `signal: heads`: a head's signal is its attention keys and values (c = 2d), written as they are; reading and
@@ -72,28 +75,43 @@ class LongTermMemory(nn.Module):
     to keys and values when read, which gathers the slices first.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.config, self.memory = config, config.memory_of(layer)
-        self.delay = config.stm_of(layer) // config.segment_length
+    def __init__(self, config: ModelConfig, layer: int, name: str) -> None:
+        super().__init__(config, layer, name)
+        self.config = config
+        self.memory: MemoryConfig = config.memories_of(layer)[name]
+        self.hidden = self.memory.signal == "hidden"
+        self.stm = config.stm_of(layer)
+        self.delay = self.stm // config.segment_length
         self.kv_heads = config.kv_heads // groups.tensor_size()
-        self.signal_heads = config.memory_heads() // groups.tensor_size()
+        self.signal_heads = signal_heads(config, self.memory) // groups.tensor_size()
         self.group = config.heads // config.kv_heads
         self.layer = layer
         self.core = ContinuousMemory(self.memory, config.segment_length)
-        self.maps = None if self.memory.density == "gibbs" else DensityMaps(config, layer)
+        stream = f"{layer}.{name}"
+        self.maps = None if self.memory.density == "gibbs" else DensityMaps(self.memory, config.heads, stream)
         e, d, init = config.hidden_size, config.head_size, config.init_std
-        if self.memory.signal == "hidden":
-            self.key = ColumnParallelLinear(e, config.kv_heads * d, normal(f"{layer}.memory.key", init))
-            self.value = ColumnParallelLinear(e, config.kv_heads * d, normal(f"{layer}.memory.value", init))
+        if self.hidden:
+            self.key = ColumnParallelLinear(e, config.kv_heads * d, normal(f"{stream}.key", init))
+            self.value = ColumnParallelLinear(e, config.kv_heads * d, normal(f"{stream}.value", init))
         if self.memory.gate:
-            self.gate = ColumnParallelLinear(3 * e, e, normal(f"{layer}.memory.gate", init), bias=True)
+            self.gate = ColumnParallelLinear(3 * e, e, normal(f"{stream}.gate", init), bias=True)
         if self.memory.output_gate:
             self.output_gate = sharded_parameter(torch.zeros(config.heads))
         # The logarithm of a learned contraction's rate: at zero it is the uniform one.
         self.log_rate = nn.Parameter(torch.zeros(1)) if self.memory.contraction == "learned" else None
-        self.out = RowParallelLinear(
-            config.heads * d, e, normal(f"{layer}.memory.out", init / math.sqrt(2 * config.layers)))
+        self.out = RowParallelLinear(config.heads * d, e, normal(f"{stream}.out", init / math.sqrt(2 * config.layers)))
+
+    def fields(self, dtype: torch.dtype) -> Tree:
+        """The signal, in float32; with `signal: hidden` also the tokens in the STM, which are not written yet."""
+        channels = signal_channels(self.config, self.memory)
+        fields: dict[str, Tree | Field] = {"signal": self.core.fields(self.signal_heads, channels)}
+        if self.hidden and self.stm:
+            fields["pending"] = Field((self.signal_heads, self.stm, channels), dtype, split=True)
+        return Tree(fields)
+
+    @classmethod
+    def costs(cls, config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout) -> Costs:
+        return continuous_costs.costs(config, layer, memory, layout)
 
     def content(self, h: Tensor) -> Tensor:
         """`signal: hidden`: this rank's slices of the hidden state h [T, b, e] (whole), gated: [b, h, T, c].
@@ -115,40 +133,57 @@ class LongTermMemory(nn.Module):
         before, after = torch.cat([zero, h[:, :-1]], 1), torch.cat([h[:, 1:], zero], 1)
         return torch.cat([before, h, after], -1).flatten(0, 1)
 
-    def forward(self, q: Tensor, stream: Tensor, seen: Tensor, state: MemoryState, *, enabled: bool = True,
-                statistics: bool = False) -> tuple[Tensor, Tensor | None, dict[str, Tensor] | None, MemoryState]:
-        """Read and write all segments of a window.
+    def forward(self, inputs: Inputs, state: Tree) -> Reading:
+        """Read and write all segments of a window; see `Memory.forward`.
 
-        Returns, as a plain tuple (ZeRO-3 finds the tensors that need a backward hook in tuples and dicts only): what
-        each token's heads read [T, b, H/tp * d]; the weighted divergence of the read densities from their prior, mean
-        over all heads, float32 [b, T], or None if unused; scalars for monitoring, or None unless asked for; the new
-        state.
-
-        q [b, K/tp, G, T, d]; stream [b, h, (D+S)*L, c] begins with the D segments that are not yet written; seen
-        int64 [b, S] is the number of segments of its document before each segment. `enabled=False` reads an empty
-        memory throughout (evaluation without memory).
+        The penalty is the weighted divergence of the read densities from their prior, mean over all heads.
         """
-        S, L = seen.shape[1], self.config.segment_length
-        if not self.memory.backprop and self.memory.signal == "heads":
-            stream = stream.detach()
-        q = q.unflatten(3, (S, L))  # [b, K, G, S, L, d]
+        q = inputs.q.unflatten(3, (inputs.seen.shape[1], -1))  # [b, K, G, S, L, d]
+        stream = self._stream(inputs, state)
+        signal = MemoryState(**state["signal"])
+        place, values, signal = self._segments(q, stream, signal, inputs.seen, inputs.enabled)
+        context = self._read(place, values) + self._nothing()
+        new = {"signal": Tree(vars(signal))}
+        if "pending" in state:
+            new["pending"] = stream[:, :, stream.shape[2] - self.stm:].detach().clone()
+        return Reading(
+            Tree(new), update=self.out(context.to(inputs.q.dtype)), penalty=self._divergence(place),
+            figures=self._statistics(place, signal) if inputs.statistics else None)
+
+    def _stream(self, inputs: Inputs, state: Tree) -> Tensor:
+        """What the window will write, in order: [b, h, (D+S)*L, c]; it begins with the D segments that are not yet
+        written."""
+        if not self.hidden:
+            stream = torch.cat([inputs.keys, inputs.values], -1)
+            return stream if self.memory.backprop else stream.detach()
+        normed = self.memory.content == "normed"
+        new = self.content(inputs.normed if normed else inputs.region.enter(inputs.residual))
+        return torch.cat([state["pending"].to(new.dtype), new], 2) if "pending" in state else new
+
+    def _segments(self, q: Tensor, stream: Tensor, signal: MemoryState, seen: Tensor,
+                  enabled: bool) -> tuple[tuple[Tensor, Tensor], Tensor, MemoryState]:
+        """The recurrence: before each segment, write what has left the short-term memory.
+
+        Reads are only planned here and made for all segments at once afterwards. Returns what their densities are
+        made of [b, S, ...], the values [b, S, K, N, d] that each segment finds, and the new signal.
+        """
+        L = self.config.segment_length
         maps = self._maps()
         rate = None if self.log_rate is None else collectives.copy(self.log_rate.float()).exp()
-        places, values = [], []
-        for s in range(S):
-            state = self.core.reset(state, (seen[:, s] == 0) | (not enabled))
-            keys, value = self._keys_and_values(state, maps, q.dtype)
+        places = []
+        values = []
+        for s in range(seen.shape[1]):
+            signal = self.core.reset(signal, (seen[:, s] == 0) | (not enabled))
+            keys, value = self._keys_and_values(signal, maps, q.dtype)
             place = self._place(q[:, :, :, s], keys, maps)
             places.append(place)
             values.append(value)
             if self.memory.sticky != "off":
-                state = self.core.with_histogram(state, self._histogram(place), state.written > 0)
+                signal = self.core.with_histogram(signal, self._histogram(place), signal.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
-            state = self.core.write(state, stream[:, :, s * L:(s + 1) * L], ready, self._seeds(state), rate)
+            signal = self.core.write(signal, stream[:, :, s * L:(s + 1) * L], ready, self._seeds(signal), rate)
         place = tuple(torch.stack(x, 1) for x in zip(*places))
-        context = self._read(place, torch.stack(values, 1)) + self._nothing()
-        figures = self._statistics(place, state) if statistics else None
-        return context, self._divergence(place), figures, state
+        return place, torch.stack(values, 1), signal
 
     def _maps(self) -> dict[str, Tensor | None] | None:
         """What a window's reads share: `pool`, float32 [2, K, G, N], the maps of mu and sigma; their biases; with
@@ -157,7 +192,7 @@ class LongTermMemory(nn.Module):
             return None
         maps = self.maps(self.kv_heads * self.group)
         maps["pool"] = torch.stack([maps["mu"], maps["sigma"]]).unflatten(1, (self.kv_heads, self.group))
-        if self.memory.signal == "hidden":
+        if self.hidden:
             maps["projection"] = self.key.weight.float().unflatten(0, (self.kv_heads, self.config.head_size))
         return maps
 
@@ -181,7 +216,7 @@ class LongTermMemory(nn.Module):
         Keys are pooled for mu and for sigma, float32 [b, K, G, d] each; for a gibbs density all of them, [b, K, N, d].
         """
         B, d = state.coefficients, self.config.head_size
-        if self.memory.signal == "heads":
+        if not self.hidden:
             return (self._pool(B[..., :d], maps) if maps else (B[..., :d],)), B[..., d:].to(dtype)
         whole = collectives.gather(B.transpose(1, 2).flatten(2), -1)  # [b, N, e]
         value = self._projected(self.value, whole)
@@ -250,3 +285,13 @@ class LongTermMemory(nn.Module):
         figures = densities.statistics(self._density(tuple(x.flatten(0, 1) for x in place)), self.memory.bins)
         return {"coefficient_norm": norms} | {
             k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size() for k, v in figures.items()}
+
+
+def signal_heads(config: ModelConfig, memory: MemoryConfig) -> int:
+    """Heads of the stored signal: one for each key/value head, or one for each slice of the hidden state."""
+    return config.kv_heads if memory.signal == "heads" else config.heads
+
+
+def signal_channels(config: ModelConfig, memory: MemoryConfig) -> int:
+    """Channels of a head's stored signal: its key and its value, or its slice of the hidden state."""
+    return 2 * config.head_size if memory.signal == "heads" else config.head_size

@@ -1,0 +1,151 @@
+"""The contract of a layer's memories: what a block gives a memory, what it gets back, and what everyone else may ask.
+
+A memory is a module with parameters, without state: its state goes in and comes out. It declares that state (`fields`)
+and describes itself for the planner (`costs`); checkpoints, resets, quarantine, tensor parallelism, TensorBoard and
+`infty plan` need nothing else. A new kind is one class and one line in `infty.memory_kinds.KINDS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from infty.tree import Tree
+
+if TYPE_CHECKING:
+    import torch
+
+    from infty.config import ModelConfig
+    from infty.layers.attention import LocalAttention
+    from infty.parallel.region import Region
+
+
+class Inputs(NamedTuple):
+    """What a memory may read of a window. (A tuple: ZeRO-3 looks for a module's tensors in tuples and dicts.)
+
+    b lanes, S segments of L tokens, T = S * L; K key/value heads and G query heads for each, this rank's share.
+    """
+
+    q: Tensor
+    """[b, K, G, T, d]: the attention's queries, unrotated."""
+    keys: Tensor
+    """[b, K, stm + T, d]: its keys, unrotated; they begin with the short-term memory."""
+    values: Tensor
+    """[b, K, stm + T, d]."""
+    normed: Tensor
+    """[T, b, e]: the layer's input after its first norm, all tokens."""
+    residual: Tensor
+    """[T, b, e]: the layer's input; under sequence parallelism this rank's tokens (see `region.enter`)."""
+    seen: Tensor
+    """int64 [b, S]: how many segments of its document come before each segment; 0: a document begins."""
+    attention: LocalAttention
+    """For memories that use its projections."""
+    region: Region
+    enabled: bool
+    """False: nothing is remembered (evaluation without memory)."""
+    statistics: bool
+    """Whether figures are wanted."""
+
+
+class Attended(NamedTuple):
+    """Keys and values that local attention sees before the short-term memory; each counts as one position."""
+
+    keys: Tensor
+    """[b, K, n + S*each, d], oldest first: segment s may see n of them, from s*each."""
+    values: Tensor
+    visible: Tensor
+    """int64 [b, S]: how many of these n, the newest, are of the segment's document."""
+    length: int
+    """n"""
+    each: int
+    """How many each segment adds."""
+
+
+class Reading(NamedTuple):
+    """What a memory gives for a window: an update of the residual stream, or something to attend to."""
+
+    state: Tree
+    """The new state, of the memory's `fields`."""
+    update: Tensor | None = None
+    """[T, b, e]: added to the residual stream; this rank's partial sum, in the compute dtype."""
+    attended: Attended | None = None
+    """Of memories that attend, and of no others."""
+    penalty: Tensor | None = None
+    """float32 [b, T]: what is added to every token's loss."""
+    figures: dict[str, Tensor] | None = None
+    """Scalars for monitoring, equal on all ranks of a tensor-parallel group; None unless asked for."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of how a run is spread, what a memory's costs depend on."""
+
+    tensor: int
+    lanes: int
+    """Lanes that go through the model at once on one rank [b]."""
+    segments: int
+    """Segments of a window [S]."""
+    width: int
+    """Bytes of a number in the run's precision."""
+    device: str = "cuda"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one layer's memory costs, for `infty plan` and the utilisation that training reports."""
+
+    products: float = 0.0
+    """Operations of a token's forward pass in wide matrix products, in the run's precision; a multiply-add is two."""
+    reads: float = 0.0
+    """The same, in products as narrow as a head."""
+    exact: float = 0.0
+    """The same, in float32."""
+    moved: float = 0.0
+    """Bytes a token that the float32 part moves through a GPU's memory."""
+    extra_keys: float = 0.0
+    """Keys that local attention sees beside its own, each token."""
+    launches: float = 0.0
+    """Kernels a segment and pass."""
+    sent: float = 0.0
+    """Bytes a lane and segment that one tensor-parallel all-reduce carries, forward and backward together."""
+    collectives: float = 0.0
+    """Tensor-parallel collectives a segment."""
+    saved: float = 0.0
+    """Bytes that autograd keeps of a window, on one rank."""
+    constants: dict[Any, float] = field(default_factory=dict)
+    """Bytes of precomputed operators, by a key that is equal for layers which share them."""
+
+    @property
+    def operations(self) -> float:
+        """Of one token's forward pass."""
+        return self.products + self.reads + self.exact
+
+
+class Memory(nn.Module):
+    """One memory of one layer. Subclasses set what is not implemented here."""
+
+    attends: bool = False
+    """Whether its readings have `attended`: local attention waits for it then."""
+
+    def __init__(self, config: ModelConfig, layer: int, name: str) -> None:
+        """`name` is the memory's in the config; weights are drawn from streams named after it and the layer."""
+        super().__init__()
+
+    def fields(self, dtype: torch.dtype) -> Tree:
+        """The state of a lane on this rank: a tree of `infty.tree.Field`. `dtype` is that of the run."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Inputs, state: Tree) -> Reading:
+        """Read and write all segments of a window.
+
+        At a document's first segment nothing of an earlier document may be read. Where `inputs.enabled` is False,
+        nothing may be read at all. The result of a lane must not depend on the others.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def costs(cls, config: ModelConfig, layer: int, memory: Any, layout: Layout) -> Costs:
+        """What the memory costs; `memory` is its section of the config for this layer."""
+        raise NotImplementedError

@@ -1,0 +1,71 @@
+"""What memories other than the continuous one are made of, as written under `model.memory:` in a run's config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from infty.errors import UserError
+
+
+@dataclass(frozen=True)
+class CompressiveConfig:
+    """The compressed memory of a compressive transformer (Rae et al., arXiv 1911.05507), in layers with an STM."""
+
+    kind: Literal["compressive"] = "compressive"
+    length: int = 512
+    """Compressed memories kept and attended to; a multiple of what a segment is compressed to."""
+    ratio: int = 4
+    """Tokens that are compressed to one memory; divides segment_length."""
+    reconstruction_weight: float = 1.0
+    """Weight of the attention-reconstruction loss, which trains the compression alone."""
+    backprop: bool = True
+    """Let the main loss train the compression, too, as far as a window reaches. The paper does not."""
+    layers: tuple[int, ...] | None = None
+    """Layers (from 0) that have one; left out: all."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError."""
+        for name in ("length", "ratio"):
+            _require(getattr(self, name) > 0, name, f"{getattr(self, name)} must be > 0")
+        _require(self.reconstruction_weight >= 0, "reconstruction_weight", "must be >= 0")
+        _require(self.backprop or self.reconstruction_weight > 0, "reconstruction_weight",
+                 "must be > 0 with backprop: false, or nothing trains the compression")
+
+    def of(self, layer: int) -> CompressiveConfig:
+        """The section for one layer."""
+        return self
+
+    def check(self, model: Any) -> None:
+        """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
+        tokens = model.segment_length
+        _require(model.positions == "relative", "kind", f"compressive needs positions: relative, not {model.positions}")
+        chosen = range(model.layers) if self.layers is None else self.layers
+        _require(all(model.stm_of(i) for i in chosen), "kind",
+                 "is made of what leaves the short-term memory: needs stm_length > 0 in its layers")
+        _require(tokens % self.ratio == 0, "ratio", f"{self.ratio} does not divide segment_length {tokens}")
+        _require(self.length % (tokens // self.ratio) == 0, "length",
+                 f"{self.length} is not a multiple of {tokens // self.ratio}, what a segment is compressed to")
+
+
+@dataclass(frozen=True)
+class AssociativeConfig:
+    """An associative memory: a matrix a head, written by the gated delta rule (Yang et al., arXiv 2412.06464)."""
+
+    kind: Literal["associative"] = "associative"
+    backprop: bool = True
+    """Let gradients flow through the memory from segment to segment inside a window."""
+    layers: tuple[int, ...] | None = None
+    """Layers (from 0) that have one; left out: all."""
+
+    def of(self, layer: int) -> AssociativeConfig:
+        """The section for one layer."""
+        return self
+
+    def check(self, model: Any) -> None:
+        """Every model can have one."""
+
+
+def _require(condition: bool, key: str, problem: str) -> None:
+    if not condition:
+        raise UserError(f"model.memory.{key}: {problem}")
