@@ -21,6 +21,11 @@ class MemorySection(Protocol):
     layers: tuple[int, ...] | None
     """Layers (from 0) that have this memory; None: all."""
 
+    @property
+    def learns_to_write(self) -> bool:
+        """Whether parameters of the memory are trained only where a window reads what it has written."""
+        ...
+
     def of(self, layer: int) -> Any:
         """The section as it is for one layer."""
         ...

@@ -41,6 +41,11 @@ def normal(name: str, std: float, rows: int | None = None) -> Initializer:
     return fill
 
 
+def zeros(weight: Tensor) -> Tensor:
+    """Fill with zeros: the output of what a fresh model does without."""
+    return nn.init.zeros_(weight)
+
+
 def _settings() -> ModelParallelConfig:
     return ModelParallelConfig(
         tensor_model_parallel_size=groups.tensor_size(),

@@ -140,6 +140,11 @@ class MemoryConfig:
         """Whether the old signal's room follows a policy, not the paper's constant share."""
         return isinstance(self.contraction, str)
 
+    @property
+    def learns_to_write(self) -> bool:
+        """Whether parameters of the memory are trained only where a window reads what it has written."""
+        return self.gate
+
     def of(self, layer: int) -> MemoryConfig:
         """The memory of one layer: this one, changed by the layer's overrides. Raises UserError."""
         changes = dict((self.overrides or {}).get(layer, {}))

@@ -32,6 +32,11 @@ class CompressiveConfig:
         _require(self.backprop or self.reconstruction_weight > 0, "reconstruction_weight",
                  "must be > 0 with backprop: false, or nothing trains the compression")
 
+    @property
+    def learns_to_write(self) -> bool:
+        """No: the reconstruction loss trains the compression in every window."""
+        return False
+
     def of(self, layer: int) -> CompressiveConfig:
         """The section for one layer."""
         return self
@@ -57,6 +62,11 @@ class AssociativeConfig:
     """Let gradients flow through the memory from segment to segment inside a window."""
     layers: tuple[int, ...] | None = None
     """Layers (from 0) that have one; left out: all."""
+
+    @property
+    def learns_to_write(self) -> bool:
+        """Yes: strength and decay."""
+        return True
 
     def of(self, layer: int) -> AssociativeConfig:
         """The section for one layer."""

@@ -386,11 +386,11 @@ def _agreement(config: Config) -> list[tuple[bool, str, str]]:
          "needs data.validation"),
     ]
     for name, section in config.model.sections().items():
-        if getattr(section, "gate", False):
+        if section.learns_to_write:
             needed = config.model.stm_length // config.model.segment_length + 2
             checks.append((batch.window_segments >= needed, "batch.window_segments",
-                           f"model.{name}.gate is trained only when a window reads what it has written: at least "
-                           f"{needed}"))
+                           f"must be at least {needed}: how model.{name} writes is learned only where a window reads "
+                           "what it has written"))
     for name in ("heads", "kv_heads", "ffn_size"):
         value = getattr(config.model, name)
         checks.append((value % parallel.tensor == 0, f"model.{name}",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
-from infty.memory.sections import CompressiveConfig
+from infty.memory.sections import AssociativeConfig, CompressiveConfig
 
 LLAMA = ModelConfig(
     family="llama", vocab_size=61, hidden_size=32, layers=2, heads=4, kv_heads=2, segment_length=8, stm_length=8,
@@ -37,6 +37,8 @@ VARIANTS = {
         1: {"basis": 8, "widths": (0.1,), "sticky": "off"}})),
     "unlike layers": replace(GPT2, memory=replace(GPT2.memory, overrides={
         0: {"basis": 24, "widths": (0.05, 0.1, 0.2), "contraction": 0.75}, 1: {"contraction": "doubling", "bins": 8}})),
+    "associative": replace(LLAMA, memory=AssociativeConfig()),
+    "gist and facts": replace(GPT2, stm_length=8, memories={"facts": AssociativeConfig()}),
     "compressive as published": replace(
         GPT2, positions="relative", stm_length=16,
         memory=CompressiveConfig(length=8, ratio=2, backprop=False, reconstruction_weight=0.5)),

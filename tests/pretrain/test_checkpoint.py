@@ -30,6 +30,10 @@ def steps(folder: Path) -> list[int]:
     return [int(p.name.removeprefix("step-")) for p in checkpoint.candidates(folder)]
 
 
+def manifest(files: object) -> str:
+    return json.dumps({"format": checkpoint.FORMAT, "files": files})
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -44,11 +48,11 @@ DAMAGES = {
     "cut manifest": (lambda p: (p / checkpoint.MANIFEST).write_text('{"files": {'), "manifest.json is damaged"),
     "binary manifest": (lambda p: (p / checkpoint.MANIFEST).write_bytes(b"\xff\xfe\x00"), "manifest.json is damaged"),
     "list manifest": (lambda p: (p / checkpoint.MANIFEST).write_text("[]"), "manifest.json is damaged"),
-    "odd files": (lambda p: (p / checkpoint.MANIFEST).write_text('{"format": checkpoint.FORMAT, "files": [1]}'),
+    "odd files": (lambda p: (p / checkpoint.MANIFEST).write_text(manifest([1])),
                   "manifest.json is damaged"),
-    "no size": (lambda p: (p / checkpoint.MANIFEST).write_text('{"format": checkpoint.FORMAT, "files": {"run.json": {}}}'),
+    "no size": (lambda p: (p / checkpoint.MANIFEST).write_text(manifest({"run.json": {}})),
                 "manifest.json is damaged"),
-    "empty files": (lambda p: (p / checkpoint.MANIFEST).write_text('{"format": checkpoint.FORMAT, "files": {}}'),
+    "empty files": (lambda p: (p / checkpoint.MANIFEST).write_text(manifest({})),
                     "manifest.json is damaged"),
     "later format": (lambda p: (p / checkpoint.MANIFEST).write_text('{"format": 9, "files": {}}'), "its format is 9"),
 }

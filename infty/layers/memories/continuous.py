@@ -17,6 +17,7 @@ from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
 from infty.memory.state import MemoryState
 from infty.parallel import collectives, groups
+from infty.parallel.zero3 import touch
 from infty.tree import Field, Tree
 
 # Spread of a fresh density that has a bias: its standard deviation is about this share of the document.
@@ -142,7 +143,7 @@ class Continuous(Memory):
         stream = self._stream(inputs, state)
         signal = MemoryState(**state["signal"])
         place, values, signal = self._segments(q, stream, signal, inputs.seen, inputs.enabled)
-        context = self._read(place, values) + self._nothing()
+        context = self._read(place, values) + touch(*self._of_writing())
         new = {"signal": Tree(vars(signal))}
         if "pending" in state:
             new["pending"] = stream[:, :, stream.shape[2] - self.stm:].detach().clone()
@@ -196,12 +197,10 @@ class Continuous(Memory):
             maps["projection"] = self.key.weight.float().unflatten(0, (self.kv_heads, self.config.head_size))
         return maps
 
-    def _nothing(self) -> Tensor | float:
-        """Zero, but with gradients for what only a later read can train: what a short window writes last, it does not
-        read, and ZeRO-3 gives a parameter that takes no part in a step a stale gradient."""
+    def _of_writing(self) -> list[Tensor]:
+        """Parameters that only a later read can train."""
         late = [self.gate.weight, self.gate.bias] if self.memory.gate else []
-        late += [] if self.log_rate is None else [self.log_rate]
-        return sum(0.0 * p.sum() for p in late)
+        return late if self.log_rate is None else [*late, self.log_rate]
 
     def _seeds(self, state: MemoryState) -> Tensor | None:
         """int64 [b]: what a multinomial warp draws from, equal on every rank of a layout."""

@@ -1,0 +1,137 @@
+"""The associative memory of a layer: facts by their keys, in one matrix a head, written by the gated delta rule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infty.config import ModelConfig
+from infty.layers.linear import RowParallelLinear, sharded_parameter, zeros
+from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
+from infty.memory.associative import segment_map, unit
+from infty.memory.sections import AssociativeConfig
+from infty.parallel import collectives, groups
+from infty.parallel.zero3 import touch
+from infty.tree import Field, Tree
+
+INITIAL_STRENGTH = 0.5
+"""How much of what a key answers a fresh memory replaces when the key is told again."""
+LIFETIMES = 256, 16_384
+"""Tokens after which fresh heads have forgotten all but 1/e, spread evenly in the logarithm between these two."""
+
+
+class Associative(Memory):
+    """The gated delta rule (arXiv 2412.06464) over the attention's own keys and values, as segments leave the STM.
+
+    A head's matrix maps keys to values; queries that share a key/value head read the same one. Keys and queries have
+    length 1. How strongly a token is written, and how much of the old it erases, follow from its key and value. The
+    output starts at zero: a model with a fresh memory is the model without one.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, name: str) -> None:
+        super().__init__(config, layer, name)
+        self.memory: AssociativeConfig = config.memories_of(layer)[name]
+        self.delay = config.stm_of(layer) // config.segment_length
+        self.kv_heads = config.kv_heads // groups.tensor_size()
+        self.head_size = config.head_size
+        K, d = config.kv_heads, config.head_size
+        self.strength_weight = sharded_parameter(torch.zeros(K, 2 * d))
+        self.strength_bias = sharded_parameter(torch.full((K,), _logit(INITIAL_STRENGTH)))
+        self.decay_weight = sharded_parameter(torch.zeros(K, 2 * d))
+        lifetimes = torch.logspace(*(math.log10(tokens) for tokens in LIFETIMES), K)
+        self.decay_bias = sharded_parameter(torch.log(torch.expm1(1 / lifetimes)))
+        self.out = RowParallelLinear(config.heads * d, config.hidden_size, zeros)
+
+    def fields(self, dtype: torch.dtype) -> Tree:
+        """One matrix a key/value head, in float32."""
+        return Tree({"matrix": Field((self.kv_heads, self.head_size, self.head_size), torch.float32, split=True)})
+
+    @classmethod
+    def costs(cls, config: ModelConfig, layer: int, memory: AssociativeConfig, layout: Layout) -> Costs:
+        return costs(config, layer, layout)
+
+    def forward(self, inputs: Inputs, state: Tree) -> Reading:
+        """Read and write all segments of a window; see `Memory.forward`."""
+        maps = self._maps(inputs)
+        found, matrix = self._segments(maps, state["matrix"], inputs.seen, inputs.enabled)
+        q = unit(inputs.q).unflatten(3, (inputs.seen.shape[1], -1))  # [b, K, G, S, L, d]
+        z = (q @ found[:, :, None]).permute(3, 4, 0, 1, 2, 5).flatten(3).flatten(0, 1)  # [T, b, H/tp * d]
+        z = z + touch(self.strength_weight, self.strength_bias, self.decay_weight, self.decay_bias)
+        figures = self._figures(maps, matrix) if inputs.statistics else None
+        return Reading(Tree({"matrix": matrix}), update=self.out(z.to(inputs.q.dtype)), figures=figures)
+
+    def _maps(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """What writing each segment that leaves the STM does to the matrices: M, C float32 [b, K, S, d, d] each."""
+        tokens = inputs.q.shape[3]
+        keys = inputs.keys[:, :, :tokens]
+        values = inputs.values[:, :, :tokens].float()
+        if not self.memory.backprop:
+            keys, values = keys.detach(), values.detach()
+        keys = unit(keys)
+        told = torch.cat([keys, values], -1)
+        strength = torch.sigmoid(_scores(told, self.strength_weight, self.strength_bias))
+        log_decay = -F.softplus(_scores(told, self.decay_weight, self.decay_bias))
+        segments = (inputs.seen.shape[1], -1)
+        return segment_map(*(x.unflatten(2, segments) for x in (keys, values, strength, log_decay)))
+
+    def _segments(self, maps: tuple[Tensor, Tensor], matrix: Tensor, seen: Tensor,
+                  enabled: bool) -> tuple[Tensor, Tensor]:
+        """The recurrence. Returns the matrices that each segment finds [b, K, S, d, d], and the last."""
+        kept, added = maps
+        found = []
+        for s in range(seen.shape[1]):
+            begins = (seen[:, s] == 0) | (not enabled)
+            matrix = torch.where(begins[:, None, None, None], 0.0, matrix)
+            found.append(matrix)
+            written = kept[:, :, s] @ matrix + added[:, :, s]
+            ready = (seen[:, s] >= self.delay) & enabled
+            matrix = torch.where(ready[:, None, None, None], written, matrix)
+        return torch.stack(found, 2), matrix
+
+    @torch.no_grad()
+    def _figures(self, maps: tuple[Tensor, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+        """Means over lanes and heads: the norm of a matrix, and the share of one that a segment's writing keeps."""
+        size = self.head_size
+        figures = torch.stack([matrix.norm(dim=(-2, -1)).mean(), maps[0].diagonal(dim1=-2, dim2=-1).mean()])
+        figures = collectives.sum_(figures) / groups.tensor_size()
+        return {"matrix_norm": figures[0] / size**0.5, "kept": figures[1]}
+
+
+def _scores(told: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[b, K, T, 2d] -> float32 [b, K, T]."""
+    return (told * weight.float()[:, None]).sum(-1) + bias.float()[:, None]
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def costs(config: ModelConfig, layer: int, layout: Layout) -> Costs:
+    """See `Memory.costs`."""
+    e, d, L = config.hidden_size, config.head_size, config.segment_length
+    H, K = config.heads, config.kv_heads
+    system = 2.0 * L * d + 2.0 * L * d  # keys by keys; the triangular system for keys and values
+    maps = 2.0 * d * 2 * d + 2.0 * d**3 / L
+    return Costs(products=2.0 * e * H * d, reads=2.0 * H * d * d, exact=K * (system + maps + 8.0 * d),
+                 moved=4.0 * 4 * K * L, launches=SEGMENT_LAUNCHES, saved=_saved(config, layout, config.stm_of(layer)))
+
+
+SEGMENT_LAUNCHES = 8
+"""Kernels that a segment of the recurrence launches; the maps of a window are some thirty together."""
+
+
+def _saved(config: ModelConfig, layout: Layout, stm: int) -> float:
+    """Bytes that autograd keeps of a window."""
+    d, L, w = config.head_size, config.segment_length, layout.width
+    n = layout.lanes * layout.segments * L
+    heads, kv = config.heads / layout.tensor, config.kv_heads / layout.tensor
+    # In float32 these are views of what the projections made; in bf16 they are copies.
+    queries = w * n * d * (heads + 2 * kv) if w == 4 else 4 * n * d * heads
+    told = 2 * 4 * n * kv * d * (1 + stm / (layout.segments * L) if w == 4 else 1)
+    systems = 4 * n * kv * (5 * L + 6 * d)
+    matrices = 4 * n / L * d * d * (heads + 2 * kv)
+    reads = (4 + w) * n * heads * d
+    return queries + told + systems + matrices + reads + 4 * n * (8 * kv + 2 * heads)

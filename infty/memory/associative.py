@@ -1,0 +1,46 @@
+"""The gated delta rule (Yang, Kautz & Hatamizadeh, arXiv 2412.06464), a segment at a time.
+
+A head's memory is a matrix S [d, c]. Token t, with a key k of length 1, a value v, a write strength beta in (0, 1) and
+a decay alpha in (0, 1), replaces what the matrix answers to k:
+
+    S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T          (equation 10, transposed)
+
+A query q of length 1 reads q^T S. A whole segment is one affine map S -> M S + C, whose parts follow from one
+triangular system (the WY form of section 3.3): no loop over tokens, and all segments of a window at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def unit(x: Tensor) -> Tensor:
+    """x [..., d] at length 1, in float32 (float64 stays); a vector of length 0 stays 0."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return F.normalize(x, dim=-1, eps=1e-6)
+
+
+def segment_map(keys: Tensor, values: Tensor, strength: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """What writing a segment's tokens does to a memory: S -> M S + C.
+
+    keys [..., L, d] of length 1; values [..., L, c]; strength [..., L] in (0, 1); log_decay [..., L] <= 0. Returns M
+    [..., d, d] and C [..., d, c], in the inputs' dtype.
+
+    With g_t the summed log decay up to token t, what token t adds is k_t u_t^T, where u_t = beta_t (v_t - what the
+    memory answers to k_t just before), a triangular system over the tokens before it.
+    """
+    total = log_decay.cumsum(-1)
+    since = torch.exp((total[..., :, None] - total[..., None, :]).clamp(max=0.0))  # decay from token j to token i
+    before = (strength[..., None] * (keys @ keys.transpose(-1, -2)) * since).tril(-1)
+    from_values = strength[..., None] * values
+    from_memory = (strength * total.exp())[..., None] * keys
+    eye = torch.eye(keys.shape[-2], dtype=keys.dtype, device=keys.device)
+    added = torch.linalg.solve_triangular(
+        before + eye, torch.cat([from_values, from_memory], -1), upper=False, unitriangular=True)
+    by_values, by_memory = added.split([values.shape[-1], keys.shape[-1]], -1)
+    kept = (keys * torch.exp(total[..., -1:] - total)[..., None]).transpose(-1, -2)
+    decayed = torch.exp(total[..., -1])[..., None, None] * torch.eye(
+        keys.shape[-1], dtype=keys.dtype, device=keys.device)
+    return decayed - kept @ by_memory, kept @ by_values
