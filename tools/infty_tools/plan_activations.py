@@ -37,7 +37,7 @@ def layer_bytes(config: ModelConfig, layer: int, layout: Layout, device: str = "
         attention += 2 * 4 * (2 * layout.window_segments * L + stm) * d
     mlp = w * n * config.ffn_size / t * (4 if config.activation == "swiglu" else 2)
     masks = 2 * n * config.hidden_size if config.dropout else 0.0
-    memories = sum(c.saved for c in costs)
+    memories = sum(c.saved for c in costs) + max((c.saved_together for c in costs), default=0.0)
     return 2 * _norm(config, layout, device) + entered + attention + mlp + masks + memories
 
 

@@ -116,7 +116,8 @@ def costs(config: ModelConfig, layer: int, layout: Layout) -> Costs:
     system = 2.0 * L * d + 2.0 * L * d  # keys by keys; the triangular system for keys and values
     maps = 2.0 * d * 2 * d + 2.0 * d**3 / L
     return Costs(products=2.0 * e * H * d, reads=2.0 * H * d * d, exact=K * (system + maps + 8.0 * d),
-                 moved=4.0 * 4 * K * L, launches=SEGMENT_LAUNCHES, saved=_saved(config, layout, config.stm_of(layer)))
+                 moved=4.0 * 4 * K * L, launches=SEGMENT_LAUNCHES, saved=_saved(config, layout, config.stm_of(layer)),
+                 saved_together=_projected(config, layout))
 
 
 SEGMENT_LAUNCHES = 8
@@ -128,10 +129,16 @@ def _saved(config: ModelConfig, layout: Layout, stm: int) -> float:
     d, L, w = config.head_size, config.segment_length, layout.width
     n = layout.lanes * layout.segments * L
     heads, kv = config.heads / layout.tensor, config.kv_heads / layout.tensor
-    # In float32 these are views of what the projections made; in bf16 they are copies.
-    queries = w * n * d * (heads + 2 * kv) if w == 4 else 4 * n * d * heads
+    queries = 0.0 if w == 4 else 4 * n * d * heads
     told = 2 * 4 * n * kv * d * (1 + stm / (layout.segments * L) if w == 4 else 1)
     systems = 4 * n * kv * (5 * L + 6 * d)
     matrices = 4 * n / L * d * d * (heads + 2 * kv)
     reads = (4 + w) * n * heads * d
     return queries + told + systems + matrices + reads + 4 * n * (8 * kv + 2 * heads)
+
+
+def _projected(config: ModelConfig, layout: Layout) -> float:
+    """In float32 the queries are a view of all that was projected; in bf16 they are copied."""
+    n = layout.lanes * layout.segments * config.segment_length
+    whole = 4 * n * config.head_size * (config.heads + 2 * config.kv_heads) / layout.tensor
+    return whole if layout.width == 4 else 0.0

@@ -114,6 +114,8 @@ class Costs:
     """Tensor-parallel collectives a segment."""
     saved: float = 0.0
     """Bytes that autograd keeps of a window, on one rank."""
+    saved_together: float = 0.0
+    """Of these what all memories of a layer share, the attention's projections as they were made: counted once."""
     constants: dict[Any, float] = field(default_factory=dict)
     """Bytes of precomputed operators, by a key that is equal for layers which share them."""
 

@@ -38,6 +38,7 @@ def costs(config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout)
         launches=SEGMENT_LAUNCHES,
         sent=4.0 * (memory.bins if shared_histogram else 0) + (4.0 * N * e if hidden else 0.0),
         collectives=1 + 2 * hidden, saved=_saved(config, memory, layout, config.stm_of(layer)),
+        saved_together=_projected(config, memory, layout),
         constants={memory: _operators(memory, L)})
 
 
@@ -96,8 +97,7 @@ def _saved(config: ModelConfig, memory: MemoryConfig, layout: Layout, stm: int) 
     b, S = layout.lanes, layout.segments
     n = b * S * config.segment_length
     heads, kv, N = config.heads / t, config.kv_heads / t, memory.basis
-    whole = w == 4 and config.heads == config.kv_heads  # queries are a view of the whole product then
-    queries = 4 * n * d * (heads + 2 * kv if whole else heads)
+    queries = 0.0 if _projected(config, memory, layout) else 4 * n * d * heads
     pooled = S * b * heads * d * 2 * 4
     maps = 2 * 2 * 4 * heads * N
     widths = len(memory.widths)
@@ -109,6 +109,14 @@ def _saved(config: ModelConfig, memory: MemoryConfig, layout: Layout, stm: int) 
     into_projection = w * n * heads * d
     return (queries + pooled + maps + densities + values + read + into_projection
             + _signal(config, memory, layout) + _kept_of_writes(config, memory, layout, stm))
+
+
+def _projected(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
+    """In float32 and without grouped keys, queries are a view of all that was projected."""
+    if layout.width != 4 or config.heads != config.kv_heads or memory.density == "gibbs":
+        return 0.0
+    n = layout.lanes * layout.segments * config.segment_length
+    return 4 * n * config.head_size * 3 * config.heads / layout.tensor
 
 
 def _gibbs(config: ModelConfig, memory: MemoryConfig, layout: Layout, stm: int) -> float:
