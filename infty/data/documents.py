@@ -13,9 +13,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
@@ -27,19 +28,21 @@ INFO, PREFIX, TOKENIZER = "dataset.json", "tokens", "tokenizer"
 class DatasetInfo:
     """What is known of a dataset without reading its tokens."""
 
-    documents: int
-    tokens: int
-    dtype: str
-    vocab_size: int
+    __pydantic_config__ = ConfigDict(extra="forbid")  # a field of a later version may change what the others mean
+
+    documents: Annotated[int, Field(ge=0)]
+    tokens: Annotated[int, Field(ge=0)]
+    dtype: Literal["uint16", "int32"]
+    vocab_size: Annotated[int, Field(ge=1)]
     fingerprint: str
     """sha256 over all tokens and document lengths."""
     tokenizer_fingerprint: str
     words: int
-    """White-space separated words in the texts, for perplexity per word."""
+    """Words in the texts (see `infty.data.words`), for perplexity per word."""
     names: list[str]
     word_counts: list[int] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
-    """What was left out and why."""
+    """What was left out and why (`left_out`), and which documents their tokens do not give back (`inexact`)."""
     counted_from: list[int] = field(default_factory=list)
     """For each document, the place of the first token whose prediction counts (what comes before is read only); empty:
     all count."""
@@ -146,6 +149,14 @@ def _read_info(folder: Path) -> DatasetInfo:
         hint = f"; did you mean {folder / inner[0]}?" if inner else " (infty prepare makes one)"
         raise UserError(f"{folder} is not a prepared dataset: it has no {INFO}{hint}")
     try:
-        return DatasetInfo(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from error
+        info = TypeAdapter(DatasetInfo).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UserError(f"{path} is damaged ({reason}); prepare the dataset again") from error
+    for what, given in (("names", info.names), ("word_counts", info.word_counts)):
+        if len(given) not in ({info.documents} if what == "names" else {0, info.documents}):
+            raise UserError(f"{path} is damaged ({len(given)} {what} for {info.documents} documents); prepare the "
+                            "dataset again")
+    return info

@@ -6,8 +6,9 @@ import codecs
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,20 @@ class Text:
     problem: str | None
     """Why not: empty, not UTF-8, binary, damaged, no text field, ... Also what is missing after a text that is kept."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of the text, to find duplicates."""
         return hashlib.sha256((self.text or "").encode()).hexdigest()
+
+    @property
+    def found(self) -> str:
+        """What `digest` needs of it."""
+        return f"{self.digest} {self.problem or ''}"
+
+
+def digest(found: Iterable[str]) -> str:
+    """sha256 of what was found in a source, usable or not."""
+    return hashlib.sha256("\n".join(found).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def find(folder: str | Path, option: str = "--input", avoid: frozenset[Path] = frozenset()) -> list[Source]:

@@ -14,6 +14,7 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ class Tokenizer(ABC):
         """Whether the ids of a text hold all of it: no unknown character, no space, case or accent lost."""
         return self.decode(ids) == as_read(text)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the tokenizer's file, and of an end token other than the usual one."""
         digest = hashlib.sha256(self.path.read_bytes())
@@ -91,10 +92,13 @@ class Tokenizer(ABC):
         """Raise UserError when encoding a text can give the end token: a book would end in its middle."""
         name = self.end_token
         texts = (name, f"a{name}b", f" {name} ", f"\n{name}\n", f"{name}{name}", "\U0010fffd \u4e2d \ufdd0")
-        if name not in self.special_tokens() or any(self.eos_id in self.encode(text) for text in texts):
-            raise UserError(f"{self.path}: {name!r} cannot end documents: a book that holds this text, or a character "
-                            "that the tokenizer does not know, would end there. Name a special token that no text can "
-                            f"give with --end-token{self._choices(name)}")
+        giving = [text for text in texts if self.eos_id in self.encode(text)]
+        if not giving and name in self.special_tokens():
+            return
+        why = f"the text {giving[0]!r} gives it, so a book that holds such a text would end there" if giving else \
+            "its file does not say that it is special, so a text could give it"
+        raise UserError(f"{self.path}: {name!r} cannot end documents ({why}): name another token with --end-token"
+                        f"{self._choices(name)}")
 
     def _choices(self, besides: str) -> str:
         """The special tokens to choose from, for a message."""
