@@ -55,10 +55,11 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> np.ndarray:
         """int64 ids of a text, without any token for its beginning or end. Raises UserError for half a character."""
         try:
-            return self._ids(as_read(text))
+            text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"the text is not Unicode: its character {error.start:,} is half of one "
                             f"({error.object[error.start]!r}); give text in UTF-8") from error
+        return self._ids(as_read(text))
 
     @abstractmethod
     def _ids(self, text: str) -> np.ndarray:
@@ -167,7 +168,6 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._model.id_to_piece(i) for i in range(self.vocab_size) if self._model.is_control(i)]
 
     def _ids(self, text: str) -> np.ndarray:
-        text.encode()  # the library would drop half a character
         if SPACE_MARK not in text or not self._keeps_marks:
             return np.asarray(self._model.encode(text), dtype=np.int64)
         # The mark is written with the bytes of its own: another character that is nowhere in the text is read in its
