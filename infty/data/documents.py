@@ -13,10 +13,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
@@ -28,12 +27,10 @@ INFO, PREFIX, TOKENIZER = "dataset.json", "tokens", "tokenizer"
 class DatasetInfo:
     """What is known of a dataset without reading its tokens."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # a field of a later version may change what the others mean
-
-    documents: Annotated[int, Field(ge=0)]
-    tokens: Annotated[int, Field(ge=0)]
-    dtype: Literal["uint16", "int32"]
-    vocab_size: Annotated[int, Field(ge=1)]
+    documents: int
+    tokens: int
+    dtype: str
+    vocab_size: int
     fingerprint: str
     """sha256 over all tokens and document lengths."""
     tokenizer_fingerprint: str
@@ -83,9 +80,6 @@ class Documents:
             raise UserError(f"{folder}/{PREFIX}.idx cannot be read ({error}); prepare the dataset again") from error
         if len(lengths) != info.documents or int(lengths.sum()) != info.tokens:
             raise UserError(f"{folder}/{PREFIX}.idx does not match {INFO}: prepare the dataset again")
-        if len(info.counted_from) not in (0, len(lengths)):
-            raise UserError(f"{folder}/{INFO} is damaged (counted_from names {len(info.counted_from)} of "
-                            f"{len(lengths)} documents); prepare the dataset again")
         return cls(folder, info, index)
 
     def __len__(self) -> int:
@@ -149,14 +143,28 @@ def _read_info(folder: Path) -> DatasetInfo:
         hint = f"; did you mean {folder / inner[0]}?" if inner else " (infty prepare makes one)"
         raise UserError(f"{folder} is not a prepared dataset: it has no {INFO}{hint}")
     try:
-        info = TypeAdapter(DatasetInfo).validate_json(path.read_bytes(), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise UserError(f"{path} is damaged ({reason}); prepare the dataset again") from error
-    for what, given in (("names", info.names), ("word_counts", info.word_counts)):
-        if len(given) not in ({info.documents} if what == "names" else {0, info.documents}):
-            raise UserError(f"{path} is damaged ({len(given)} {what} for {info.documents} documents); prepare the "
-                            "dataset again")
+        info = DatasetInfo(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from error
+    wrong = _wrong_value(info)
+    if wrong is not None:
+        raise UserError(f"{path} is damaged ({wrong}); prepare the dataset again")
     return info
+
+
+def _wrong_value(info: DatasetInfo) -> str | None:
+    """The first value that no dataset can have, in words."""
+    for name in ("documents", "tokens", "vocab_size", "words"):
+        value = getattr(info, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            return f"{name} is {value!r}"
+    if info.dtype not in ("uint16", "int32"):
+        return f"dtype is {info.dtype!r}"
+    for name in ("names", "word_counts", "counted_from"):
+        values = getattr(info, name)
+        kind = str if name == "names" else int
+        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            return f"{name} is no list of {'names' if kind is str else 'numbers'}"
+        if len(values) != info.documents and (values or name == "names"):
+            return f"{name} has {len(values)} entries for {info.documents} documents"
+    return None if isinstance(info.report, dict) else f"report is {info.report!r}"

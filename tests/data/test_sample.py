@@ -71,6 +71,7 @@ def test_spread(budget):
 
 @pytest.mark.parametrize("text, words", [
     ("", 0), ("two words", 2), ("naïve — “quoted”", 3), ("한국어 텍스트", 2), ("你好，世界。", 4),
-    ("iPhone手机 is 好.", 5), ("カタカナとひらがな", 9), ("สวัสดีชาวโลก", 3), ("ภาษา ไทย", 2), ("「はい」", 2), ("𠀀𠀁", 2), ("123 中 456", 3)])
+    ("iPhone手机 is 好.", 5), ("カタカナとひらがな", 9),
+    ("สวัสดีชาวโลก", 3), ("ภาษา ไทย", 2), ("「はい」", 2), ("𠀀𠀁", 2), ("123 中 456", 3)])
 def test_words(text, words):
     assert count_words(text) == words

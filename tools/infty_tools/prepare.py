@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from infty_tools.options import any_path, any_text_prints, new_folder, utf8
+from infty_tools.options import any_path, any_text_prints, new_folder, utf8, whole
 
 LARGEST_VOCABULARY = 2_000_000
 MOST_WORKERS = 1024
@@ -26,7 +26,8 @@ def prepare(
                                          help="Folder to make: output/train and output/validation")],
     validation: Annotated[Path | None, typer.Option(parser=any_path, metavar="PATH",
                                                     help="Folder or file of held-out documents")] = None,
-    validation_documents: Annotated[int, typer.Option(help="Or hold out this many text files of the input", min=0)] = 0,
+    validation_documents: Annotated[int, typer.Option(
+        parser=whole(0, 10**9), metavar="N", help="Or hold out this many text files of the input")] = 0,
     tokenizer: Annotated[Path | None, typer.Option(
         parser=any_path, metavar="PATH",
         help="Existing sentencepiece .model, tokenizer.json or prepared dataset; left out: one is trained")] = None,
@@ -34,14 +35,15 @@ def prepare(
         parser=utf8, metavar="TOKEN", help="The token of --tokenizer that ends a document; left out: what its files "
                                            "say")] = None,
     vocab_size: Annotated[int | None, typer.Option(
-        help="Tokens of a tokenizer that is trained; left out: 32,000", min=260, max=LARGEST_VOCABULARY)] = None,
+        parser=whole(260, LARGEST_VOCABULARY), metavar="N",
+        help="Tokens of a tokenizer that is trained; left out: 32,000")] = None,
     field: Annotated[str | None, typer.Option(
         parser=utf8, metavar="NAME", help="Name of the text in JSON lines and datasets; left out: text")] = None,
     min_words: Annotated[int, typer.Option(
-        help="Leave out shorter documents; a Chinese character or kana counts as a word, as do four Thai letters",
-        min=1, max=10**9)] = 1,
-    workers: Annotated[int | None, typer.Option(help="Processes; left out: one a core", min=1,
-                                                max=MOST_WORKERS)] = None,
+        parser=whole(1, 10**9), metavar="N",
+        help="Leave out shorter documents; a Chinese character or kana counts as a word, as do four Thai letters")] = 1,
+    workers: Annotated[int | None, typer.Option(parser=whole(1, MOST_WORKERS), metavar="N",
+                                                help="Processes; left out: one a core")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read, stop")] = False,
 ) -> None:
     """Turn books into a memory-mapped dataset, one document a book.
@@ -135,7 +137,7 @@ def _stopping() -> Iterator[None]:
 def inspect(
     data: Annotated[Path, typer.Argument(parser=any_path, metavar="DATA",
                                          help="A dataset: the train or validation folder of a prepared output")],
-    samples: Annotated[int, typer.Option(help="Decoded samples to show", min=0, max=10_000)] = 3,
+    samples: Annotated[int, typer.Option(parser=whole(0, 10_000), metavar="N", help="Decoded samples to show")] = 3,
     verify: Annotated[bool, typer.Option("--verify", help="Read all tokens, compare with the fingerprint")] = False,
 ) -> None:
     """Look into a dataset: documents, tokens, lengths, decoded samples.

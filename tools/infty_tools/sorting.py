@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from infty.errors import UserError
-from infty_tools.options import any_text_prints, new_folder
+from infty_tools.options import any_text_prints, new_folder, whole
 
 if TYPE_CHECKING:
     import tokenizers
@@ -33,10 +33,12 @@ MOST = 100_000_000
 def sorting(
     output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH",
                                          help="Folder to make: output/train and output/validation")],
-    length: Annotated[int, typer.Option(help="Tokens that a model reads of a sequence, answer included")] = 4096,
-    train: Annotated[int, typer.Option(min=1, max=MOST, help="Sequences to train on")] = 8000,
-    validation: Annotated[int, typer.Option(min=1, max=MOST, help="Sequences held out")] = 160,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
+    length: Annotated[int, typer.Option(parser=whole(0, 2**63), metavar="N",
+                                        help="Tokens that a model reads of a sequence, answer included")] = 4096,
+    train: Annotated[int, typer.Option(parser=whole(1, MOST), metavar="N", help="Sequences to train on")] = 8000,
+    validation: Annotated[int, typer.Option(parser=whole(1, MOST), metavar="N", help="Sequences held out")] = 160,
+    seed: Annotated[int, typer.Option(parser=whole(0, 2**63 - 1), metavar="N",
+                                      help="The same seed makes the same sequences")] = 0,
 ) -> None:
     """Make a dataset of sequences to sort: 20 symbols in random order, a separator, then the symbols by falling count.
 
