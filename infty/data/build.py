@@ -20,6 +20,7 @@ from infty.data import sources
 from infty.data.documents import PREFIX, TOKENIZER, DatasetInfo, Documents
 from infty.data.sources import Source
 from infty.data.tokenizer import Tokenizer
+from infty.data.words import count_words
 from infty.errors import UserError
 
 SHARDS = "shards"
@@ -46,33 +47,43 @@ def shard_path(job: Job, index: int) -> Path:
 
 
 def make_shard(job: Job, tokenizer: Tokenizer, index: int, source: Source) -> None:
-    """Tokenize one source unless the shard of this very file is there already."""
+    """Tokenize one source unless the shard of this very file and tokenizer is there already."""
     path = shard_path(job, index)
-    facts = {"source": source.name, "size": source.size, "modified": source.modified}
+    made_from = {**facts(source), "tokenizer": tokenizer.fingerprint}
     if path.is_file():
-        if facts.items() <= _read_record(path).items():
+        if made_from.items() <= read_record(path).items():
             return
-        path.unlink()  # the source has changed since, or the record was lost in a crash
-    dtype, documents = token_dtype(tokenizer.vocab_size), []
+        path.unlink()  # the source or the tokenizer has changed since, or the record was lost in a crash
+    dtype = token_dtype(tokenizer.vocab_size)
+    documents: list[dict[str, Any]] = []
+    found: list[str] = []
     partial = path.with_suffix(f".partial{os.getpid()}")
     try:
         with open(partial, "wb") as f:
             for text in sources.read(source, job.field):
                 documents.append(_write_document(f, text, tokenizer, dtype, job.min_words))
+                found.append(text.found)
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path.with_suffix(".tokens"))
-        partial.write_text(json.dumps({**facts, "documents": documents}))
+        partial.write_text(json.dumps({**made_from, "digest": sources.digest(found), "documents": documents}))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def facts(source: Source) -> dict[str, Any]:
+    """What is known of a source without reading it."""
+    return {"name": source.name, "size": source.size, "modified": source.modified}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The facts beside a shard; none when they were lost in a crash."""
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except ValueError:
         return {}
+    return record if isinstance(record, dict) else {}
 
 
 def write_whole(path: Path, value: Any) -> None:
@@ -90,7 +101,7 @@ def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.
                     min_words: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": text.name, "problem": text.problem}
     if text.problem is None:
-        words = len(text.text.split())
+        words = count_words(text.text)
         if words < min_words:
             return entry | {"problem": f"fewer than {min_words} words"}
         ids = np.append(tokenizer.encode(text.text), tokenizer.eos_id)
@@ -98,7 +109,8 @@ def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.
             raise UserError(f"{tokenizer.path} gives token {ids.max()} although its vocabulary has "
                             f"{tokenizer.vocab_size} tokens: number its tokens without gaps")
         f.write(ids.astype(dtype).tobytes())
-        entry |= {"tokens": len(ids), "words": words, "sha256": text.digest}
+        entry |= {"tokens": len(ids), "words": words, "sha256": text.digest,
+                  "exact": tokenizer.gives_back(text.text, ids[:-1])}
     return entry
 
 
@@ -106,9 +118,12 @@ def merge(job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, 
     """Merge shards, in the order of `indices`, into one dataset in the new folder `output`.
 
     `seen` maps digests to names of documents that are kept already, in this dataset or another: a text that comes
-    again is left out and reported. What was written is read back. Raises UserError when nothing is left.
+    again is left out and reported, as are documents that their tokens do not give back. What was written is read back.
+    Raises UserError when nothing is left.
     """
-    writer, left_out = DatasetWriter(output, tokenizer), []
+    writer = DatasetWriter(output, tokenizer)
+    left_out: list[dict[str, str]] = []
+    inexact: list[str] = []
     for index in indices:
         for entry, ids in _documents(job, index, writer.dtype):
             if entry["problem"] is None and entry["sha256"] in seen:
@@ -118,11 +133,13 @@ def merge(job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, 
                 continue
             seen[entry["sha256"]] = entry["name"]
             writer.add(entry["name"], ids, entry["words"])
+            if not entry["exact"]:
+                inexact.append(entry["name"])
     if not writer.names:
         reasons = ", ".join([f"{d['name']}: {d['problem']}" for d in left_out[:5]] + ["..."] * (len(left_out) > 5))
         raise UserError(f"no usable document for {output.name} ({reasons}): give other input, and delete "
                         f"{job.folder.parent}")
-    return writer.finish({"left_out": left_out})
+    return writer.finish({"left_out": left_out, "inexact": inexact})
 
 
 class DatasetWriter:

@@ -35,11 +35,11 @@ class DatasetInfo:
     """sha256 over all tokens and document lengths."""
     tokenizer_fingerprint: str
     words: int
-    """White-space separated words in the texts, for perplexity per word."""
+    """Words in the texts (see `infty.data.words`), for perplexity per word."""
     names: list[str]
     word_counts: list[int] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
-    """What was left out and why."""
+    """What was left out and why (`left_out`), and which documents their tokens do not give back (`inexact`)."""
     counted_from: list[int] = field(default_factory=list)
     """For each document, the place of the first token whose prediction counts (what comes before is read only); empty:
     all count."""
@@ -80,9 +80,6 @@ class Documents:
             raise UserError(f"{folder}/{PREFIX}.idx cannot be read ({error}); prepare the dataset again") from error
         if len(lengths) != info.documents or int(lengths.sum()) != info.tokens:
             raise UserError(f"{folder}/{PREFIX}.idx does not match {INFO}: prepare the dataset again")
-        if len(info.counted_from) not in (0, len(lengths)):
-            raise UserError(f"{folder}/{INFO} is damaged (counted_from names {len(info.counted_from)} of "
-                            f"{len(lengths)} documents); prepare the dataset again")
         return cls(folder, info, index)
 
     def __len__(self) -> int:
@@ -146,6 +143,28 @@ def _read_info(folder: Path) -> DatasetInfo:
         hint = f"; did you mean {folder / inner[0]}?" if inner else " (infty prepare makes one)"
         raise UserError(f"{folder} is not a prepared dataset: it has no {INFO}{hint}")
     try:
-        return DatasetInfo(**json.loads(path.read_text()))
+        info = DatasetInfo(**json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from error
+    wrong = _wrong_value(info)
+    if wrong is not None:
+        raise UserError(f"{path} is damaged ({wrong}); prepare the dataset again")
+    return info
+
+
+def _wrong_value(info: DatasetInfo) -> str | None:
+    """The first value that no dataset can have, in words."""
+    for name in ("documents", "tokens", "vocab_size", "words"):
+        value = getattr(info, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            return f"{name} is {value!r}"
+    if info.dtype not in ("uint16", "int32"):
+        return f"dtype is {info.dtype!r}"
+    for name in ("names", "word_counts", "counted_from"):
+        values = getattr(info, name)
+        kind = str if name == "names" else int
+        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            return f"{name} is no list of {'names' if kind is str else 'numbers'}"
+        if len(values) != info.documents and (values or name == "names"):
+            return f"{name} has {len(values)} entries for {info.documents} documents"
+    return None if isinstance(info.report, dict) else f"report is {info.report!r}"

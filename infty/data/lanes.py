@@ -34,6 +34,18 @@ class Piece:
     """How many of them, from the first, do not count (see `DatasetInfo.counted_from`)."""
 
 
+def repeated_documents(lengths: Sequence[int] | np.ndarray, lanes: int) -> int:
+    """How many of `lanes` lanes begin with a document that another lane begins with, too: those beyond the documents of
+    two tokens or more, of which there are `lengths`. They read the same rows as another lane, and learn nothing more
+    from them."""
+    return max(0, lanes - usable_documents(lengths))
+
+
+def usable_documents(lengths: Sequence[int] | np.ndarray) -> int:
+    """How many documents give a prediction: those of two tokens or more."""
+    return int((np.asarray(lengths) >= 2).sum())
+
+
 NOTHING = Piece(-1, 0, 0, True)
 
 
@@ -53,6 +65,8 @@ class LaneSchedule:
 
     def __init__(self, lengths: Sequence[int] | np.ndarray, lanes: int, segment_length: int, seed: int = 0,
                  *, single_pass: bool = False, counted_from: Sequence[int] | np.ndarray | None = None) -> None:
+        if lanes < 1 or segment_length < 1:
+            raise UserError(f"there are {lanes} lanes and segments of {segment_length} tokens: both must be 1 or more")
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.counted_from = np.zeros_like(self.lengths) if counted_from is None else np.asarray(counted_from)
         self.usable = np.flatnonzero(self.lengths >= 2)

@@ -3,7 +3,8 @@
     output/
       train/        a dataset (see infty.data.documents)
       validation/   another, if asked for
-      report.json   what was read, kept and left out
+      report.json   what was kept and left out
+      sources.json  what was read: options, and size, time and digest of every source
 
 Everything is made in `output.partial` and renamed at the end, so `output` is whole or absent. Started again with the
 same arguments, an interrupted preparation goes on.
@@ -13,18 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from infty.data import build, sources
+from infty.data import build, record, sources
 from infty.data.build import Job
 from infty.data.documents import TOKENIZER, DatasetInfo
+from infty.data.sample import sample
 from infty.data.sources import Source
 from infty.data.tokenizer import Tokenizer, train_sentencepiece
 from infty.data.workers import Workers
-from infty.data.workplace import REPORT, Workplace, already_done
+from infty.data.workplace import REPORT, Workplace, already_done, partial_folder
 from infty.errors import UserError
 
 Progress = Callable[[str, int, int], None]
@@ -48,14 +51,22 @@ class Request:
     min_words: int = 1
     sample_megabytes: int = 512
     """At most this much text trains the tokenizer."""
+    end_token: str | None = None
+    """The token of `tokenizer` that ends a document; None: what its files say."""
+
+    @property
+    def own_folders(self) -> frozenset[Path]:
+        """What is made here and is no input, wherever it is."""
+        return frozenset({self.output, partial_folder(self.output)})
 
     def split(self) -> tuple[list[Source], list[Source]]:
         """Sources of the training and of the validation dataset."""
-        train, count = sources.find(self.input), self.validation_documents
+        train = sources.find(self.input, avoid=self.own_folders)
+        count = self.validation_documents
         if self.validation is not None:
             if count:
                 raise UserError("--validation and --validation-documents exclude each other: give one")
-            return train, sources.find(self.validation, "--validation")
+            return train, sources.find(self.validation, "--validation", self.own_folders)
         if count and not all(s.one_document for s in train):
             raise UserError("--validation-documents holds out text files, and the input has files of many documents: "
                             "put those to hold out into a file of their own and give it with --validation")
@@ -66,13 +77,20 @@ class Request:
         return ([s for i, s in enumerate(train) if i not in held_out],
                 [s for i, s in enumerate(train) if i in held_out])
 
-    def fingerprint(self, train: list[Source], validation: list[Source]) -> str:
-        """Changes when the arguments or the list of sources do."""
-        tokenizer = None if self.tokenizer is None else Tokenizer.load(self.tokenizer).fingerprint
-        facts = [[[s.name, s.size] for s in part] for part in (train, validation)]
-        values = [facts, tokenizer, self.vocab_size if tokenizer is None else None, self.field, self.min_words,
-                  self.sample_megabytes]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    def options(self) -> dict[str, Any]:
+        """What decides, with the sources, what is made. Raises UserError when the tokenizer cannot be used."""
+        values: dict[str, Any] = {"field": self.field, "min_words": self.min_words}
+        if self.tokenizer is None:
+            return values | {"vocab_size": self.vocab_size, "sample_megabytes": self.sample_megabytes}
+        tokenizer = Tokenizer.load(self.tokenizer, self.end_token)
+        tokenizer.check_end()
+        return values | {"tokenizer": tokenizer.fingerprint, "end_token": tokenizer.end_token}
+
+    def ignored(self) -> list[dict[str, str]]:
+        """What is below the input folders and is not read."""
+        folders = [self.input] if self.validation is None else [self.input, self.validation]
+        found = [entry for folder in folders for entry in sources.ignored(folder, self.own_folders)]
+        return [entry for i, entry in enumerate(found) if entry not in found[:i]]
 
 
 @dataclass(frozen=True)
@@ -81,22 +99,33 @@ class Plan:
 
     train: list[Source]
     validation: list[Source]
-    fingerprint: str
+    options: dict[str, Any]
 
     @classmethod
     def of(cls, request: Request) -> Plan:
+        """What a request asks for. Raises UserError."""
         train, validation = request.split()
-        return cls(train, validation, request.fingerprint(train, validation))
+        return cls(train, validation, request.options())
+
+    @property
+    def parts(self) -> dict[str, list[Source]]:
+        return {"train": self.train, "validation": self.validation}
 
     @property
     def sources(self) -> list[Source]:
         return self.train + self.validation
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the options or the names of the sources do. What is in them is looked at source by source."""
+        names = {name: [s.name for s in part] for name, part in self.parts.items()}
+        return hashlib.sha256(json.dumps([names, self.options]).encode()).hexdigest()
+
 
 def prepare(request: Request, workers: int, progress: Progress, tell: Callable[[str], None] = print) -> dict[str, Any]:
     """Make the datasets in this process and `workers` children. Returns the report. Raises UserError."""
     plan, place = Plan.of(request), Workplace(request.output)
-    done = already_done(request.output, plan.fingerprint)
+    done = already_done(request.output, plan.options, plan.parts)
     if done is not None:
         tell(f"{request.output} is already prepared")
         return done
@@ -113,33 +142,27 @@ def make_tokenizer(request: Request, place: Workplace, plan: Plan, progress: Pro
     """The folder of the tokenizer to use; trained on the training texts if none is given."""
     folder = place.folder / TOKENIZER
     if request.tokenizer is not None:
-        Tokenizer.load(request.tokenizer).save(folder)
+        Tokenizer.load(request.tokenizer, request.end_token).save(folder)
         return folder
     final = folder / "tokenizer.model"
-    if not final.is_file():
+    stamp = place.folder / "trained_on.json"
+    texts = {"sources": [build.facts(source) for source in plan.train]}
+    if not final.is_file() or build.read_record(stamp) != texts:  # one of earlier texts would not be found again
+        stamp.unlink(missing_ok=True)
         progress("training the tokenizer", 0, 0)
         with Workers(1) as child:  # training does not listen to signals: this process does
             list(child.map(_train, [(request, plan.train, final)]))
+        build.write_whole(stamp, texts)
     return folder
 
 
 def _train(request: Request, train: list[Source], path: Path) -> None:
-    train_sentencepiece(_sample(request, train), request.vocab_size, path)
-
-
-def _sample(request: Request, train: list[Source]) -> Iterator[str]:
-    """Texts to train the tokenizer on: evenly spread sources, up to the limit."""
-    limit, total, taken = request.sample_megabytes * 2**20, sum(s.size for s in train), 0
-    for source in train[::max(1, round(total / limit))]:
-        for text in sources.read(source, request.field):
-            if text.text is not None:
-                yield text.text[:limit - taken]
-                taken += len(text.text)
-            if taken >= limit:
-                return
-    if taken == 0:
+    texts = sample(train, request.field, request.sample_megabytes * 2**20)
+    first = next(texts, None)
+    if first is None:
         raise UserError(f"--input {request.input} holds no usable text to train a tokenizer on (every file is empty, "
                         f"binary or not UTF-8, or has no field '{request.field}')")
+    train_sentencepiece(chain([first], texts), request.vocab_size, path)
 
 
 def by_size(all_sources: list[Source]) -> list[int]:
@@ -174,12 +197,13 @@ def finish(request: Request, place: Workplace, job: Job, plan: Plan, progress: P
     seen: dict[str, str] = {}
     parts: dict[str, Iterable[int]] = {"validation": range(count, len(plan.sources)),
                                        "train": range(count)}  # a text in both is held out
-    report: dict[str, Any] = {"fingerprint": plan.fingerprint, "datasets": {},
-                              "ignored": sources.ignored(request.input)}
+    report: dict[str, Any] = {"fingerprint": plan.fingerprint, "datasets": {}, "ignored": request.ignored()}
     for name, indices in parts.items():
         if indices:
             progress(f"merging {name}", 0, 0)
             report["datasets"][name] = _summary(build.merge(job, tokenizer, indices, place.result / name, seen))
+    digests = [build.read_record(build.shard_path(job, i))["digest"] for i in range(len(plan.sources))]
+    record.write(place.result, plan.options, plan.parts, digests)
     build.write_whole(place.result / REPORT, report)
     place.publish()
     return report

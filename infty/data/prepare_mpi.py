@@ -79,7 +79,7 @@ def _together(MPI: Any, request: Request, place: Workplace, progress: Progress,
               tell: Callable[[str], None]) -> dict[str, Any]:
     world = MPI.COMM_WORLD
     plan = _on_first(world, lambda: Plan.of(request))
-    done = _on_first(world, lambda: already_done(request.output, plan.fingerprint))
+    done = _on_first(world, lambda: already_done(request.output, plan.options, plan.parts))
     if done is not None:
         if world.rank == 0:
             tell(f"{request.output} is already prepared")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
+import codecs
 import hashlib
-import io
 import json
-import zlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from infty.data.archives import BYTES_AFTER, CUT_SHORT, DAMAGED, open_bytes, problem_of, read_bytes
+from infty.data.tokenizer import as_read
 from infty.errors import UserError
 
 TEXT, LINES = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -28,7 +30,8 @@ class Source:
     """Path below the input folder."""
     size: int
     modified: int = 0
-    """When the file was last written, nanoseconds: a shard made of an older one is made again."""
+    """When the file was last written or given other contents or another name, nanoseconds: a shard made of an older
+    one is made again."""
     rows: tuple[int, int] | None = None
     """First row and end, for a Hugging Face dataset."""
 
@@ -45,42 +48,127 @@ class Text:
     text: str | None
     """None when it cannot be used."""
     problem: str | None
-    """Why not: empty, not UTF-8, binary, damaged, no text field."""
+    """Why not: empty, not UTF-8, binary, damaged, no text field, ... Also what is missing after a text that is kept."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of the text, to find duplicates."""
         return hashlib.sha256((self.text or "").encode()).hexdigest()
 
+    @property
+    def found(self) -> str:
+        """What `digest` needs of it."""
+        return f"{self.digest} {self.problem or ''}"
 
-def find(folder: str | Path, option: str = "--input") -> list[Source]:
-    """The readable files below a folder (or a single file), in the order of their names. Raises UserError, which
-    names `option`."""
-    folder = Path(folder)
+
+def digest(found: Iterable[str]) -> str:
+    """sha256 of what was found in a source, usable or not."""
+    return hashlib.sha256("\n".join(found).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def find(folder: str | Path, option: str = "--input", avoid: frozenset[Path] = frozenset()) -> list[Source]:
+    """The files below a folder that can be read (or a single file), in the order of their names, with links followed.
+    Folders in `avoid` are passed over. Raises UserError, which names `option`."""
+    try:
+        return _find(Path(folder), option, avoid)
+    except OSError as error:
+        raise UserError(f"{option} {folder} cannot be read: {error}") from error
+
+
+def _find(folder: Path, option: str, avoid: frozenset[Path]) -> list[Source]:
     if not folder.exists():
         raise UserError(f"{option} {folder} does not exist")
     if (folder / "dataset_dict.json").is_file():
-        parts = json.loads((folder / "dataset_dict.json").read_text()).get("splits", [])
+        parts = _splits(folder / "dataset_dict.json")
         raise UserError(f"{option} {folder} holds several datasets: give one of them, {folder}/"
                         f"{'|'.join(parts) or 'PART'}")
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
         return _dataset_sources(folder)
     names = TEXT + LINES
-    paths = [folder] if folder.is_file() else [p for p in folder.rglob("*") if p.is_file()]
-    paths = [p for p in paths if p.name.lower().endswith(names)]
+    if folder.is_file():
+        paths = [folder] if _is_text(folder) else []
+    else:
+        paths = [path for path, problem in _walk(folder, avoid) if problem is None]
     if not paths:
         raise UserError(f"{option} {folder} holds no {', '.join(names)} file and is no Hugging Face dataset")
-    sources = [Source(p, p.name if p == folder else str(p.relative_to(folder)), s.st_size, s.st_mtime_ns)
-               for p in paths for s in (p.stat(),)]
-    return sorted(sources, key=lambda s: s.name)
+    return sorted((_file_source(path, folder) for path in paths), key=lambda s: s.name)
 
 
-def ignored(folder: Path) -> list[str]:
-    """Names of the files below a folder that are of no kind `find` reads."""
-    if not folder.is_dir() or (folder / "dataset_info.json").is_file():
+def _file_source(path: Path, folder: Path) -> Source:
+    facts = path.stat()
+    name = path.name if path == folder else str(path.relative_to(folder))
+    return Source(path, name, facts.st_size, max(facts.st_mtime_ns, facts.st_ctime_ns))
+
+
+def _splits(path: Path) -> list[str]:
+    """Names of the datasets in a folder of several."""
+    try:
+        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["splits"]]
+    except (ValueError, KeyError, TypeError):
         return []
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*")
-                  if not p.is_dir() and not (p.is_file() and p.name.lower().endswith(TEXT + LINES)))
+
+
+def ignored(folder: Path, avoid: frozenset[Path] = frozenset()) -> list[dict[str, str]]:
+    """What is below a folder and is not read by `find`: names and reasons, in the order of the names."""
+    if not folder.is_dir():
+        return []
+    if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
+        mine = _dataset_files(folder)
+        found = [(path, "no part of the dataset") for path, _ in _walk(folder, avoid) if path.name not in mine]
+    else:
+        found = [(path, problem) for path, problem in _walk(folder, avoid) if problem is not None]
+    return sorted(({"name": str(path.relative_to(folder)), "problem": problem} for path, problem in found),
+                  key=lambda entry: entry["name"])
+
+
+def _dataset_files(folder: Path) -> set[str]:
+    """Names of the files that make a Hugging Face dataset."""
+    names = {"dataset_info.json", "state.json"}
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return names | {entry["filename"] for entry in state["_data_files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return names
+
+
+def _is_text(path: Path) -> bool:
+    return path.name.lower().endswith(TEXT + LINES)
+
+
+def _walk(folder: Path, avoid: frozenset[Path]) -> Iterator[tuple[Path, str | None]]:
+    """Everything below a folder but folders, each with why it is not read (None: it is). Links to folders are followed
+    after all else, so that a folder is read under its own name where it has one."""
+    seen: set[str] = {os.path.realpath(path) for path in avoid}
+    waiting = [folder]
+    links: list[Path] = []
+    while waiting or links:
+        here = waiting.pop() if waiting else links.pop(0)
+        real = os.path.realpath(here)
+        if real in seen:
+            if here.is_symlink():
+                yield here, "a link to a folder that is read already"
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except PermissionError:
+            yield here, "not readable"
+            continue
+        for entry in entries:
+            path = here / entry.name
+            try:
+                if path.is_dir():
+                    (links if path.is_symlink() else waiting).append(path)
+                else:
+                    yield path, _why_not_read(path)
+            except PermissionError:
+                yield path, "not readable"
+
+
+def _why_not_read(path: Path) -> str | None:
+    if not path.is_file():
+        return "a link to nothing" if path.is_symlink() else "no regular file"
+    return None if _is_text(path) else "of a kind that is not read"
 
 
 def read(source: Source, field: str = "text") -> Iterator[Text]:
@@ -89,27 +177,30 @@ def read(source: Source, field: str = "text") -> Iterator[Text]:
         if source.rows is not None:
             yield from _rows(source, field)
         elif source.one_document:
-            yield _document(source)
+            yield from _document(source)
         else:
             yield from _json_lines(source, field)
     except PermissionError:
         yield Text(source.name, None, "not readable")
     except OSError as error:
-        raise UserError(f"{source.path} cannot be read ({error}): mend that and run the same command again") from error
+        raise UserError(f"{source.path} cannot be read ({error}): fix that and run the same command again") from error
 
 
-def _document(source: Source) -> Text:
-    try:
-        with _open(source.path) as f:
-            raw = f.read()
-    except Exception as error:
-        if not _is_damage(error):
-            raise
-        return Text(source.name, None, "damaged")
-    try:
-        return _checked(source.name, raw.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return Text(source.name, None, "binary" if b"\0" in raw else "not UTF-8")
+def _document(source: Source) -> Iterator[Text]:
+    """The file's text. What an archive holds before it is cut short, or before other bytes follow it, is kept."""
+    raw, problem = read_bytes(source.path)
+    whole = problem in (None, BYTES_AFTER)
+    if whole or (raw and problem == CUT_SHORT):
+        try:
+            # Cut anywhere, the last character may be there in part.
+            text = codecs.getincrementaldecoder("utf-8")().decode(raw, final=whole)
+            yield _checked(source.name, text)
+        except UnicodeDecodeError:
+            yield Text(source.name, None, "binary" if b"\0" in raw else "not UTF-8")
+        if problem == CUT_SHORT:
+            problem = "cut short, kept up to there"
+    if problem is not None:
+        yield Text(source.name, None, problem)
 
 
 def _checked(name: str, text: str) -> Text:
@@ -120,33 +211,71 @@ def _checked(name: str, text: str) -> Text:
         text.encode()
     except UnicodeEncodeError:  # half a character, which JSON can spell
         return Text(name, None, "not UTF-8")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = as_read(text)
     return Text(name, text, None) if text.strip() else Text(name, None, "empty")
 
 
 def _json_lines(source: Source, field: str) -> Iterator[Text]:
     number = 0
     try:
-        with _open(source.path) as f:
+        with open_bytes(source.path) as f:
             for number, line in enumerate(f, 1):
                 if line.strip():
                     yield _json_line(f"{source.name}:{number}", line, field)
     except Exception as error:
-        if not _is_damage(error):
+        problem = problem_of(error)
+        if problem is None:
             raise
-        yield Text(f"{source.name}:{number + 1}", None, "damaged from here on")
+        problem = problem if problem not in (CUT_SHORT, DAMAGED) else "damaged from here on"
+        yield Text(f"{source.name}:{number + 1}", None, problem)
 
 
 def _json_line(name: str, line: bytes, field: str) -> Text:
     try:
-        value = json.loads(line)
+        # Numbers are not needed, and Python refuses to read very long ones.
+        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=float)
     except UnicodeDecodeError:
         return Text(name, None, "not UTF-8")
-    except (ValueError, RecursionError):
+    except _RepeatedKeyError as error:
+        return Text(name, None, f"key {error.args[0]!r} twice")
+    except RecursionError:
+        return Text(name, None, "nested too deeply")
+    except ValueError:
         return Text(name, None, "not JSON")
-    if not isinstance(value, dict) or not isinstance(value.get(field), str):
+    if not isinstance(value, dict):
+        return Text(name, None, f"{_kind(value)} instead of an object")
+    if field not in value:
         return Text(name, None, f"no field '{field}'")
-    return _checked(name, value[field])
+    return _of_value(name, value[field], f"field '{field}'")
+
+
+class _RepeatedKeyError(ValueError):
+    """An object names a key twice: one of the values would be lost."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise _RepeatedKeyError(next(key for key in names if names.count(key) > 1))
+    return result
+
+
+def _of_value(name: str, value: Any, where: str) -> Text:
+    return _checked(name, value) if isinstance(value, str) else Text(name, None, f"{where} is {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "an object" if isinstance(value, dict) else "a list"
 
 
 def _load_dataset(folder: Path) -> Any:
@@ -165,7 +294,8 @@ def _dataset_sources(folder: Path) -> list[Source]:
     count, files = len(_load_dataset(folder)), [p.stat() for p in folder.rglob("*") if p.is_file()]
     if count == 0:
         raise UserError(f"{folder} is a Hugging Face dataset without rows")
-    size, modified = sum(s.st_size for s in files), max(s.st_mtime_ns for s in files)
+    size = sum(s.st_size for s in files)
+    modified = max(max(s.st_mtime_ns, s.st_ctime_ns) for s in files)
     ranges = [(a, min(count, a + ROWS)) for a in range(0, count, ROWS)]
     return [Source(folder, f"{folder.name}:{a}-{b - 1}", size * (b - a) // count, modified, (a, b)) for a, b in ranges]
 
@@ -175,55 +305,4 @@ def _rows(source: Source, field: str) -> Iterator[Text]:
     if field not in rows.column_names:
         raise UserError(f"{source.path} has no column '{field}' (it has {', '.join(rows.column_names)}): give --field")
     for number in range(*source.rows):
-        name, text = f"{source.path.name}:{number}", rows[number][field]
-        yield _checked(name, text) if isinstance(text, str) else Text(name, None, "empty")
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether reading failed because of what the file holds, not because of the machine."""
-    if isinstance(error, EOFError | zlib.error):
-        return True
-    return isinstance(error, OSError) and error.errno is None  # gzip's own
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    name = path.name.lower()
-    if name.endswith(".gz"):
-        return gzip.open(path, "rb")
-    return io.BufferedReader(_Zstandard(path)) if name.endswith(".zst") else open(path, "rb")
-
-
-class _Zstandard(io.RawIOBase):
-    """A .zst file of any number of frames. A file cut short raises EOFError (the library's reader just ends)."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115  (closed in close())
-        self._frame, self._left, self._out = None, b"", b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        import zstandard
-
-        while not self._out:
-            data = self._left or self._file.read(1 << 20)
-            self._left = b""
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the last frame is cut short")
-                return 0
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            try:
-                self._out = self._frame.decompress(data)
-            except zstandard.ZstdError as error:
-                raise EOFError(str(error)) from error
-            if self._frame.eof:
-                self._left, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._out))
-        buffer[:count], self._out = self._out[:count], self._out[count:]
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+        yield _of_value(f"{source.path.name}:{number}", rows[number][field], f"column '{field}'")

@@ -10,14 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from infty.data import build
+from infty.data import build, record
+from infty.data.sources import Source
 from infty.errors import UserError
 
 REPORT = "report.json"
 
 
-def already_done(output: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The report of an identical preparation; None when there is no output yet. Raises UserError for any other."""
+def already_done(output: Path, options: dict[str, Any], parts: dict[str, list[Source]]) -> dict[str, Any] | None:
+    """The report of an identical preparation of the same texts; None when there is no output yet. Raises UserError for
+    any other, which says what differs."""
+    try:
+        return _already_done(output, options, parts)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made: {error}") from error
+
+
+def _already_done(output: Path, options: dict[str, Any], parts: dict[str, list[Source]]) -> dict[str, Any] | None:
     if not output.exists() and not output.is_symlink():
         return None
     report = output / REPORT
@@ -27,14 +36,22 @@ def already_done(output: Path, fingerprint: str) -> dict[str, Any] | None:
         raise UserError(f"--output {output} exists and was not made by infty prepare; leaving it alone: give another")
     try:
         values = json.loads(report.read_text())
-        same = values["fingerprint"] == fingerprint
+        _ = values["fingerprint"]
     except (ValueError, TypeError, KeyError):
         raise UserError(f"--output {output} exists, and {REPORT} in it is not infty's; leaving it alone: give "
                         "another") from None
-    if not same:
-        raise UserError(f"--output {output} was prepared from other input or with other options; give another "
-                        "output, or delete it first")
+    differs = record.difference(output, options, parts)
+    if differs is not None:
+        raise UserError(f"--output {output} was prepared from other input or with other options ({differs}); give "
+                        "another output, or delete it first")
     return values
+
+
+def partial_folder(output: Path) -> Path:
+    """Where an output is made. Raises UserError when the output has no name."""
+    if output.name in ("", ".."):
+        raise UserError(f"--output {output} names no folder that could be made: give its name")
+    return output.with_name(output.name + ".partial")
 
 
 class Workplace:
@@ -44,7 +61,7 @@ class Workplace:
     """
 
     def __init__(self, output: Path) -> None:
-        self.output, self.folder = output, output.with_name(output.name + ".partial")
+        self.output, self.folder = output, partial_folder(output)
         self.shards, self.result = self.folder / build.SHARDS, self.folder / "result"
         self._plan = self.folder / "plan.json"
         self._lock: IO | None = None
@@ -66,7 +83,7 @@ class Workplace:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         if self._plan.is_file():
-            if json.loads(self._plan.read_text()).get("fingerprint") != fingerprint:
+            if build.read_record(self._plan).get("fingerprint") != fingerprint:
                 raise UserError(f"{self.folder} is left from a preparation with other arguments: run that one again "
                                 "to finish it, or delete the folder")
             tell(f"going on with {self.folder}")

@@ -42,8 +42,9 @@ def run(wanted: Request, workers: int = 1) -> dict:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file below a folder but `sources.json`, which has the times of the input's files in it."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*"))
+            if p.is_file() and p.name != "sources.json"}
 
 
 def infty(*arguments: object, before: tuple[str, ...] = (), timeout: float = 300) -> subprocess.CompletedProcess:

@@ -81,6 +81,35 @@ def test_ones_own(tmp_path, capsys):
         books(tmp_path / "books", None, 100)
 
 
+def test_ones_own_books_that_changed(tmp_path, capsys):
+    """Not told by names and sizes: the same size, and the same texts written anew."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for i in range(4):
+        (mine / f"{i}.txt").write_text(text(i, 200))
+    (mine / "notes.md").write_text("other")
+    books(tmp_path / "books", mine, 100)
+    assert "not read notes.md: of a kind that is not read" in capsys.readouterr().out
+    (mine / "2.txt").write_text(text(2, 200))
+    books(tmp_path / "books", mine, 100)
+    assert "are here already" in capsys.readouterr().out
+    (mine / "2.txt").write_text(text(2, 200).replace("sea", "bay"))
+    with pytest.raises(UserError, match="before its books changed; give another folder, or delete it first"):
+        books(tmp_path / "books", mine, 100)
+    (tmp_path / "books/books.json").write_text("[]")
+    with pytest.raises(UserError, match="not infty's or is damaged"):
+        books(tmp_path / "books", mine, 100)
+
+
+def test_books_without_spaces(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for i in range(3):
+        (mine / f"{i}.txt").write_text("山水" * 100 + str(i))
+    books(tmp_path / "books", mine, 200)
+    assert len(contents(tmp_path / "books")) == 4
+
+
 def test_a_folder_of_others_is_left_alone(corpus, tmp_path):
     (tmp_path / "books").mkdir()
     (tmp_path / "books/thesis.txt").write_text("precious")

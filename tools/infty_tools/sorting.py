@@ -6,7 +6,7 @@ that a model which has forgotten the beginning sorts wrongly.
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ import numpy as np
 import typer
 
 from infty.errors import UserError
+from infty_tools.options import any_text_prints, new_folder, whole
 
 if TYPE_CHECKING:
     import tokenizers
@@ -25,14 +26,19 @@ SEPARATOR = SYMBOLS
 END = SYMBOLS + 1
 """Never in a sequence; a tokenizer must have one."""
 LARGEST_WEIGHT = 9
+MOST = 100_000_000
+"""Tokens of a sequence, and sequences: more is a slip of the keyboard."""
 
 
 def sorting(
-    output: Annotated[Path, typer.Option(help="Folder to make: output/train and output/validation")],
-    length: Annotated[int, typer.Option(help="Tokens that a model reads of a sequence, answer included")] = 4096,
-    train: Annotated[int, typer.Option(min=1, help="Sequences to train on")] = 8000,
-    validation: Annotated[int, typer.Option(min=1, help="Sequences held out")] = 160,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH",
+                                         help="Folder to make: output/train and output/validation")],
+    length: Annotated[int, typer.Option(parser=whole(0, 2**63), metavar="N",
+                                        help="Tokens that a model reads of a sequence, answer included")] = 4096,
+    train: Annotated[int, typer.Option(parser=whole(1, MOST), metavar="N", help="Sequences to train on")] = 8000,
+    validation: Annotated[int, typer.Option(parser=whole(1, MOST), metavar="N", help="Sequences held out")] = 160,
+    seed: Annotated[int, typer.Option(parser=whole(0, 2**63 - 1), metavar="N",
+                                      help="The same seed makes the same sequences")] = 0,
 ) -> None:
     """Make a dataset of sequences to sort: 20 symbols in random order, a separator, then the symbols by falling count.
 
@@ -48,6 +54,7 @@ def sorting(
     from infty_pretrain import launch
 
     launch.quiet()
+    any_text_prints()
     make(output, length, train, validation, seed)
     print(f"{output}: {train:,} sequences of {length:,} tokens to train on, {validation:,} held out")
 
@@ -56,20 +63,21 @@ def make(output: Path, length: int, train: int, validation: int, seed: int) -> N
     """Write output/train and output/validation. Raises UserError."""
     from infty.data.tokenizer import Tokenizer
 
-    if length < 2 * SYMBOLS:
-        raise UserError(f"--length {length}: the answer alone has {SYMBOLS} tokens; give at least {2 * SYMBOLS}")
+    if not 2 * SYMBOLS <= length <= MOST:
+        raise UserError(f"--length {length}: the answer alone has {SYMBOLS} tokens; give {2 * SYMBOLS} to {MOST:,}")
     if output.exists():
         raise UserError(f"--output {output} exists: give a new folder, or delete it first")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    path = partial / "tokenizer.json"
-    tokenizer().save(str(path))
-    loaded = Tokenizer.load(path)
-    for split, (name, count) in enumerate((("train", train), ("validation", validation))):
-        _write(partial / name, loaded, length, count, np.random.default_rng([seed, split]), name)
-    path.unlink()
-    partial.rename(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the output, so that it can be renamed, and in a folder that is surely new.
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as beside:
+        path = Path(beside) / "tokenizer.json"
+        tokenizer().save(str(path))
+        loaded = Tokenizer.load(path)
+        loaded.check_end()
+        partial = Path(beside) / output.name
+        for split, (name, count) in enumerate((("train", train), ("validation", validation))):
+            _write(partial / name, loaded, length, count, np.random.default_rng([seed, split]), name)
+        partial.rename(output)
 
 
 def _write(folder: Path, tokenizer: Tokenizer, length: int, count: int, random: np.random.Generator,
@@ -103,8 +111,9 @@ def tokenizer() -> tokenizers.Tokenizer:
     """The task's 22 tokens. Symbols are letters, in words of one letter: `infty generate` can be asked, too."""
     import tokenizers
 
-    names = [chr(ord("a") + i) for i in range(SYMBOLS)] + ["[SEP]", "</s>"]
+    names = [chr(ord("a") + i) for i in range(SYMBOLS)] + ["[SEP]"]
     model = tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0])
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["</s>"])  # no word of the vocabulary: no text gives it
     return made

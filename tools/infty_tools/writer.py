@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from infty.data.tokenizer import as_read
 from infty.errors import UserError
 from infty.hf.cache_infty import InftyCache
 from infty.hf.modeling_infty import InftyForCausalLM
@@ -63,8 +64,8 @@ class Writer:
         self.counts, self.seconds = {"read": 0, "wrote": 0}, {"read": 0.0, "wrote": 0.0}
 
     def encode(self, text: str) -> Tensor:
-        """int64 [1, T]."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        """int64 [1, T], read as training read its texts."""
+        ids = self.tokenizer.encode(as_read(text), add_special_tokens=False)
         if not ids:
             raise UserError("the prompt holds no token of this model's vocabulary")
         return torch.tensor([ids])

@@ -1,0 +1,64 @@
+"""Values of the command line that are checked as they are read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+
+def any_path(text: str) -> Path:
+    """A file or folder to read, whatever bytes its name is made of. Empty, as an unset variable leaves it, it would be
+    the folder where the command was started."""
+    if not text:
+        raise typer.BadParameter("it is empty: name a file or a folder ('.' is the one you are in)")
+    return Path(text)
+
+
+def new_folder(text: str) -> Path:
+    """A folder to make: its name is text, since it is written into what is made."""
+    path = any_path(utf8(text))
+    if path.name in ("", ".."):
+        raise typer.BadParameter(f"{path} names no folder that could be made: give its name")
+    return path
+
+
+def utf8(text: str) -> str:
+    """A value that is UTF-8 and not empty."""
+    if not text:
+        raise typer.BadParameter("it is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter(f"{printable(text)} is not UTF-8") from None
+    return text
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A whole number in a range, which is named when the value is outside."""
+    def parse(text: str) -> int:
+        try:
+            value = int(str(text))
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            raise typer.BadParameter(f"{printable(text)} is not a whole number from {least:,} to {most:,}")
+        return value
+
+    return parse
+
+
+def printable(value: object) -> str:
+    """A value as text that can be written to this terminal, with escapes for what cannot."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return str(value).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def any_text_prints() -> None:
+    """Write escapes for characters that the terminal's encoding does not have, instead of ending in a UnicodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
