@@ -43,15 +43,17 @@ def token_mask(attention_mask: Tensor | None, rows: int, columns: int, read: int
 
 
 def document_starts(mask: Tensor | None, position_ids: Tensor | None, seq_idx: Tensor | None,
-                    cu_seq_lens: Tensor | None, rows: int, columns: int) -> Tensor | None:
+                    cu_seq_lens: Tensor | None, rows: int, columns: int, fresh: bool) -> Tensor | None:
     """bool [b, T] on the host: the tokens that begin a document; None: none does, as far as anyone says.
 
     A document begins where position_ids ([b, T] or [1, T]) is 0, where seq_idx ([b, T] or [1, T]) changes, and at
-    every number in cu_seq_lens ([documents + 1], for one row). mask: see `token_mask`. Raises ValueError.
+    every number in cu_seq_lens ([documents + 1], for one row). mask: see `token_mask`. fresh: nothing was read before.
+    Raises ValueError.
     """
     given = []
     if position_ids is not None:
-        given.append(_where_positions_restart(_per_token("position_ids", position_ids, rows, columns), mask))
+        positions = _per_token("position_ids", position_ids, rows, columns)
+        given.append(_where_positions_restart(positions, mask, fresh))
     if seq_idx is not None:
         given.append(_where_numbers_change(_per_token("seq_idx", seq_idx, rows, columns), mask))
     if cu_seq_lens is not None:
@@ -76,9 +78,13 @@ def _in_order(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return values.gather(1, order), order
 
 
-def _where_positions_restart(positions: Tensor, mask: Tensor | None) -> Tensor:
+def _where_positions_restart(positions: Tensor, mask: Tensor | None, fresh: bool) -> Tensor:
     """Where they are 0. Raises ValueError unless they count up by one from there, as nothing else has an effect."""
     ordered, order = _in_order(positions, mask)
+    begun = (ordered[:, :1] == 0) if mask is None else (ordered[:, :1] == 0) | ~mask.any(1, keepdim=True)
+    if fresh and not bool(begun.all()):
+        raise ValueError("position_ids must be 0 at the first token of a text: a model that has read nothing yet "
+                         f"cannot begin at {int(ordered[~begun[:, 0]][0, 0])}")
     follows = (ordered[:, 1:] == 0) | (ordered[:, 1:] == ordered[:, :-1] + 1)
     if mask is not None:
         follows |= ~mask.gather(1, order)[:, 1:]

@@ -419,7 +419,7 @@ class InftyModel(InftyPreTrainedModel):
         if cache.states is not None and cache.rows != b:
             raise ValueError(f"the cache holds {cache.rows} texts, the input {b}")
         mask = token_mask(attention_mask, b, T, cache.tokens)
-        starts = document_starts(mask, position_ids, seq_idx, cu_seq_lens_q, b, T)
+        starts = document_starts(mask, position_ids, seq_idx, cu_seq_lens_q, b, T, fresh=cache.states is None)
         states = cache.states or (InftyLayerState(),) * len(self.layers)
         reading = Reading(self.config.segment_length, cache.fill, cache.segments, b)
         pieces = []
