@@ -199,8 +199,9 @@ class InftyLongTermMemory(nn.Module):
         if self.hidden:
             # Pooled first, then projected by all heads' keys, of which each head takes its own.
             pooled = torch.einsum("pkgn,bne->pbkge", weights, whole)
-            projected = self.key(pooled.to(dtype)).unflatten(-1, (self.kv_heads, d))  # [2, b, K, G, K, d]
-            pooled = projected.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).float()
+            # Quantised projections take no more than three dimensions.
+            projected = self.key(pooled.to(dtype).flatten(0, 3)).view(*pooled.shape[:4], self.kv_heads, d)
+            pooled = projected.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).float()  # [2, b, K, G, d]
         else:
             pooled = torch.einsum("pkgn,bknd->pbkgd", weights, B[..., :d])
         pooled_mu, pooled_sigma = pooled.flatten(2, 3)
