@@ -352,6 +352,14 @@ class InftyPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _is_stateful = True
 
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None,
+                                    **kwargs: Any) -> None:
+        how = getattr(gradient_checkpointing_func, "keywords", {})
+        if enable and how.get("use_reentrant"):
+            raise ValueError("gradient checkpointing with use_reentrant=True loses the gradients that go through the "
+                             "memory: take use_reentrant=False, the default")
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, InftyDensityMaps):
