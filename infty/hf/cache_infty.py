@@ -9,9 +9,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from infty.memory.state import MemoryState
 
+# What a model's output calls its cache: transformers renamed `past_key_values`, and passes it under the new name.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 @dataclass(frozen=True)
 class InftyLayerState:
@@ -182,4 +185,4 @@ class InftyCache(Cache):
         return f"InftyCache(tokens={self.tokens}, layers={len(self)})"
 
 
-__all__ = ["InftyCache", "InftyLayerState"]
+__all__ = ["CACHE", "InftyCache", "InftyLayerState"]

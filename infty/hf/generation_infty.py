@@ -10,9 +10,8 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from infty.hf.cache_infty import InftyCache
-
-CACHE_NAMES = ("cache", "past_key_values")
+from infty.hf.arguments_infty import one_cache
+from infty.hf.cache_infty import CACHE, InftyCache
 
 
 class EndedRows(StoppingCriteriaList):
@@ -37,22 +36,29 @@ class InftyGenerationMixin(GenerationMixin):
         """As transformers' `generate`. With a cache, give the whole text so far and what is new, or what is new alone
         and an attention_mask over both. A cache of one row may be gone on from in several ways (num_beams,
         num_return_sequences); it is then copied. Raises ValueError for tokens that the cache has read already."""
-        cache = next((kwargs[name] for name in CACHE_NAMES if isinstance(kwargs.get(name), InftyCache)), None)
-        if cache is not None and cache.tokens:
+        if kwargs.get("cache_implementation") is not None:
+            raise ValueError(f"cache_implementation={kwargs['cache_implementation']!r}: an infty model keeps what it has "
+                             "read in an InftyCache only, whose size does not grow; leave cache_implementation out")
+        cache = kwargs.pop("cache", None)
+        older = kwargs.pop("past_key_values", None)
+        # transformers reads in parts only into a cache that it is given.
+        if cache is not None or older is not None or kwargs.get("prefill_chunk_size"):
+            kwargs[CACHE] = one_cache(cache, older)
+        read = kwargs[CACHE].tokens if CACHE in kwargs else 0
+        if read:
             given = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None),
                          None)
             if given is not None:
-                _check_new(given.shape[1], cache.tokens, kwargs.get("attention_mask"))
+                _check_new(given.shape[1], read, kwargs.get("attention_mask"))
         return super().generate(inputs, *args, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, *args: Any,
                                       **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
         ids, kwargs = super()._expand_inputs_for_generation(expand_size, *args, **kwargs)
-        for name in CACHE_NAMES:
-            cache = kwargs.get(name)
-            if expand_size > 1 and isinstance(cache, InftyCache) and cache.rows * expand_size == len(ids):
-                kwargs[name] = copy.deepcopy(cache)
-                kwargs[name].batch_repeat_interleave(expand_size)
+        cache = kwargs.get(CACHE)
+        if expand_size > 1 and isinstance(cache, InftyCache) and cache.rows * expand_size == len(ids):
+            kwargs[CACHE] = copy.deepcopy(cache)
+            kwargs[CACHE].batch_repeat_interleave(expand_size)
         return ids, kwargs
 
     def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> None:

@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from infty.hf.arguments_infty import LOSS, VARLEN, document_starts, one_cache, refuse_others, token_mask
-from infty.hf.cache_infty import InftyCache, InftyLayerState
+from infty.hf.cache_infty import CACHE, InftyCache, InftyLayerState
 from infty.hf.configuration_infty import InftyConfig
 from infty.hf.generation_infty import InftyGenerationMixin
 from infty.hf.pieces_infty import Piece, Reading
@@ -35,8 +35,6 @@ from infty.memory.sticky import seed
 # Spread of a fresh density that has a bias: its standard deviation is about this share of the document.
 INITIAL_SIGMA = 0.05
 INITIAL_WEIGHT = 0.1  # size of a fresh map
-# What a model's output calls its cache: transformers renamed `past_key_values`, and passes it under the new name.
-CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @lru_cache(maxsize=8)

@@ -62,8 +62,23 @@ def test_generation_goes_on_from_a_cache_and_in_chunks():
     cache = InftyCache()
     model(ids[:, :30], past_key_values=cache)
     how = {"max_new_tokens": 10, "do_sample": False}
-    assert torch.equal(model.generate(ids, past_key_values=cache, **how), expected)
+    assert torch.equal(model.generate(ids, cache=cache, **how), expected)
     assert torch.equal(model.generate(ids, past_key_values=InftyCache(), prefill_chunk_size=7, **how), expected)
+    assert torch.equal(model.generate(ids, prefill_chunk_size=7, **how), expected)
+    mask = torch.ones_like(ids)
+    mask[0, :20] = 0
+    padded = model.generate(ids, prefill_chunk_size=7, attention_mask=mask, **how)
+    assert torch.equal(padded[:, 50:], by_hand(model, ids[:, 20:], 10)[:, 30:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("problem, how", [
+    ("InftyCache only", {"cache_implementation": "static"}), ("InftyCache only", {"cache_implementation": "quantized"}),
+    ("crop|rollback|assisted", {"prompt_lookup_num_tokens": 3}), ("not used by the model", {"top_pp": 0.9}),
+])
+def test_ways_to_generate_that_cannot_work_are_refused(problem, how):
+    with pytest.raises(ValueError, match=problem):
+        twin("llama").generate(tokens(1, 20), max_new_tokens=4, **how)
 
 
 HOW = {"max_new_tokens": 10, "do_sample": False}
