@@ -9,9 +9,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from infty.memory.state import MemoryState
 
+# What a model's output calls its cache: transformers renamed `past_key_values`, and passes it under the new name.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 @dataclass(frozen=True)
 class InftyLayerState:
@@ -59,6 +62,33 @@ class InftyLayerState:
         """The long-term memory replaced; what was made of the old one for reading is forgotten."""
         return replace(self, memory=memory, pooled_mu=None, pooled_sigma=None, keys=None, readout=None)
 
+    def start_document(self, rows: Tensor, held: int) -> InftyLayerState:
+        """Nothing read in the rows in `rows` (bool [b]), which begin a new document; the others as they were.
+
+        held: tokens of the segment so far, of the row that is then furthest.
+        """
+        def cleared(x: Tensor | None, length: int | None = None) -> Tensor | None:
+            if x is None or length == 0:
+                return None
+            where = rows.to(x.device).view(-1, *[1] * (x.dim() - 1))
+            return torch.where(where, 0.0, x if length is None else x[:, :, :length])
+
+        memory = self.memory
+        if memory is not None:
+            where = rows.to(memory.written.device)
+            histogram = torch.where(where[:, None, None], 1 / memory.histogram.shape[-1], memory.histogram)
+            memory = MemoryState(cleared(memory.coefficients), histogram, torch.where(where, 0, memory.written))
+        whole = {name: cleared(getattr(self, name)) for name in ("pending", "stm_key", "stm_value")}
+        segment = {name: cleared(getattr(self, name), held) for name in OF_THE_SEGMENT}
+        return replace(self.with_memory(memory), **whole, **segment)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> InftyLayerState:
+        """The same on another device: what accelerate asks of a layer's arguments when layers are spread out."""
+        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
+
+
+OF_THE_SEGMENT = ("key", "value", "content", "place", "variance")  # fields with a place for each of its tokens
+
 
 class InftyCache(Cache):
     """The state of a batch of texts, for `cache` (`past_key_values` in older versions of transformers).
@@ -86,22 +116,28 @@ class InftyCache(Cache):
         self.states = tuple(state.map(Tensor.detach) for state in states)
         self.fill, self.segments, self.tokens = fill, segments, self.tokens + tokens
 
+    @property
+    def rows(self) -> int:
+        """How many texts it holds; 0: it is empty."""
+        return 0 if self.fill is None else len(self.fill)
+
     def start_document(self, rows: Tensor) -> None:
         """Let the rows in `rows` (bool [b]) begin a new document with their next token; the others go on as before."""
         if self.states is None:
             return
-        states = []
-        for state in self.states:
-            memory = state.memory
-            if memory is not None:
-                where = rows.to(memory.written.device)
-                wide = where[:, None, None]
-                memory = MemoryState(torch.where(wide[..., None], 0.0, memory.coefficients),
-                                     torch.where(wide, 1 / memory.histogram.shape[-1], memory.histogram),
-                                     torch.where(where, 0, memory.written))
-            states.append(state.with_memory(memory))
-        self.states = tuple(states)
-        self.fill, self.segments = (torch.where(rows.cpu(), 0, x) for x in (self.fill, self.segments))
+        rows = self._rows(rows)
+        self.fill = torch.where(rows, 0, self.fill)
+        self.segments = torch.where(rows, 0, self.segments)
+        held = int(self.fill.max())
+        self.states = tuple(state.start_document(rows, held) for state in self.states)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """bool [b] on the host. Raises ValueError."""
+        rows = torch.as_tensor(rows)
+        if rows.dtype != torch.bool or rows.shape != self.fill.shape:
+            raise ValueError(f"rows must be a bool tensor [{len(self.fill)}], True where a text begins anew; it is "
+                             f"{rows.dtype} {list(rows.shape)}")
+        return rows.cpu()
 
     def _select(self, f: Callable[[Tensor], Tensor]) -> None:
         if self.states is not None:
@@ -149,4 +185,4 @@ class InftyCache(Cache):
         return f"InftyCache(tokens={self.tokens}, layers={len(self)})"
 
 
-__all__ = ["InftyCache", "InftyLayerState"]
+__all__ = ["CACHE", "InftyCache", "InftyLayerState"]

@@ -8,6 +8,8 @@ from transformers import PretrainedConfig
 
 from infty.memory.config import MemoryConfig
 
+UNLIMITED = 2**31 - 1  # tokens
+
 
 class InftyConfig(PretrainedConfig):
     """A pre-norm decoder with a short-term and a long-term memory.
@@ -17,7 +19,7 @@ class InftyConfig(PretrainedConfig):
     """
 
     model_type = "infty"
-    keys_to_ignore_at_inference = ("past_key_values", "cache")
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  Trainer adds a list to it
 
     def __init__(
         self,
@@ -67,6 +69,11 @@ class InftyConfig(PretrainedConfig):
         self.use_cache = use_cache
         super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
                          tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """No limit: a number that no text reaches. Tools that find none assume a short one and cut texts there."""
+        return UNLIMITED
 
     @property
     def head_dim(self) -> int:

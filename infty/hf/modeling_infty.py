@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from infty.hf.cache_infty import InftyCache, InftyLayerState
+from infty.hf.arguments_infty import LOSS, VARLEN, document_starts, one_cache, refuse_others, token_mask
+from infty.hf.cache_infty import CACHE, InftyCache, InftyLayerState
 from infty.hf.configuration_infty import InftyConfig
+from infty.hf.generation_infty import InftyGenerationMixin
 from infty.hf.pieces_infty import Piece, Reading
 from infty.memory.config import MemoryConfig
 from infty.memory.densities import FAMILIES, Density, Gibbs, gibbs_points
@@ -32,8 +35,6 @@ from infty.memory.sticky import seed
 # Spread of a fresh density that has a bias: its standard deviation is about this share of the document.
 INITIAL_SIGMA = 0.05
 INITIAL_WEIGHT = 0.1  # size of a fresh map
-# What a model's output calls its cache: transformers renamed `past_key_values`, and passes it under the new name.
-CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @lru_cache(maxsize=8)
@@ -112,13 +113,12 @@ class InftyDensityMaps(nn.Module):
         if memory.map_bias:
             self.bias_mu, self.bias_sigma = (nn.Parameter(torch.empty(rows)) for _ in range(2))
 
-    def weights(self) -> Tensor:
-        """float32 [2, H, N]."""
+    def forward(self, part: str) -> Tensor | tuple[Tensor | None, Tensor | None]:
+        """"weights", float32 [2, H, N]; or "biases", float32 [H] each, or None. Always by a call of the module, which
+        is where weights that are kept elsewhere (offloaded, sharded) are fetched."""
+        if part == "biases":
+            return tuple(None if b is None else b.float().expand(self.heads) for b in (self.bias_mu, self.bias_sigma))
         return torch.stack([w.float().expand(self.heads, -1) * self.scale for w in (self.weight_mu, self.weight_sigma)])
-
-    def biases(self) -> tuple[Tensor | None, Tensor | None]:
-        """float32 [H] each, or None."""
-        return tuple(None if b is None else b.float().expand(self.heads) for b in (self.bias_mu, self.bias_sigma))
 
 
 class InftyLongTermMemory(nn.Module):
@@ -146,15 +146,24 @@ class InftyLongTermMemory(nn.Module):
     def operators(self, device: torch.device) -> ContinuousMemory:
         return memory_operators(self.memory, self.config.segment_length, device)
 
-    def forward(self, q: Tensor, state: InftyLayerState, piece: Piece) -> tuple[Tensor, InftyLayerState]:
-        """Read with q [b, K, G, t, d] -> context float32 [b, t, H*d], and the state with the densities added."""
+    def forward(self, *args: Any, writes: bool = False) -> Any:
+        """`read`, or `write`: both by a call of the module, which is where weights that are kept elsewhere (offloaded,
+        sharded) are fetched."""
+        return self.write(*args) if writes else self.read(*args)
+
+    def read(self, q: Tensor, dtype: torch.dtype, state: InftyLayerState,
+             piece: Piece) -> tuple[Tensor, InftyLayerState]:
+        """Read with q [b, K, G, t, d] -> context float32 [b, t, H*d], and the state with the densities added.
+
+        dtype: of what the layer's projections are given. A weight's own dtype says nothing when it is quantised.
+        """
         # Mathematics of the memory is done in float32, also when the rest of the model is autocast.
         with torch.autocast(q.device.type, enabled=False):
             if state.memory is None:
                 memory = self.operators(q.device).empty(len(q), self.signal_heads, self.channels, device=q.device)
                 state = replace(state, memory=memory)
             if state.readout is None:
-                state = self._prepare_reading(state)
+                state = self._prepare_reading(state, q.dtype, dtype)
             place = self._place(q, state)
             z = self._density(place, state).read(state.readout, self.operators(q.device).basis)  # [b, K, G*t, d]
             z = z.unflatten(2, (self.group, -1)).flatten(1, 2)
@@ -167,27 +176,32 @@ class InftyLongTermMemory(nn.Module):
             state = replace(state, **dict(zip(("place", "variance"), new)))
         return z.transpose(1, 2).flatten(2), state
 
-    def _prepare_reading(self, state: InftyLayerState) -> InftyLayerState:
-        """Pool the memory's keys and project its values: once for each state of the memory, not for each token."""
+    def _prepare_reading(self, state: InftyLayerState, values: torch.dtype, dtype: torch.dtype) -> InftyLayerState:
+        """Pool the memory's keys and project its values: once for each state of the memory, not for each token.
+
+        values: dtype of values that are read as they were written; dtype: see `read`.
+        """
         B, d = state.memory.coefficients, self.config.head_dim
         whole = B.transpose(1, 2).flatten(2) if self.hidden else None  # [b, N, e]
-        readout = self._projected(self.value, whole) if self.hidden else B[..., d:].to(
-            self.out.weight.dtype)
+        readout = self._projected(self.value, whole, dtype) if self.hidden else B[..., d:].to(values)
         if self.maps is None:
-            return replace(state, readout=readout, keys=self._projected(self.key, whole) if self.hidden else B[..., :d])
-        weights = self.maps.weights().unflatten(1, (self.kv_heads, self.group))  # [2, K, G, N]
+            keys = self._projected(self.key, whole, dtype) if self.hidden else B[..., :d]
+            return replace(state, readout=readout, keys=keys)
+        weights = self.maps("weights").unflatten(1, (self.kv_heads, self.group))  # [2, K, G, N]
         if self.hidden:
-            projection = self.key.weight.float().unflatten(0, (self.kv_heads, d))
+            # Pooled first, then projected by all heads' keys, of which each head takes its own.
             pooled = torch.einsum("pkgn,bne->pbkge", weights, whole)
-            pooled = torch.einsum("pbkge,kde->pbkgd", pooled, projection)
+            # Quantised projections take no more than three dimensions.
+            projected = self.key(pooled.to(dtype).flatten(0, 3)).view(*pooled.shape[:4], self.kv_heads, d)
+            pooled = projected.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).float()  # [2, b, K, G, d]
         else:
             pooled = torch.einsum("pkgn,bknd->pbkgd", weights, B[..., :d])
         pooled_mu, pooled_sigma = pooled.flatten(2, 3)
         return replace(state, pooled_mu=pooled_mu, pooled_sigma=pooled_sigma, readout=readout)
 
-    def _projected(self, projection: nn.Linear, whole: Tensor) -> Tensor:
+    def _projected(self, projection: nn.Module, whole: Tensor, dtype: torch.dtype) -> Tensor:
         """[b, N, e] -> [b, K, N, d]."""
-        y = projection(whole.to(projection.weight.dtype))
+        y = projection(whole.to(dtype))
         return y.unflatten(-1, (self.kv_heads, self.config.head_dim)).transpose(1, 2)
 
     def _place(self, q: Tensor, state: InftyLayerState) -> tuple[Tensor, ...]:
@@ -195,7 +209,7 @@ class InftyLongTermMemory(nn.Module):
         gibbs density the queries, [b, K, G*t, d]."""
         if self.maps is None:
             return (q.flatten(2, 3),)
-        place = parameters(q.flatten(1, 2), state.pooled_mu, state.pooled_sigma, *self.maps.biases(),
+        place = parameters(q.flatten(1, 2), state.pooled_mu, state.pooled_sigma, *self.maps("biases"),
                            self.memory.sigma_floor, self.memory.sigma_clamp)
         return tuple(x.unflatten(1, (self.kv_heads, self.group)).flatten(2) for x in place)
 
@@ -272,7 +286,7 @@ class InftyMLP(nn.Module):
         return self.out(F.silu(gate) * value)
 
 
-class InftyDecoderLayer(nn.Module):
+class InftyDecoderLayer(GradientCheckpointingLayer):
     """Residual stream in, residual stream out; state in, state out."""
 
     def __init__(self, config: InftyConfig, layer: int) -> None:
@@ -293,7 +307,7 @@ class InftyDecoderLayer(nn.Module):
         keys, values = self._local(state)
         y = self.attention.out(self.attention(q, keys, values, piece))
         if self.memory is not None:
-            context, state = self.memory(q, state, piece)
+            context, state = self.memory(q, h.dtype, state, piece)
             y = y + self.memory.out(context.to(y.dtype))
             if self.memory.hidden:
                 content = h if self.memory.memory.content == "normed" else x
@@ -314,7 +328,7 @@ class InftyDecoderLayer(nn.Module):
     def _end_segment(self, state: InftyLayerState, keys: Tensor, values: Tensor, piece: Piece,
                      memory_enabled: bool) -> InftyLayerState:
         if self.memory is not None:
-            state = self.memory.write(state, keys, values, piece, memory_enabled)
+            state = self.memory(state, keys, values, piece, memory_enabled, writes=True)
         if self.stm:
             tails = (piece.where_complete(x[:, :, x.shape[2] - self.stm:], x[:, :, :self.stm]) for x in (keys, values))
             state = replace(state, stm_key=next(tails), stm_value=next(tails))
@@ -324,11 +338,19 @@ class InftyDecoderLayer(nn.Module):
 class InftyPreTrainedModel(PreTrainedModel):
     config_class = InftyConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = False
-    _no_split_modules = ("InftyDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values", "cache")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InftyDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = True
     _is_stateful = True
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None,
+                                    **kwargs: Any) -> None:
+        how = getattr(gradient_checkpointing_func, "keywords", {})
+        if enable and how.get("use_reentrant"):
+            raise ValueError("gradient checkpointing with use_reentrant=True loses the gradients that go through the "
+                             "memory: take use_reentrant=False, the default")
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -369,76 +391,77 @@ class InftyModel(InftyPreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: InftyCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         memory_enabled: bool = True,
+        return_dict: bool | None = None,
         cache: InftyCache | None = None,
+        output_hidden_states: bool | None = None,
+        seq_idx: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> BaseModelOutputWithPast | tuple:
         """Read tokens input_ids int64 [b, T], T of any length, after what `cache` (older versions of transformers:
         `past_key_values`) has read.
 
         Where attention_mask [b, T] (or [b, all columns so far]) is 0, a row has no token: padding on any side. Such
-        columns of the output are zero. `memory_enabled=False` leaves the long-term memory empty.
+        columns of the output are zero. Where position_ids is 0, seq_idx changes, or cu_seq_lens_q says so (see
+        `document_starts`), a document begins: its row forgets what it has read. `memory_enabled=False` leaves the
+        long-term memory empty. Raises ValueError for arguments that have no effect.
         """
+        refuse_others(kwargs, VARLEN if cu_seq_lens_q is not None else ())
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        cache = _the_cache(cache, past_key_values)
+        cache = one_cache(cache, past_key_values)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         b, T = x.shape[:2]
-        if cache.states is not None and len(cache.fill) != b:
-            raise ValueError(f"the cache holds {len(cache.fill)} texts, the input {b}")
+        if cache.states is not None and cache.rows != b:
+            raise ValueError(f"the cache holds {cache.rows} texts, the input {b}")
+        mask = token_mask(attention_mask, b, T, cache.tokens)
+        starts = document_starts(mask, position_ids, seq_idx, cu_seq_lens_q, b, T, fresh=cache.states is None)
         states = cache.states or (InftyLayerState(),) * len(self.layers)
         reading = Reading(self.config.segment_length, cache.fill, cache.segments, b)
         pieces = []
-        for columns, piece in reading.pieces(_token_mask(attention_mask, b, T), T, x.device):
+        for columns, piece in reading.pieces(mask, starts, T, x.device):
             part = x[:, columns] if isinstance(columns, slice) else x.take_along_dim(columns[..., None], 1)
-            y, states = self._read(part, states, piece, memory_enabled)
-            pieces.append(y)
+            if piece.begins is not None:
+                states = tuple(state.start_document(piece.begins, piece.held) for state in states)
+            streams, states = self._read(part, states, piece, memory_enabled)
+            pieces.append(streams)
         if use_cache if use_cache is not None else self.config.use_cache:
             cache.store(states, reading.fill, reading.segments, T)
         else:
             cache = None
-        return BaseModelOutputWithPast(last_hidden_state=reading.in_columns(pieces, x), **{CACHE: cache})
+        hidden = None
+        if output_hidden_states if output_hidden_states is not None else self.config.output_hidden_states:
+            hidden = tuple(reading.in_columns(list(level), x) for level in zip(*pieces)) or (x * 0,)
+        last = hidden[-1] if hidden else reading.in_columns([streams[-1] for streams in pieces], x)
+        result = BaseModelOutputWithPast(last_hidden_state=last, hidden_states=hidden, **{CACHE: cache})
+        return result if _as_dict(return_dict, self.config) else result.to_tuple()
 
     def _read(self, x: Tensor, states: tuple[InftyLayerState, ...], piece: Piece,
-              memory_enabled: bool) -> tuple[Tensor, tuple[InftyLayerState, ...]]:
-        """One piece through all layers."""
+              memory_enabled: bool) -> tuple[tuple[Tensor, ...], tuple[InftyLayerState, ...]]:
+        """One piece through all layers: what each layer is given, then what the head is; and the new states."""
         if self.embed_positions is not None:
             place = piece.segments[:, None] * self.config.segment_length + piece.places()
             # Positions repeat with a period of all that a token can see, so no two tokens in sight share one.
             x = x + self.embed_positions(place % self.embed_positions.num_embeddings)
         x = F.dropout(x, self.config.dropout, self.training)
-        new = []
+        new, streams = [], []
         for layer, state in zip(self.layers, states):
+            streams.append(x)
             x, state = layer(x, state, piece, memory_enabled)
             new.append(state)
-        return self.norm(x), tuple(new)
+        return (*streams, self.norm(x)), tuple(new)
 
 
-def _the_cache(cache: InftyCache | None, older: InftyCache | None) -> InftyCache:
-    """The one that was given, under either name, or an empty one. Raises ValueError."""
-    if cache is not None and older is not None:
-        raise ValueError("cache and past_key_values are two names of one thing: give cache only")
-    given = older if cache is None else cache
-    if given is not None and not isinstance(given, InftyCache):
-        raise ValueError(f"the cache must be an InftyCache, not {type(given).__name__}")
-    return InftyCache() if given is None else given
+def _as_dict(return_dict: bool | None, config: InftyConfig) -> bool:
+    return return_dict if return_dict is not None else config.return_dict
 
 
-def _token_mask(attention_mask: Tensor | None, rows: int, columns: int) -> Tensor | None:
-    """bool [b, T] on the host: where there are tokens; None: everywhere. Raises ValueError for a mask of attention."""
-    if attention_mask is None:
-        return None
-    if attention_mask.dim() != 2 or len(attention_mask) != rows or attention_mask.shape[1] < columns:
-        raise ValueError(f"attention_mask must be [{rows}, {columns}], 0 where there is no token, or longer by what "
-                         f"was read before; it is {list(attention_mask.shape)}")
-    mask = attention_mask[:, attention_mask.shape[1] - columns:].bool().cpu()
-    return None if bool(mask.all()) else mask
-
-
-class InftyForCausalLM(InftyPreTrainedModel, GenerationMixin):
+class InftyForCausalLM(InftyPreTrainedModel, InftyGenerationMixin):
     """The language model."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -470,6 +493,7 @@ class InftyForCausalLM(InftyPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: InftyCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -478,19 +502,22 @@ class InftyForCausalLM(InftyPreTrainedModel, GenerationMixin):
         memory_enabled: bool = True,
         return_dict: bool | None = None,
         cache: InftyCache | None = None,
+        seq_idx: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """As `InftyModel.forward`. labels int64 [b, T] are shifted inside, -100 does not count. `logits_to_keep`:
         only the last so many columns' logits, or those of these columns; 0: all."""
-        outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, memory_enabled,
-                             cache)
+        loss_kwargs = {name: kwargs.pop(name) for name in LOSS if name in kwargs}
+        outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
+                             memory_enabled, cache=cache, seq_idx=seq_idx, return_dict=True, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: outputs.get(CACHE)})
-        return result.to_tuple() if return_dict is False else result
+        if labels is not None or loss_kwargs.get("shift_labels") is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_kwargs)
+        result = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states,
+                                        **{CACHE: outputs.get(CACHE)})
+        return result if _as_dict(return_dict, self.config) else result.to_tuple()
 
 
 __all__ = ["InftyForCausalLM", "InftyModel", "InftyPreTrainedModel"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+_FAR = 2**62  # beyond every token
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,16 @@ class Piece:
     """The same, once complete segments have been put away."""
     ends: bool
     """Whether any row's segment ends."""
+    begins: Tensor | None = None
+    """bool [b]: rows that begin a document with the piece; None: no row does."""
+    held: int = 0
+    """Tokens of the segment before the piece, of the row that is furthest."""
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Piece:
+        """The same on another device: what accelerate asks of a layer's arguments when layers are spread out."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Piece(**{name: x.to(device, non_blocking=non_blocking) if isinstance(x, Tensor) else x
+                        for name, x in values.items()})
 
     def places(self) -> Tensor:
         """int64 [b, t]: where in its segment each token stands."""
@@ -61,6 +74,27 @@ def where(condition: Tensor, x: Tensor, y: Tensor, dimensions: tuple[int, ...]) 
     return torch.where(condition.reshape(shape), x, y)
 
 
+class Borders:
+    """Where documents begin among a row's tokens."""
+
+    def __init__(self, starts: Tensor | None, rows: int) -> None:
+        """starts bool [b, T]; None: nowhere."""
+        self.starts = torch.zeros(rows, 1, dtype=torch.bool) if starts is None else starts
+        self.columns = self.starts.shape[1]
+        here = torch.where(self.starts, torch.arange(self.columns), _FAR)
+        nearest = here.flip(1).cummin(1).values.flip(1)  # at or after each token
+        self.following = F.pad(nearest[:, 1:], (0, 1), value=_FAR)
+
+    def at(self, place: Tensor) -> Tensor:
+        """bool [b]: whether a document begins with each row's token number `place` (int64 [b])."""
+        found = self.starts.gather(1, place.clamp(max=self.columns - 1)[:, None])[:, 0]
+        return found & (place < self.columns)
+
+    def after(self, place: Tensor) -> Tensor:
+        """int64 [b]: the next token that begins a document, after `place`; a very large number if none does."""
+        return self.following.gather(1, place.clamp(max=self.columns - 1)[:, None])[:, 0]
+
+
 class Reading:
     """Cuts columns of input into pieces, and keeps count of where each row stands; all on the host."""
 
@@ -70,40 +104,59 @@ class Reading:
         self.segments = torch.zeros(rows, dtype=torch.int64) if segments is None else segments
         self.source: Tensor | None = None
 
-    def pieces(self, mask: Tensor | None, columns: int, device: torch.device) -> Iterator[tuple[Tensor | slice, Piece]]:
+    def pieces(self, mask: Tensor | None, starts: Tensor | None, columns: int,
+               device: torch.device) -> Iterator[tuple[Tensor | slice, Piece]]:
         """Pieces and the columns they come from, int64 [b, t] or the same slice for all rows.
 
-        mask bool [b, T]: which columns hold a token of each row; None: all.
+        mask bool [b, T]: which columns hold a token of each row; None: all. starts bool [b, T]: which tokens begin a
+        document; None: none. Both on the host.
         """
-        if mask is None and bool((self.fill == self.fill[0]).all()):
-            first = 0
-            while first < columns:
-                count = min(self.segment_length - int(self.fill[0]), columns - first)
-                yield slice(first, first + count), self._piece(torch.full_like(self.fill, count), device)
-                first += count
+        if mask is None and starts is None and bool((self.fill == self.fill[0]).all()):
+            yield from self._even_pieces(columns, device)
             return
         mask = torch.ones(len(self.fill), columns, dtype=torch.bool) if mask is None else mask
-        order, left = (~mask).long().argsort(dim=1, stable=True), mask.sum(1)
-        done, read = torch.zeros_like(left), 0
+        order = (~mask).long().argsort(dim=1, stable=True)
+        left = mask.sum(1)
+        done = torch.zeros_like(left)
+        borders = Borders(None if starts is None else (starts & mask).gather(1, order), len(order))
         self.source = torch.full_like(order, -1)
+        read = 0
         while bool((left > 0).any()):
+            begins = borders.at(done) & (left > 0)
+            self.fill = torch.where(begins, 0, self.fill)
+            self.segments = torch.where(begins, 0, self.segments)
             counts = torch.minimum(self.segment_length - self.fill, left)
+            counts = torch.minimum(counts, borders.after(done) - done)
             i = torch.arange(int(counts.max()))
             where = order.gather(1, (done[:, None] + i).clamp(max=columns - 1))
             row, column = (i < counts[:, None]).nonzero(as_tuple=True)
             self.source[row, where[row, column]] = read + column
-            done, left, read = done + counts, left - counts, read + len(i)
-            yield where.to(device), self._piece(counts, device)
+            done = done + counts
+            left = left - counts
+            read += len(i)
+            yield where.to(device), self._piece(counts, device, begins)
 
-    def _piece(self, counts: Tensor, device: torch.device) -> Piece:
+    def _even_pieces(self, columns: int, device: torch.device) -> Iterator[tuple[slice, Piece]]:
+        """Pieces of rows that all stand at the same place and have a token in every column."""
+        first = 0
+        while first < columns:
+            count = min(self.segment_length - int(self.fill[0]), columns - first)
+            yield slice(first, first + count), self._piece(torch.full_like(self.fill, count), device)
+            first += count
+
+    def _piece(self, counts: Tensor, device: torch.device, begins: Tensor | None = None) -> Piece:
         """The piece that takes `counts` [b] tokens of each row, whose place moves on."""
         after = self.fill + counts
         complete = after == self.segment_length
         rest = torch.where(complete, 0, after)
         even = bool((self.fill == self.fill[0]).all() and (counts == counts[0]).all())
-        piece = Piece(int(counts.max()), self.fill.to(device), self.segments.to(device), complete.to(device), even,
-                      int(after.max()), int(rest.max()), bool(complete.any()))
-        self.fill, self.segments = rest, self.segments + complete
+        some = begins is not None and bool(begins.any())
+        piece = Piece(
+            tokens=int(counts.max()), fill=self.fill.to(device), segments=self.segments.to(device),
+            complete=complete.to(device), even=even, width=int(after.max()), rest=int(rest.max()),
+            ends=bool(complete.any()), begins=begins.to(device) if some else None, held=int(self.fill.max()))
+        self.fill = rest
+        self.segments = self.segments + complete
         return piece
 
     def in_columns(self, pieces: list[Tensor], x: Tensor) -> Tensor:
@@ -113,7 +166,7 @@ class Reading:
         y = torch.cat(pieces, 1)
         if self.source is None:
             return y
-        source = self.source.to(x.device)[..., None]
+        source = self.source.to(y.device)[..., None]
         return torch.where(source < 0, 0.0, y.take_along_dim(source.clamp(min=0), 1))
 
 

@@ -29,8 +29,7 @@ class RelativePositions(nn.Module):
         sqrt(d)), [n, H/tp, L, before+L]. Scores of keys after a query are meaningless: mask them."""
         L, d = q.shape[2], self.head_size
         distance = torch.arange(before + L - 1, -1, -1, device=q.device)
-        weight = self.project.weight
-        R = self.project(sinusoids(distance, self.size).to(weight.dtype)).unflatten(-1, (-1, d))  # [before+L, H, d]
+        R = self.project(sinusoids(distance, self.size).to(q.dtype)).unflatten(-1, (-1, d))  # [before+L, H, d]
         scores = torch.einsum("nhid,rhd->nhir", q + self.bias_position[:, None].to(q.dtype), R) / math.sqrt(d)
         return q + self.bias_content[:, None].to(q.dtype), shifted(scores)
 

@@ -62,8 +62,86 @@ def test_generation_goes_on_from_a_cache_and_in_chunks():
     cache = InftyCache()
     model(ids[:, :30], past_key_values=cache)
     how = {"max_new_tokens": 10, "do_sample": False}
-    assert torch.equal(model.generate(ids, past_key_values=cache, **how), expected)
+    assert torch.equal(model.generate(ids, cache=cache, **how), expected)
     assert torch.equal(model.generate(ids, past_key_values=InftyCache(), prefill_chunk_size=7, **how), expected)
+    assert torch.equal(model.generate(ids, prefill_chunk_size=7, **how), expected)
+    mask = torch.ones_like(ids)
+    mask[0, :20] = 0
+    padded = model.generate(ids, prefill_chunk_size=7, attention_mask=mask, **how)
+    assert torch.equal(padded[:, 50:], by_hand(model, ids[:, 20:], 10)[:, 30:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("problem, how", [
+    ("InftyCache only", {"cache_implementation": "static"}), ("InftyCache only", {"cache_implementation": "quantized"}),
+    ("crop|rollback|assisted", {"prompt_lookup_num_tokens": 3}), ("not used by the model", {"top_pp": 0.9}),
+])
+def test_ways_to_generate_that_cannot_work_are_refused(problem, how):
+    with pytest.raises(ValueError, match=problem):
+        twin("llama").generate(tokens(1, 20), max_new_tokens=4, **how)
+
+
+HOW = {"max_new_tokens": 10, "do_sample": False}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_generation_goes_on_from_a_cache_without_the_old_tokens(name):
+    model, ids, cache = twin(name), tokens(2, 50), InftyCache()
+    expected = model.generate(ids, **HOW)
+    model(ids[:, :30], cache=cache)
+    got = model.generate(ids[:, 30:], cache=cache, attention_mask=torch.ones(2, 50), **HOW)
+    assert torch.equal(got, expected[:, 30:])
+    assert cache.get_seq_length() == 59  # the last token was not read
+    more = torch.cat([got[:, -1:], tokens(2, 5, seed=4)], 1)
+    again = model.generate(more, cache=cache, attention_mask=torch.ones(2, 65), **HOW)
+    assert torch.equal(again[:, 6:], by_hand(model, torch.cat([expected, tokens(2, 5, seed=4)], 1), 10)[:, -10:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ids", [tokens(1, 30), tokens(1, 12), tokens(1, 1)], ids=["all", "shorter", "one"])
+def test_tokens_that_a_cache_has_read_are_not_read_again(ids):
+    model, cache = twin("llama"), InftyCache()
+    model(tokens(1, 30), cache=cache)
+    before = cache.states[0].memory.coefficients
+    for mask in ({}, {"attention_mask": torch.ones_like(ids)}):
+        with pytest.raises(ValueError, match=r"read 30 columns.*nothing of them is new.*torch\.ones\(rows, 30"):
+            model.generate(ids, cache=cache, **mask, **HOW)
+    with pytest.raises(ValueError, match="attention_mask has 33 columns"):
+        model.generate(ids, cache=cache, attention_mask=torch.ones(1, 33), **HOW)
+    assert cache.tokens == 30 and cache.states[0].memory.coefficients is before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}], ids=["beams", "several"])
+def test_one_cache_goes_on_in_several_ways_and_stays_as_it_was(how):
+    model, ids, cache = twin("hidden"), tokens(1, 40), InftyCache()
+    model(ids[:, :30], cache=cache)
+    expected = model.generate(ids, **how, **HOW)
+    for _ in range(2):
+        assert torch.equal(model.generate(ids, cache=cache, **how, **HOW), expected)
+    assert cache.tokens == 30 and cache.rows == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_of_rows_that_ended_is_not_read(name):
+    """Rows end at different places; going on from the cache is then going on from what each row says."""
+    model, ids, cache = twin(name), tokens(3, 13), InftyCache()
+    ends = torch.arange(6)
+    torch.manual_seed(0)
+    got = model.generate(ids, cache=cache, eos_token_id=ends.tolist(), pad_token_id=0, max_new_tokens=24,
+                         do_sample=True, temperature=5.0)
+    going_on = ~torch.isin(got[:, 13:], ends)
+    assert len(set(going_on.cumprod(1).sum(1).tolist())) == 3
+    real = torch.cat([torch.ones(3, 14, dtype=torch.bool), going_on[:, :-1].cumprod(1).bool()], 1)  # with its end
+    more = tokens(3, 9, seed=6)
+    unread = torch.cat([got[:, cache.tokens:], more], 1)
+    mask = torch.cat([real, torch.ones(3, 9, dtype=torch.bool)], 1)
+    logits = model(unread, attention_mask=mask, cache=cache).logits
+    for row in range(3):
+        expected = model(torch.cat([got[row, real[row]], more[row]])[None]).logits[0, -9:]
+        torch.testing.assert_close(logits[row, -9:], expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 def test_sampling_is_seeded():

@@ -218,12 +218,12 @@ class Continuous(Memory):
         if not self.hidden:
             return (self._pool(B[..., :d], maps) if maps else (B[..., :d],)), B[..., d:].to(dtype)
         whole = collectives.gather(B.transpose(1, 2).flatten(2), -1)  # [b, N, e]
-        value = self._projected(self.value, whole)
-        return (self._pool_hidden(whole, maps) if maps else (self._projected(self.key, whole),)), value
+        value = self._projected(self.value, whole, dtype)
+        return (self._pool_hidden(whole, maps) if maps else (self._projected(self.key, whole, dtype),)), value
 
-    def _projected(self, projection: ColumnParallelLinear, whole: Tensor) -> Tensor:
-        """[b, N, e] -> [b, K, N, d] in the compute dtype."""
-        y = projection(whole.to(projection.weight.dtype))
+    def _projected(self, projection: ColumnParallelLinear, whole: Tensor, dtype: torch.dtype) -> Tensor:
+        """[b, N, e] -> [b, K, N, d] in the compute dtype, which is that of activations."""
+        y = projection(whole.to(dtype))
         return y.unflatten(-1, (self.kv_heads, self.config.head_size)).transpose(1, 2)
 
     def _pool(self, keys: Tensor, maps: dict) -> tuple[Tensor, Tensor]:
