@@ -10,16 +10,22 @@ import typer
 from infty.errors import UserError
 
 if TYPE_CHECKING:
-    from infty_tools.doctor_checks import Finding
+    from infty_tools.doctor.findings import Finding
 
 
 COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 
 def doctor(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the config: section.key=value")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="The run to check for; left out: this "
-                                                                      "installation alone")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the config: section.key=value")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="The run to check for; left out: this installation alone"
+        ),
+    ] = None,
 ) -> None:
     """Check this installation, and with a config all that a run needs, on every process of a launcher.
 
@@ -42,9 +48,9 @@ def doctor(
         raise UserError("changes to a config need one: add --config")
     here = launch.detect()
     launch.quiet()
-    from infty_tools import doctor_checks
+    from infty_tools.doctor import checks
 
-    findings = doctor_checks.run(resolved, here)
+    findings = checks.run(resolved, here)
     wrong = any(f.wrong for f in findings)
     if here.rank == 0:
         _show(findings, here.world)
