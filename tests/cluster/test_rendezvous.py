@@ -1,4 +1,4 @@
-"""Where the processes of a job meet: names and addresses that a test makes up, for several hosts and for one."""
+"""Where the processes of a job meet, with made-up names and addresses of several hosts and one."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def test_what_was_exported_on_purpose_is_kept(network):
     "left_over, said",
     [
         ("127.0.0.1", "loopback"),
-        ("old", "no machine"),
+        ("old", "does not resolve"),
         ("n2", "rank 0 listens"),
-        ("", "no machine"),
+        ("", "does not resolve"),
     ],
 )
 def test_what_a_shell_had_left_over_is_not(network, left_over, said):

@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from infty.errors import UserError
+from infty_tools.cli import app
 from infty_tools.slurm import examples
 from infty_tools.slurm import job as jobs
-from infty_tools.cli import app
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -58,7 +58,8 @@ def test_all_options_reach_the_file():
     result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), *(w for k, v in options.items() for w in (f"--{k}", v)))
     assert result.exit_code == 0, result.exception
     for said in ("--account=books", "--qos=long", "--constraint=h100", "--exclude=node[3,7]", "--mem=200G", "@120",
-                 "--time=12:00:00", "--srun=--container-image=infty.sqsh", "--srun=--container-mounts=/data", "#SBATCH --switches=1",
+                 "--time=12:00:00", "--srun=--container-image=infty.sqsh", "--srun=--container-mounts=/data",
+                 "#SBATCH --switches=1",
                  "\nmodule load cuda\n", "--starts 7", "--job-name=mine", "-- pretrain --config"):
         assert said in result.output, said
 
@@ -79,7 +80,8 @@ def test_arrays_put_the_number_where_task_stands():
     assert result.exit_code == 0, result.exception
     line = next(l for l in result.output.splitlines() if " pretrain " in l)
     words = line[line.index("--config"):]
-    shown = subprocess.run(["bash", "-c", f"SLURM_ARRAY_TASK_ID=2; printf '%s|' {words}"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(["bash", "-c", f"SLURM_ARRAY_TASK_ID=2; printf '%s|' {words}"],
+                           capture_output=True, text=True, check=True)
     assert shown.stdout.split("|")[2:4] == ["run.seed=2", "run.folder=runs/my seed-2"]
     refused = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3")
     assert "run.folder" in str(refused.exception)
@@ -133,7 +135,8 @@ def _hand_over(folder: Path, job: jobs.Job, **environment: str) -> dict:
     recorder = folder / "recorder"
     recorder.write_text(RECORDER)
     recorder.chmod(0o755)
-    given = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(folder), "SLURM_CPUS_PER_TASK": "3", "PATH": os.environ["PATH"]}
+    given = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(folder), "SLURM_CPUS_PER_TASK": "3",
+             "PATH": os.environ["PATH"]}
     text = jobs.render(dataclasses.replace(job, python=shlex.quote(str(recorder))))
     done = subprocess.run(["bash"], input=text, text=True, env=given | environment, capture_output=True, timeout=60,
                           check=True)

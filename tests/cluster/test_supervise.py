@@ -1,4 +1,4 @@
-"""What a batch script hands over to: a state machine with a Slurm that the test makes up, then a process of its own."""
+"""What a batch script hands over to: as a state machine with a made-up Slurm, and as a process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from infty_tools.slurm import controller, supervise
-from infty_tools.slurm.supervise import Journal, Request, Supervisor, Verdict, verdict
+from infty_tools.slurm.supervise import Journal, Request, Supervisor
+from infty_tools.slurm.verdict import Verdict, verdict
 
 PLAIN = {"told": False, "progress": False, "stalled": False}
 
@@ -40,7 +41,7 @@ def test_verdicts(code, state, facts, expected):
 
 
 class Slurm:
-    """Stands in for Slurm and for the kernel's signals: what happens in a step is a list of signals, then a status."""
+    """Stands in for Slurm and the kernel's signals: a step is a list of signals, then a status."""
 
     job = "7"
 
@@ -236,7 +237,7 @@ def test_an_evaluation_runs_once(start):
 
 
 def test_preprocessing_needs_no_meeting_point_and_no_preflight(start):
-    slurm, code, said = start("prepare", steps={"prepare": (0,)})
+    slurm, code, _ = start("prepare", steps={"prepare": (0,)})
     assert code == 0 and len(slurm.commands) == 1 and "MASTER_ADDR" not in slurm.environments[0]
 
 
@@ -281,7 +282,8 @@ def test_what_scontrol_says_of_nodes_is_understood(monkeypatch, tmp_path):
         "scontrol",
         """
 [ "$2" != hostnames ] || printf 'n1\\nn2\\n'
-[ "$2" != node ] || printf 'NodeName=n1 Arch=x86_64 NodeAddr=10.0.0.1 NodeHostName=h1 Version=22\\nNodeName=n2 NodeAddr=n2 NodeHostName=h2\\n'
+[ "$2" != node ] || echo 'NodeName=n1 Arch=x86_64 NodeAddr=10.0.0.1 NodeHostName=h1 Version=22'
+[ "$2" != node ] || echo 'NodeName=n2 NodeAddr=n2 NodeHostName=h2'
 """,
     )
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

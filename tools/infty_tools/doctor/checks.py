@@ -1,4 +1,4 @@
-"""What `infty doctor` looks at. Every check runs on every process; what any of them finds wrong is wrong."""
+"""The checks of `infty doctor`. Each runs on every process; what any process finds wrong is wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infty_tools.doctor.findings import Finding, everywhere
 
 
 def run(config: Config | None, here: Launch) -> list[Finding]:
-    """Every check, in order; the same list on every process. Communication is set up first, without parallel groups."""
+    """Every check, in order; the same list on every process. Joins the other processes first."""
     findings = [machines.versions(), machines.devices(here)]
     try:
         machines.connect(here)

@@ -1,4 +1,5 @@
-"""`infty doctor`: is everything here that a run needs? On a laptop, or in every task of a job before it starts."""
+"""`infty doctor`: is everything here that a run needs? On a laptop, or in every task of a job
+before it starts."""
 
 from __future__ import annotations
 
@@ -27,12 +28,13 @@ def doctor(
         ),
     ] = None,
 ) -> None:
-    """Check this installation, and with a config all that a run needs, on every process of a launcher.
+    """Check this installation, and with a config all that a run needs, on every process of a
+    launcher.
 
-    Versions, devices, communication and its speed between the processes, clocks, whether all of them see the run's
-    folder, its space and speed, and whether every process can read the dataset and its tokenizer. Exits with status 1
-    when something is wrong, and says what to do. Where a run goes on from a checkpoint of its own, too little space or
-    speed is only a warning.
+    Versions, devices, communication and its speed between the processes, clocks, whether all of
+    them see the run's folder, its space and speed, and whether every process can read the dataset
+    and its tokenizer. Exits with status 1 when something is wrong, and says what to do. Where a run
+    goes on from a checkpoint of its own, too little space or speed is only a warning.
 
     Examples:
 

@@ -17,8 +17,8 @@ from infty_pretrain.config import Config
 from infty_tools.doctor.findings import Finding
 
 LONGEST_CHECKPOINT = 600.0
-"""Seconds that writing one may take. Checkpoints are written while training goes on, one at a time; but the last one of
-a job is waited for, and a job is told of its end only minutes before."""
+"""Seconds that writing one may take. Checkpoints are written while training goes on, one at a time;
+but the last one of a job is waited for, and a job is told of its end only minutes before."""
 PROBE_MIB = 64
 PATIENCE = 5.0
 """Seconds in which a file must be seen by every node: network file systems may take a moment."""
@@ -32,7 +32,8 @@ def _existing(folder: Path) -> Path:
 
 
 def shared_folder(config: Config) -> Finding:
-    """Whether the run's folder is on one disk that all processes see: each of them writes its part of a checkpoint."""
+    """Whether the run's folder is on one disk that all processes see: each of them writes its part
+    of a checkpoint."""
     folder = config.run.folder.absolute()
     place: list = [_leave_token(folder) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(place, src=0)
@@ -55,7 +56,8 @@ def shared_folder(config: Config) -> Finding:
 
 
 def _leave_token(folder: Path) -> tuple[int, str, str, str | None]:
-    """Write a file beside a folder. Returns how many levels above it, the file's name, what is in it, and a problem."""
+    """Write a file beside a folder. Returns how many levels above it, the file's name, what is in
+    it, and a problem."""
     name, token = f".infty-doctor-{secrets.token_hex(8)}", secrets.token_hex(16)
     try:
         parent = _existing(folder)
@@ -79,7 +81,8 @@ def _reads(path: Path, token: str) -> bool:
 
 
 def _own_checkpoints(config: Config) -> list[int]:
-    """Steps of the run's whole checkpoints: a manifest is written last. Other folders' names go on after the number."""
+    """Steps of the run's whole checkpoints: a manifest is written last. Other folders' names go on
+    after the number."""
     found = (
         p.parent.name.removeprefix("step-")
         for p in (config.run.folder / "checkpoints").glob("step-*/manifest.json")
@@ -97,9 +100,11 @@ def checkpoint_bytes(config: Config) -> float:
 
 
 def space(config: Config) -> Finding:
-    """Room for the checkpoints that the policy keeps and one that is being written, less those that are there.
+    """Room for the checkpoints that the policy keeps and one that is being written, less those that
+    are there.
 
-    Without room for those that `keep_every` will have kept in the end, a run may begin: it is warned.
+    Without room for those that `keep_every` will have kept in the end, a run may begin: it is
+    warned.
     """
     each, there, policy = checkpoint_bytes(config), _own_checkpoints(config), config.checkpoint
     kept = policy.keep_last + (policy.minutes is not None)
@@ -122,7 +127,8 @@ def _gib(size: float, digits: int = 1) -> str:
 
 
 def _to_be_kept(config: Config, there: list[int]) -> int:
-    """Checkpoints for good that the rest of the run writes: at steps at which there is one anyway."""
+    """Checkpoints for good that the rest of the run writes: at steps at which there is one
+    anyway."""
     policy = config.checkpoint
     if policy.keep_every is None:
         return 0
@@ -151,7 +157,8 @@ def write_speed(config: Config) -> Finding:
 
 
 def measured_speed(folder: Path) -> float | str:
-    """Write, flush and delete a file beside the run's folder: bytes a second, or what went wrong."""
+    """Write, flush and delete a file beside the run's folder: bytes a second, or what went
+    wrong."""
     block, start = os.urandom(2**20), time.perf_counter()
     try:
         with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=".infty-doctor-") as f:

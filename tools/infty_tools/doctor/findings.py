@@ -30,7 +30,8 @@ class Finding:
 
 
 def everywhere(finding: Finding) -> Finding:
-    """Put together what all processes found: the first that is wrong, with its node, or a warning, or rank 0's."""
+    """Put together what all processes found: the first that is wrong, with its node, or a warning,
+    or rank 0's."""
     everything: list = [None] * dist.get_world_size()
     dist.all_gather_object(
         everything, (os.environ.get("SLURMD_NODENAME", socket.gethostname()), finding)

@@ -76,7 +76,8 @@ def devices(here: Launch) -> Finding:
 def visible_gpu(here: Launch) -> int | None:
     """The index of this process's GPU among those it sees; None if there is none for it.
 
-    Where Slurm shows each task its own GPU alone (--gpus-per-task=1), that is the first, whatever the local rank.
+    Where Slurm shows each task its own GPU alone (--gpus-per-task=1), that is the first, whatever
+    the local rank.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if here.local_rank < count:
@@ -138,7 +139,8 @@ def layout(config: Config | None, here: Launch) -> Finding:
 
 
 def communication(here: Launch, everyones: list[str | None]) -> Finding:
-    """A sum that must be right, and how fast 32 MiB travel: by NCCL where every process has a GPU of its own.
+    """A sum that must be right, and how fast 32 MiB travel: by NCCL where every process has a GPU
+    of its own.
 
     `everyones` is what `gpus` returned.
     """

@@ -1,4 +1,4 @@
-"""What a job asks Slurm for: its state, a requeue, its nodes, a step. Needs the standard library alone."""
+"""What a job asks Slurm for: its state, a requeue, its nodes. Needs only the standard library."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def _listen() -> None:
 
 
 def _patiently(*words: str) -> tuple[str | None, str]:
-    """Ask scontrol until it answers. Returns its answer, or None, and the last line of what it complained about."""
+    """Ask scontrol until it answers. Returns its answer, or None, and the last line of what it
+    complained about."""
     problem = ""
     for tried in range(TRIES):
         if tried:

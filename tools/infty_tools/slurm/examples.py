@@ -1,4 +1,4 @@
-"""Renders the batch files of slurm/ from slurm/jobs.yaml: `python -m infty_tools.slurm.examples`."""
+"""`python -m infty_tools.slurm.examples`: renders the batch files of slurm/ from its jobs.yaml."""
 
 from __future__ import annotations
 

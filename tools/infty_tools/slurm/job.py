@@ -41,7 +41,8 @@ class Job:
     sbatch: tuple[str, ...] = ()
     """Further options of sbatch, as they are: --switches=1."""
     setup: tuple[str, ...] = ()
-    """Shell lines that make `infty` available: module load ..., source .../activate, export NCCL_...=..."""
+    """Shell lines that make `infty` available: module load ..., source .../activate, export
+    NCCL_...=..."""
     command: str = "infty"
     """What runs a verb on the nodes; inside the container, if there is one."""
     python: str = "python"
@@ -50,7 +51,8 @@ class Job:
     """Image for srun's --container-image (enroot/pyxis)."""
     container_mounts: str | None = None
     lead_seconds: int = 300
-    """How long before the time limit the run is told to save and stop. Slurm may be a minute early."""
+    """How long before the time limit the run is told to save and stop. Slurm may be a minute
+    early."""
     starts: int = 50
     """How often the job may start in all, first start included."""
     mpi: str = "pmi2"
@@ -84,7 +86,8 @@ class Job:
 
 
 def from_dict(values: dict[str, Any], source: str) -> Job:
-    """A job from plain values such as a profile's. Raises UserError for an unknown key or a wrong type."""
+    """A job from plain values such as a profile's. Raises UserError for an unknown key or a wrong
+    type."""
     import pydantic
 
     from infty_pretrain.config import _check_keys
@@ -111,7 +114,8 @@ def read_values(path: Path) -> Any:
 
 
 def templates() -> Path:
-    """The folder of templates: beside this module in an installed wheel, slurm/templates in a clone."""
+    """The folder of templates: beside this module in an installed wheel, slurm/templates in a
+    clone."""
     here = Path(__file__).resolve().parent
     for folder in (here / "templates", here.parents[2] / "slurm" / "templates"):
         if (folder / "header.j2").is_file():
@@ -154,7 +158,8 @@ _TIMES = (
 
 
 def seconds(time: str) -> int | None:
-    """A time limit as Slurm reads it; None for one without end (0) and for what only Slurm may understand."""
+    """A time limit as Slurm reads it; None for one without end (0) and for what only Slurm may
+    understand."""
     found = next(filter(None, (re.fullmatch(pattern, time.strip()) for pattern in _TIMES)), None)
     if found is None:
         return None

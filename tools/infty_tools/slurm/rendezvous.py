@@ -1,7 +1,8 @@
-"""Where the processes of a job meet: MASTER_ADDR and MASTER_PORT. Needs the standard library alone.
+"""Where the processes of a job meet: MASTER_ADDR and MASTER_PORT. Needs only the standard library.
 
-The batch script runs on the job's first node, and so does rank 0, which listens there. What was exported on purpose is
-kept if rank 0 can listen there and the others can reach it; what a shell had left over is not such a place.
+The batch script runs on the job's first node, and so does rank 0, which listens there. What was
+exported on purpose is kept if rank 0 can listen there and the others can reach it; what a shell had
+left over is not such a place.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Place:
 
 
 def choose(environment: Mapping[str, str], slurm: Nodes) -> Place:
-    """Where the processes of this job meet. Raises NowhereToMeet with a sentence that says what to do."""
+    """Where the processes of this job meet. Raises NowhereToMeet, which says what to do."""
     search = _Search(environment, slurm)
     notes: list[str] = []
     address = environment.get("MASTER_ADDR")
@@ -53,7 +54,8 @@ def choose(environment: Mapping[str, str], slurm: Nodes) -> Place:
     port, taken = _port(environment)
     if taken is not None:
         notes.append(
-            f"MASTER_PORT={taken} was exported and is not a free port of {search.nodes[0]}: {port} is used"
+            f"MASTER_PORT={taken} was exported and is not a free port of {search.nodes[0]}: "
+            f"{port} is used"
         )
     return Place(address, port, tuple(notes))
 
@@ -81,7 +83,7 @@ class _Search:
         """Why the processes cannot meet at an address; empty if they can."""
         found = resolve(address)
         if not found:
-            return "it is the name of no machine"
+            return "it does not resolve"
         if all(is_loopback(ip) for ip in found) and not self.one_host:
             return "it is the loopback address, at which several hosts never meet"
         if not any(is_here(ip) for ip in found):
@@ -92,10 +94,11 @@ class _Search:
         for candidate in self._candidates():
             if not self.problem(candidate):
                 return candidate
+        first = self.nodes[0]
         raise NowhereToMeet(
-            f"no address of {self.nodes[0]} was found that the other nodes can reach ({self.nodes[0]} knows itself as "
-            f"{', '.join(resolve(self.nodes[0])) or 'nothing'}): correct its name in DNS or /etc/hosts, or export "
-            "MASTER_ADDR in a setup line (infty submit --setup)"
+            f"no address of {first} was found that the other nodes can reach ({first} resolves to "
+            f"{', '.join(resolve(first)) or 'nothing'}): correct its name in DNS or /etc/hosts, or "
+            "export MASTER_ADDR in a setup line (infty submit --setup)"
         )
 
     def _candidates(self) -> Iterator[str]:
@@ -150,7 +153,7 @@ def address_towards(node: str) -> str:
 
 
 def _port(environment: Mapping[str, str]) -> tuple[int, str | None]:
-    """A port of this node on which nobody listens, and the one that was exported if it is not that."""
+    """A free port of this node, and the one that was exported if that is not free."""
     exported = environment.get("MASTER_PORT")
     if (
         exported is not None

@@ -73,8 +73,9 @@ def submit(
 ) -> None:
     """Send a run to a Slurm cluster, after checking its config, its layout and that it fits.
 
-    The job looks at its nodes first (`infty doctor`), runs one task a GPU, saves and requeues itself before its time
-    limit, on a signal and when a node fails, and goes on from its newest checkpoint.
+    The job looks at its nodes first (`infty doctor`), runs one task a GPU, saves and requeues
+    itself before its time limit, on a signal and when a node fails, and goes on from its newest
+    checkpoint.
 
     Examples:
 
@@ -157,7 +158,8 @@ def _profile(path: Path | None) -> dict[str, Any]:
 
 
 def _pretraining(job: Job, config: Path | None, overrides: list[str], gpu: str) -> Job:
-    """Check the run on the cluster it is meant for, and fill in what its batch file needs to know."""
+    """Check the run on the cluster it is meant for, and fill in what its batch file needs to
+    know."""
     import dataclasses
 
     from infty_pretrain import config as configs
@@ -193,8 +195,8 @@ def _shared(folder: Path) -> Path:
 
 
 def _snapshot(logs: Path, config: Path) -> Path:
-    """Where a submitted job keeps its config: it may start, and start again, long after somebody has edited the file
-    it was submitted with."""
+    """Where a submitted job keeps its config: it may start, and start again, long after somebody
+    has edited the file it was submitted with."""
     digest = hashlib.sha256(config.read_bytes()).hexdigest()
     return logs / f"{config.stem}-{digest[:12]}.yaml"
 
@@ -211,7 +213,8 @@ def _check_plan(config: Config, job: Job, gpu: str) -> None:
     config.check_layout(job.nodes * job.tasks_per_node)
     if job.gpus_per_node == 0:
         print(
-            f"{job.nodes} x {job.tasks_per_node} CPU processes; the plan is for GPUs and was left out"
+            f"{job.nodes} x {job.tasks_per_node} CPU processes; "
+            "the plan is for GPUs and was left out"
         )
         return
     if job.tasks_per_node != job.gpus_per_node:
@@ -299,7 +302,8 @@ def _send(job: Job, config: Path | None) -> None:
     each = f"{number}_*" if job.array else number
     logs = f"{job.logs}/{each}"  # quoted: to be pasted into a shell
     print(
-        f"submitted job {number}\n  what happens:  {logs}/summary.txt\n  log of a node: {logs}/node-0.log"
+        f"submitted job {number}\n  what happens:  {logs}/summary.txt\n"
+        f"  log of a node: {logs}/node-0.log"
     )
     if job.verb != "evaluate":
         print(f"  stop and save: scancel --batch --signal=USR1 {number}")

@@ -1,22 +1,21 @@
-"""Runs the steps of a Slurm job, passes signals on to them, and requeues the job when it should go on.
+"""Runs the steps of a Slurm job, passes signals on to them, and requeues the job when needed.
 
-A batch script hands over to it by `exec python -m infty_tools.slurm.supervise`, so that Slurm's signals to the batch
-script reach this process. It needs the standard library alone: where training runs in a container, the
-batch script itself runs outside it.
+A batch script hands over by `exec python -m infty_tools.slurm.supervise`, so that Slurm's signals to
+the batch script reach this process. It needs only the standard library: where training runs in a
+container, the batch script runs outside it.
 
 One start of a job:
 
     begin ──> preflight ──> step ──> verdict: FINISHED, REQUEUED, TAKEN or FINAL
-      └ too many starts       └ USR1 or TERM: passed on to every task, which saves and ends with 85
+      └ too many starts       └ USR1 or TERM: passed on to every task, which saves, then exits 85
 
-`LOGS/JOB/summary.txt` says what happened, `LOGS/JOB/starts` has a line for each start, and `LOGS/JOB/node-N.log` holds
-the output of the tasks of node N.
+`LOGS/JOB/summary.txt` says what happened, `LOGS/JOB/starts` has a line for each start, and
+`LOGS/JOB/node-N.log` holds the output of the tasks of node N.
 """
 
 from __future__ import annotations
 
 import argparse
-import enum
 import os
 import shlex
 import signal
@@ -28,11 +27,8 @@ from pathlib import Path
 
 from infty_tools.slurm import rendezvous
 from infty_tools.slurm.controller import Controller
+from infty_tools.slurm.verdict import MISTAKE, STOPPED, Verdict, verdict
 
-STOPPED = 85
-"""Status of a task that was told to stop and can go on."""
-MISTAKE = 2
-"""Status of a task that refuses what it was given."""
 DIED_OF_USR1 = 128 + signal.SIGUSR1
 TOLD = {"USR1": signal.SIGUSR1, "TERM": signal.SIGTERM}
 """What tells a job to stop: Slurm or a person before the time limit, or scancel."""
@@ -45,53 +41,23 @@ GRACE = 60.0
 class Verb:
     """How a job that runs this verb is treated."""
 
-    meets: bool
+    distributed: bool
     """Its processes need MASTER_ADDR and MASTER_PORT."""
-    goes_on: bool
+    resumable: bool
     """Started again, it continues where it was."""
     preflight: bool
     """`infty doctor` looks at the nodes first."""
 
 
 VERBS = {
-    "pretrain": Verb(meets=True, goes_on=True, preflight=True),
-    "prepare": Verb(meets=False, goes_on=True, preflight=False),
-    "evaluate": Verb(meets=True, goes_on=False, preflight=False),
+    "pretrain": Verb(distributed=True, resumable=True, preflight=True),
+    "prepare": Verb(distributed=False, resumable=True, preflight=False),
+    "evaluate": Verb(distributed=True, resumable=False, preflight=False),
 }
 
 
-class Verdict(enum.Enum):
-    """What becomes of a job after a step."""
-
-    FINISHED = "finished"
-    REQUEUED = "requeued"
-    TAKEN = "taken away by Slurm (scancel ends it, scontrol requeue starts it again)"
-    FINAL = "stopped for good"
-
-
-def verdict(code: int, state: str | None, *, told: bool, progress: bool, stalled: bool) -> Verdict:
-    """What becomes of a job whose step ended with status `code`.
-
-    `state` is Slurm's (None: it does not answer); `told` whether the job was told to stop; `progress` whether
-    there is a newer checkpoint than before; `stalled` whether a task stood still.
-
-    A job that is being cancelled is COMPLETING by now, and a requeue would bring it back to life. One whose state is
-    unknown is taken to be running: it would be lost otherwise. Status 2 is a mistake that no repetition mends. Any
-    other failure is tried again if this start was told to stop (a task that does not listen yet dies of that), got
-    further than the one before, or had a task that stood still: that one is killed, and srun reports its status
-    rather than that of the tasks that noticed.
-    """
-    if code == 0:
-        return Verdict.FINISHED
-    if state not in ("RUNNING", None):
-        return Verdict.TAKEN
-    if code == STOPPED or (code != MISTAKE and (told or progress or stalled)):
-        return Verdict.REQUEUED
-    return Verdict.FINAL
-
-
 class Signals:
-    """USR1, TERM and the end of a child, held back by the kernel until they are asked for: none is ever lost."""
+    """USR1, TERM and CHLD, held back by the kernel until they are asked for: none is lost."""
 
     def __init__(self) -> None:
         self._numbers = {*TOLD.values(), signal.SIGCHLD}
@@ -115,7 +81,7 @@ class Journal:
         self.starts = folder / "starts"
 
     def say(self, text: str) -> None:
-        """Write a line to the summary and to the batch script's output. A full disk does not end a job."""
+        """Write a line to the summary and to the script's output. A full disk ends no job."""
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}  {text}\n"
         for write in (self._to_output, self._to_summary):
             try:
@@ -132,7 +98,8 @@ class Journal:
             f.write(line)
 
     def count_start(self, restarts: int) -> int:
-        """The number of this start; Slurm's own count of restarts stands in for a file that cannot be written."""
+        """The number of this start; Slurm's own count of restarts stands in for a file that cannot
+        be written."""
         try:
             with open(self.starts, "a") as f:
                 f.write("start\n")
@@ -192,7 +159,7 @@ class Supervisor:
         return self._conclude(self._step(self.request.verb), before)
 
     def newest(self) -> str | None:
-        """The path of the run's newest checkpoint. Those that are unfinished or damaged have longer names."""
+        """The path of the run's newest checkpoint. Unfinished and damaged ones have longer names."""
         if self.request.run is None:
             return None
         steps = {
@@ -215,7 +182,7 @@ class Supervisor:
         """Count this start; False when it is one too many."""
         if self.told:
             self.say(WORDS[self.told])
-        if not self.kind.goes_on:
+        if not self.kind.resumable:
             return True
         start = self.journal.count_start(int(self.environment.get("SLURM_RESTART_COUNT", 0)))
         most = self.request.starts
@@ -228,7 +195,7 @@ class Supervisor:
 
     def _meet(self) -> bool:
         """Choose where the processes meet; False when there is no such place."""
-        if not self.kind.meets:
+        if not self.kind.distributed:
             return True
         try:
             place = rendezvous.choose(self.environment, self.controller)
@@ -241,10 +208,12 @@ class Supervisor:
         return True
 
     def _command(self, verb: str) -> list[str]:
-        # Tasks end together and mean the same status; to kill the others at the first would hide it. A
-        # task that is left behind by a crash has a minute.
+        # Tasks end together and mean the same status; to kill the others at the first would hide
+        # it. A task that is left behind by a crash has a minute.
         ends = (
-            ["--kill-on-bad-exit=0", "--wait=60"] if self.kind.goes_on else ["--kill-on-bad-exit=1"]
+            ["--kill-on-bad-exit=0", "--wait=60"]
+            if self.kind.resumable
+            else ["--kill-on-bad-exit=1"]
         )
         logs = str(self.journal.folder).replace("%", "%%")
         return [
@@ -259,7 +228,8 @@ class Supervisor:
         ]
 
     def _step(self, verb: str) -> int:
-        """Run a job step, pass signals on to it, and return its status: 85 if told to stop before it began."""
+        """Run a job step, pass signals on to it, and return its status: 85 if told to stop before
+        it began."""
         while (event := self.signals.wait(0)) is not None:
             self._hear(event)
         if self.told:
@@ -293,13 +263,14 @@ class Supervisor:
             self.say(Verdict.TAKEN.value)  # a lost node looks like a failed preflight
         else:
             self.say(
-                f"stopped for good: infty doctor found something wrong, see {self.journal.folder}/node-*.log"
+                "stopped for good: infty doctor found something wrong, "
+                f"see {self.journal.folder}/node-*.log"
             )
         return 1
 
     def _conclude(self, code: int, before: str | None) -> int:
         """Say how a step ended and requeue the job if it should go on. Returns the status."""
-        if not self.kind.goes_on:
+        if not self.kind.resumable:
             self.say(f"ended with status {code}; results are in {self.journal.folder}/node-0.log")
             return code
         after = self.newest()
@@ -322,7 +293,8 @@ class Supervisor:
         problem = self.controller.requeue()
         if problem is not None:
             self.say(
-                f"could not be requeued ({problem}): scontrol requeue {self.controller.job} starts it again"
+                f"could not be requeued ({problem}): "
+                f"scontrol requeue {self.controller.job} starts it again"
             )
             return
         self.say(Verdict.REQUEUED.value)
@@ -332,8 +304,8 @@ class Supervisor:
 
 
 def job_name(environment: Mapping[str, str]) -> str:
-    """How scontrol is told which job this is. One task of an array may have the number of the whole array, which would
-    name all of its tasks."""
+    """How scontrol is told which job this is. One task of an array may have the number of the whole
+    array, which would name all of its tasks."""
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment["SLURM_JOB_ID"]
@@ -344,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m infty_tools.slurm.supervise",
         allow_abbrev=False,
         usage="%(prog)s [options] -- VERB ARGUMENTS...",
-        description="Run a verb of infty (pretrain, evaluate, prepare) as the steps of this Slurm job.",
+        description="Run a verb of infty (pretrain, evaluate, prepare) as steps of this Slurm job.",
     )
     parser.add_argument("--logs", type=Path, required=True, help="the job's folder is made in it")
     parser.add_argument(
@@ -382,7 +354,8 @@ def main(words: list[str] | None = None) -> int:
     options, request = _request(sys.argv[1:] if words is None else words)
     if "SLURM_JOB_ID" not in os.environ:
         print(
-            "error: this is not a Slurm job (SLURM_JOB_ID is not set): infty submit writes batch files that run it",
+            "error: this is not a Slurm job (SLURM_JOB_ID is not set): "
+            "infty submit writes batch files that run it",
             file=sys.stderr,
         )
         return MISTAKE
