@@ -43,16 +43,32 @@ def test_two_processes_and_a_dataset_that_is_not_there(tmp_path):
 
 def test_wrong_versions_and_devices_say_what_to_do(monkeypatch):
     from infty_pretrain.launch import Launch
-    from infty_tools import doctor_checks
+    from infty_tools.doctor import machines
 
-    monkeypatch.setattr(doctor_checks, "_version", lambda package: "0.1")
-    finding = doctor_checks.versions()
+    monkeypatch.setattr(machines, "installed_version", lambda package: "0.1")
+    finding = machines.versions()
     assert not finding.fine and "pip install deepspeed==0.19.8" in finding.advice
-    monkeypatch.setattr(doctor_checks.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(doctor_checks.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(doctor_checks.torch.cuda, "get_device_name", lambda _: "GPU")
-    assert doctor_checks.devices(Launch(1, 4, 1, "slurm")).fine
-    assert "one process a GPU" in doctor_checks.devices(Launch(3, 4, 3, "slurm")).advice
+    monkeypatch.setattr(machines.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machines.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(machines.torch.cuda, "get_device_name", lambda _: "GPU")
+    assert machines.devices(Launch(1, 4, 1, "slurm")).fine
+    assert "one process a GPU" in machines.devices(Launch(3, 4, 3, "slurm")).advice
+
+
+def test_a_task_that_sees_one_gpu_has_that_one(monkeypatch):
+    """Under --gpus-per-task=1 local rank 3 sees one GPU, its own; without, four tasks may share the node's only one."""
+    from infty_pretrain.launch import Launch
+    from infty_tools.doctor import machines
+
+    monkeypatch.setattr(machines.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machines.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(machines.torch.cuda, "get_device_name", lambda _: "GPU")
+    assert machines.devices(Launch(3, 4, 3, "slurm")).fine
+    assert machines.visible_gpu(Launch(3, 4, 3, "slurm")) == 0
+    assert machines.own_gpus([f"node GPU-{i}" for i in range(4)]).fine
+    assert machines.own_gpus(["node-1 GPU-0", "node-2 GPU-0"]).fine and machines.own_gpus([None, None]).fine
+    shared = machines.own_gpus(["node GPU-0", "node GPU-1", "node GPU-0"])
+    assert shared.wrong and "ranks 0, 2 have the same GPU" in shared.advice
 
 
 def _config(folder: Path, steps: int = 1000, **checkpoint):
@@ -71,30 +87,30 @@ def _checkpoints(folder: Path, *names: str) -> None:
 @pytest.fixture
 def room(monkeypatch):
     """Let the disk have room for so many checkpoints."""
-    from infty_tools import doctor_checks
+    from infty_tools.doctor import disk
 
     def set_to(config, count: float) -> None:
-        free = count * doctor_checks._checkpoint_bytes(config)
-        monkeypatch.setattr(doctor_checks.shutil, "disk_usage", lambda _: type("U", (), {"free": free})())
+        free = count * disk.checkpoint_bytes(config)
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: type("U", (), {"free": free})())
 
     return set_to
 
 
 @pytest.mark.usefixtures("single_process")
 def test_a_slow_or_full_disk_and_clocks_apart(monkeypatch, tmp_path, room):
-    from infty_tools import doctor_checks
+    from infty_tools.doctor import disk, machines
 
     config = _config(tmp_path / "a" / "b")
-    assert doctor_checks.space(config).fine and doctor_checks.write_speed(config).fine
-    assert doctor_checks.shared_folder(config).fine
-    monkeypatch.setattr(doctor_checks, "LONGEST_CHECKPOINT", 1e-9)
-    slow = doctor_checks.write_speed(config)
+    assert disk.space(config).fine and disk.write_speed(config).fine
+    assert disk.shared_folder(config).fine
+    monkeypatch.setattr(disk, "LONGEST_CHECKPOINT", 1e-9)
+    slow = disk.write_speed(config)
     assert slow.wrong and "faster disk" in slow.advice
     room(config, 0.01)
-    full = doctor_checks.space(config)
+    full = disk.space(config)
     assert full.wrong and "make room" in full.advice
-    monkeypatch.setattr(doctor_checks, "SKEW", -1.0)
-    assert doctor_checks.clocks().wrong
+    monkeypatch.setattr(machines, "SKEW", -1.0)
+    assert machines.clocks().wrong
     assert not list(tmp_path.iterdir())
 
 
@@ -105,56 +121,56 @@ def test_a_slow_or_full_disk_and_clocks_apart(monkeypatch, tmp_path, room):
     ({"minutes": 10}, ["step-00000500", "step-00001000", "step-00001200"], 1),
     ({}, ["step-00000500.partial", "step-00001000.damaged"], 3)])
 def test_the_runs_own_checkpoints_need_no_room(tmp_path, room, policy, names, least):
-    from infty_tools import doctor_checks
+    from infty_tools.doctor import disk
 
     config = _config(tmp_path, **policy)
     _checkpoints(tmp_path, *names)
     (tmp_path / "checkpoints" / "step-00000400").mkdir(parents=True)  # no manifest: not whole
     room(config, least + 0.01)
-    assert doctor_checks.space(config).fine
+    assert disk.space(config).fine
     room(config, least - 0.01)
-    assert not doctor_checks.space(config).fine
+    assert not disk.space(config).fine
 
 
 @pytest.mark.usefixtures("single_process")
 def test_what_is_kept_for_good_is_named(tmp_path, room):
-    from infty_tools import doctor_checks
+    from infty_tools.doctor import disk
 
     config = _config(tmp_path, steps=10_000, every=500, keep_every=750)  # written at 1500, 3000, ... 9000
     room(config, 9.01)
-    assert doctor_checks.space(config).fine and "keep_every will add 6," in doctor_checks.space(config).found
+    assert disk.space(config).fine and "keep_every will add 6," in disk.space(config).found
     room(config, 8.99)
-    finding = doctor_checks.space(config)
+    finding = disk.space(config)
     assert finding.verdict == "warning" and "raise checkpoint.keep_every" in finding.advice
     _checkpoints(tmp_path, "step-00003000", "step-00004000")
-    assert "keep_every will add 4," in doctor_checks.space(config).found
+    assert "keep_every will add 4," in disk.space(config).found
 
 
 @pytest.mark.usefixtures("single_process")
 def test_a_run_that_goes_on_is_only_warned(monkeypatch, tmp_path, room):
     """Its job would be given up for good otherwise."""
-    from infty_tools import doctor, doctor_checks
+    from infty_tools.doctor import checks, command, disk, findings
 
     config = _config(tmp_path)
     _checkpoints(tmp_path, "step-00000500")
-    monkeypatch.setattr(doctor_checks, "LONGEST_CHECKPOINT", 1e-9)
+    monkeypatch.setattr(disk, "LONGEST_CHECKPOINT", 1e-9)
     room(config, 0.01)
-    for check in (doctor_checks.space, doctor_checks.write_speed):
-        finding = doctor_checks._everywhere(check(config))
+    for check in (disk.space, disk.write_speed):
+        finding = findings.everywhere(check(config))
         assert finding.verdict == "warning" and not finding.wrong and finding.advice
     shown: list = []
-    monkeypatch.setattr(doctor_checks, "run", lambda *_: [finding])
+    monkeypatch.setattr(checks, "run", lambda *_: [finding])
     monkeypatch.setattr("infty_pretrain.launch.leave", lambda _, code: shown.append(code))
-    doctor.doctor([], None)
+    command.doctor([], None)
     assert shown == [0]
 
 
 def _speed_of_two(folder: str, speed: float) -> list:
-    from infty_tools import doctor_checks
+    from infty_tools.doctor import disk
 
-    doctor_checks._measured_speed = lambda _: speed
-    finding = doctor_checks.write_speed(_config(Path(folder)))
-    return [finding.verdict, finding.found, doctor_checks._checkpoint_bytes(_config(Path(folder)))]
+    disk.measured_speed = lambda _: speed
+    finding = disk.write_speed(_config(Path(folder)))
+    return [finding.verdict, finding.found, disk.checkpoint_bytes(_config(Path(folder)))]
 
 
 @pytest.mark.multiprocess
@@ -175,11 +191,11 @@ def _speed_in_two(folder: Path, speed: float) -> list[list]:
 def _shared(folders: list[str]) -> list:
     import torch.distributed as dist
 
-    from infty_tools import doctor_checks
+    from infty_tools.doctor import disk, findings
 
-    doctor_checks.PATIENCE = 0.3
-    mine = doctor_checks.shared_folder(_config(Path(folders[dist.get_rank()])))
-    both = doctor_checks._everywhere(mine)
+    disk.PATIENCE = 0.3
+    mine = disk.shared_folder(_config(Path(folders[dist.get_rank()])))
+    both = findings.everywhere(mine)
     return [mine.fine, both.wrong, both.found, both.advice]
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 
-from infty_tools import submit_job
-from infty_tools.submit_job import Job
+from infty_tools.slurm import job as jobs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(slurm_cluster.missing() is not None,
                                                     reason=slurm_cluster.missing() or "")]
@@ -31,14 +30,14 @@ class Sent:
 
     def __init__(self, cluster, folder: Path, *behaviours: str, **settings) -> None:
         self.cluster, self.folder = cluster, folder
-        words = submit_job.quote([f"{folder}/run" + ("-{task}" if "array" in settings else ""), *behaviours],
+        words = jobs.quote([f"{folder}/run" + ("-{task}" if "array" in settings else ""), *behaviours],
                                  settings.get("array"))
         run = words.split()[0]
-        job = Job(nodes=2, gpus_per_node=0, tasks_per_node=1, cpus_per_task=1, name=folder.name,
-                  command=f"{sys.executable} {STAND_IN}", arguments=words, doctor_arguments=words,
-                  checkpoints=f"{run}/checkpoints", logs=str(folder / "logs"), output=str(folder / "%j.out"),
+        job = jobs.Job(nodes=2, gpus_per_node=0, tasks_per_node=1, cpus_per_task=1, name=folder.name,
+                  command=f"{sys.executable} {STAND_IN}", arguments=words,
+                       python=sys.executable, run_folder=run, logs=str(folder / "logs"), output=str(folder / "%j.out"),
                   **{"time": "5", "lead_seconds": 10} | settings)
-        done = subprocess.run(["sbatch", "--parsable"], input=submit_job.render(job), text=True, cwd=folder,
+        done = subprocess.run(["sbatch", "--parsable"], input=jobs.render(job), text=True, cwd=folder,
                               env=cluster.environment, capture_output=True, check=True)
         self.number = done.stdout.strip()
 

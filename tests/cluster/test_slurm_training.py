@@ -125,7 +125,7 @@ def test_submit_train_signal_requeue_node_failure_finish(workplace):
         said = _submit_other(cluster, workplace, "evaluate", "--checkpoint", "run", "--data", "data/train",
                              "--output", "evaluation.json")
         assert json.loads((workplace / "evaluation.json").read_text()), said
-        assert "told to stop" in summary() and summary().count("preflight is fine") >= 4
+        assert "told to stop" in summary() and summary().count("preflight passed") >= 4
         assert "resumed from" in (logs / number / "node-0.log").read_text()
     losses, expected = _rows(run), _rows(workplace / "quiet")
     assert sorted(losses) == sorted(expected) == list(range(1, STEPS + 1))

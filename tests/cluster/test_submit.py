@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shlex
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from infty.errors import UserError
-from infty_tools import submit_examples, submit_job
 from infty_tools.cli import app
+from infty_tools.slurm import examples
+from infty_tools.slurm import job as jobs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -22,15 +27,16 @@ def _submit(*arguments: str):
     return CliRunner().invoke(app, ["submit", "--dry-run", *arguments])
 
 
-@pytest.mark.parametrize("path, text", submit_examples.examples().items(), ids=lambda v: getattr(v, "name", ""))
+@pytest.mark.parametrize("path, text", examples.examples().items(), ids=lambda v: getattr(v, "name", ""))
 def test_batch_files_are_current_and_shell(path, text):
-    assert path.read_text() == text, "run python -m infty_tools.submit_examples"
+    assert path.read_text() == text, "run python -m infty_tools.slurm.examples"
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    assert len(text.splitlines()) <= 35 and max(map(len, text.splitlines())) <= 120
 
 
 def test_every_batch_file_is_rendered_and_names_a_config_that_fits_it():
-    assert set((ROOT / "slurm").glob("*.sbatch")) == set(submit_examples.examples())
-    for job in yaml.safe_load((ROOT / "slurm" / "jobs.yaml").read_text()).values():
+    assert set((ROOT / "slurm").glob("*.sbatch")) == set(examples.examples())
+    for job in jobs.read_values(ROOT / "slurm" / "jobs.yaml").values():
         for word in job["arguments"].split():
             assert not word.startswith("configs/") or (ROOT / word).exists()
 
@@ -41,7 +47,7 @@ def test_dry_run_of_the_configs(name, nodes):
     assert result.exit_code == 0, result.exception
     assert "plan for" in result.output and "nothing was sent" in result.output
     for said in (f"#SBATCH --nodes={nodes}", "#SBATCH --partition=gpu", "#SBATCH --signal=B:USR1@300",
-                 "#SBATCH --requeue", f"runs/pg19-{name}/checkpoints"):
+                 "#SBATCH --requeue", f" --run runs/pg19-{name} "):
         assert said in result.output
 
 
@@ -52,8 +58,9 @@ def test_all_options_reach_the_file():
     result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), *(w for k, v in options.items() for w in (f"--{k}", v)))
     assert result.exit_code == 0, result.exception
     for said in ("--account=books", "--qos=long", "--constraint=h100", "--exclude=node[3,7]", "--mem=200G", "@120",
-                 "--time=12:00:00", "--container-image=infty.sqsh", "--container-mounts=/data", "#SBATCH --switches=1",
-                 "\nmodule load cuda\n", "-gt 7", "--job-name=mine", " infty pretrain --config"):
+                 "--time=12:00:00", "--srun=--container-image=infty.sqsh", "--srun=--container-mounts=/data",
+                 "#SBATCH --switches=1",
+                 "\nmodule load cuda\n", "--starts 7", "--job-name=mine", "-- pretrain --config"):
         assert said in result.output, said
 
 
@@ -72,8 +79,9 @@ def test_arrays_put_the_number_where_task_stands():
                      "run.folder=runs/my seed-{task}")
     assert result.exit_code == 0, result.exception
     line = next(l for l in result.output.splitlines() if " pretrain " in l)
-    words = line[line.index("--config"):].rstrip(" &")
-    shown = subprocess.run(["bash", "-c", f"TASK=2; printf '%s|' {words}"], capture_output=True, text=True, check=True)
+    words = line[line.index("--config"):]
+    shown = subprocess.run(["bash", "-c", f"SLURM_ARRAY_TASK_ID=2; printf '%s|' {words}"],
+                           capture_output=True, text=True, check=True)
     assert shown.stdout.split("|")[2:4] == ["run.seed=2", "run.folder=runs/my seed-2"]
     refused = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3")
     assert "run.folder" in str(refused.exception)
@@ -82,8 +90,8 @@ def test_arrays_put_the_number_where_task_stands():
 def test_an_array_keeps_its_logs_and_its_config_where_all_runs_find_them():
     result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3", "run.folder=runs/{task}/125m")
     assert result.exit_code == 0, result.exception
-    for said in ("\nLOGS=runs/slurm/$ID\n", "#SBATCH --output=runs/slurm/%A_%a.out\n",
-                 " pretrain --config runs/slurm/pg19-125m-", "newest() { find runs/\"$TASK\"/125m/checkpoints "):
+    for said in (" --logs runs/slurm ", "#SBATCH --output=runs/slurm/%A_%a.out\n",
+                 " pretrain --config runs/slurm/pg19-125m-", ' --run runs/"$SLURM_ARRAY_TASK_ID"/125m '):
         assert said in result.output, said
 
 
@@ -91,7 +99,8 @@ def test_spaces_are_quoted_and_variables_of_a_container_are_not():
     result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "run.folder=runs/my run", "--name", "my run",
                      "--container", "$SCRATCH/the image.sqsh", "--container-mounts", "$SCRATCH/my books:/books")
     for said in ("#SBATCH --output='runs/my run-slurm/%j.out'\n", "#SBATCH --job-name='my run'\n",
-                 ' --container-image="$SCRATCH/the image.sqsh"', ' --container-mounts="$SCRATCH/my books:/books"'):
+                 ' --srun=--container-image="$SCRATCH/the image.sqsh"',
+                 ' --srun=--container-mounts="$SCRATCH/my books:/books"'):
         assert said in result.output, said
 
 
@@ -99,7 +108,7 @@ def test_spaces_are_quoted_and_variables_of_a_container_are_not():
     ("90", 5400), ("1:30", 90), ("24:00:00", 86400), ("2-12", 216000), ("1-00:30", 88200), ("1-0:0:5", 86405),
     ("0", None), ("UNLIMITED", None), ("noon", None)])
 def test_times_are_read_as_slurm_reads_them(text, expected):
-    assert submit_job.seconds(text) == expected
+    assert jobs.seconds(text) == expected
 
 
 @pytest.mark.parametrize("time, lead, most", [("5", "300", "150"), ("0-1", "1801", "1800"), ("3:00", "61", "60"),
@@ -112,41 +121,80 @@ def test_a_job_that_would_be_told_to_stop_at_once_is_refused(time, lead, most):
         assert _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--time", time, "--lead-seconds", most).exit_code == 0
 
 
-def _run_with_stand_ins(folder: Path, **programs: str) -> str:
-    """The summary of a batch file that runs under bash, with these scripts for what Slurm has."""
-    for name, text in {"sleep": "", **programs}.items():
-        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
-        (folder / name).chmod(0o755)
-    job = submit_job.Job(arguments="", setup=(f"export PATH={folder}:$PATH",))
-    environment = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(folder), "SLURM_JOB_NODELIST": "localhost",
-                   "SLURM_CPUS_PER_TASK": "1", "PATH": os.environ["PATH"]}
-    subprocess.run(["bash"], input=submit_job.render(job), text=True, env=environment, capture_output=True, timeout=60,
-                   check=False)
-    return (folder / "logs" / "7" / "summary.txt").read_text()
+RECORDER = f"""#!{sys.executable}
+import json, os, signal, sys
+held = sorted(int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "SRUN_CPUS_PER_TASK")
+print(json.dumps({{"words": sys.argv[1:], "held": held, "cwd": os.getcwd(),
+                   "environment": {{n: os.environ.get(n) for n in names}}}}))
+"""
 
 
-STOPPED = 'case "$*" in *pretrain*) exit 85;; esac'
+def _hand_over(folder: Path, job: jobs.Job, **environment: str) -> dict:
+    """Run a batch file under bash; return with what it calls the supervisor."""
+    recorder = folder / "recorder"
+    recorder.write_text(RECORDER)
+    recorder.chmod(0o755)
+    given = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(folder), "SLURM_CPUS_PER_TASK": "3",
+             "PATH": os.environ["PATH"]}
+    text = jobs.render(dataclasses.replace(job, python=shlex.quote(str(recorder))))
+    done = subprocess.run(["bash"], input=text, text=True, env=given | environment, capture_output=True, timeout=60,
+                          check=True)
+    return json.loads(done.stdout)
 
 
-def test_a_job_whose_state_nobody_tells_is_requeued(tmp_path):
-    scontrol = 'case $1 in requeue) exit 0;; show) [ $2 = hostnames ] && echo localhost || exit 1;; esac'
-    said = _run_with_stand_ins(tmp_path, srun=STOPPED, scontrol=scontrol)
-    assert "ended with status 85 (JobState unknown)" in said and said.rstrip().endswith("  requeued")
+def test_a_batch_file_hands_over_to_the_supervisor(tmp_path):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    job = jobs.Job(logs="'my logs'", run_folder="'my runs/1'", command="'/my python' -m infty_tools",
+                   arguments="--config 'a b.yaml'", container="the image", setup=('echo "$NOWHERE_SET" >/dev/null',))
+    found = _hand_over(folder, job, RANK="3", WORLD_SIZE="4", LOCAL_RANK="3", MASTER_PORT="2222")
+    words = found["words"]
+    assert words[:2] == ["-m", "infty_tools.slurm.supervise"]
+    assert words[2:] == ["--told", "", "--logs", "my logs", "--starts", "50", "--run", "my runs/1", "--program",
+                         "'/my python' -m infty_tools", "--srun=--container-image=the image", "--", "pretrain",
+                         "--config", "a b.yaml"]
+    assert found["cwd"] == str(folder)
+    assert found["environment"] == {"MASTER_ADDR": None, "MASTER_PORT": "2222", "RANK": None, "WORLD_SIZE": None,
+                                    "LOCAL_RANK": None, "OMP_NUM_THREADS": "3", "SRUN_CPUS_PER_TASK": "3"}
 
 
-def test_a_job_that_cannot_be_requeued_says_so(tmp_path):
-    scontrol = ('case $1 in requeue) echo "$*" >> asked; echo "no controller" >&2; exit 1;; '
-                'show) [ $2 = hostnames ] && echo localhost || echo JobState=RUNNING;; esac')
-    said = _run_with_stand_ins(tmp_path, srun=STOPPED, scontrol=scontrol)
-    assert "could not be requeued (no controller): scontrol requeue 7 starts" in said and "  requeued" not in said
-    assert len((tmp_path / "asked").read_text().splitlines()) > 5
+def test_signals_during_the_setup_and_the_start_of_the_supervisor_are_not_lost(tmp_path):
+    found = _hand_over(tmp_path, jobs.Job(setup=("kill -USR1 $$",)))
+    assert found["words"][2:4] == ["--told", "USR1"]
+    assert found["held"] == sorted([signal.SIGUSR1, signal.SIGTERM])
 
 
-def test_a_step_that_dies_of_the_signal_is_requeued(tmp_path):
-    """Slurm may send it to the tasks and not to the script; they may not listen yet."""
-    scontrol = 'case $1 in show) [ $2 = hostnames ] && echo localhost || echo JobState=RUNNING;; esac'
-    said = _run_with_stand_ins(tmp_path, srun='case "$*" in *doctor*) exit 138;; esac', scontrol=scontrol)
-    assert said.rstrip().endswith("  requeued")
+def test_without_a_recent_env_signals_do_not_end_the_batch_script(tmp_path):
+    (tmp_path / "env").write_text("#!/bin/bash\nexit 125\n")
+    (tmp_path / "env").chmod(0o755)
+    found = _hand_over(tmp_path, jobs.Job(setup=(f"PATH={tmp_path}:$PATH",)))
+    assert found["words"][0] == "-m" and found["held"] == []
+
+
+@pytest.mark.parametrize("asked", ["--gpus-per-task=1", "--gres=gpu:h100:8", "-G 8"])
+def test_gpus_are_asked_for_once(asked):
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--sbatch", asked)
+    assert f"#SBATCH {asked}\n" in result.output and "--gpus-per-node" not in result.output
+
+
+def test_outside_a_container_runs_the_python_that_submits():
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--container", "infty.sqsh")
+    assert f"{sys.executable} -m infty_tools.slurm.supervise" in result.output and "--program" not in result.output
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"))
+    assert f'--program "{sys.executable} -m infty_tools"' in result.output
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--setup", "source env.sh")
+    assert " python -m infty_tools.slurm.supervise" in result.output and "--program" not in result.output
+
+
+def test_what_is_printed_after_sending_can_be_pasted(monkeypatch, tmp_path):
+    (tmp_path / "sbatch").write_text("#!/bin/bash\ncat >/dev/null; echo 7\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    result = CliRunner().invoke(app, ["submit", "-c", str(CONFIGS / "pg19-125m.yaml"), f"run.folder={tmp_path}/my run"])
+    assert result.exit_code == 0, result.exception
+    assert f"'{tmp_path}/my run-slurm'/7/summary.txt" in result.output
+    assert (tmp_path / "my run-slurm" / "7.sbatch").exists()
 
 
 @pytest.mark.parametrize("arguments, said", [
@@ -176,8 +224,8 @@ def test_other_verbs_get_their_own_options():
 
 def test_templates_are_part_of_a_wheel():
     project = (ROOT / "pyproject.toml").read_text()
-    assert '"slurm/templates" = "infty_tools/slurm_templates"' in project
-    assert (submit_job.templates() / "header.j2").is_file()
+    assert '"slurm/templates" = "infty_tools/slurm/templates"' in project
+    assert (jobs.templates() / "header.j2").is_file()
 
 
 def test_without_slurm_it_says_what_to_do(monkeypatch, tmp_path):

@@ -26,7 +26,8 @@ VERBS = {"prepare": ("prepare", "prepare"), "inspect": ("prepare", "inspect"), "
          "sorting": ("sorting", "sorting"),
          "pretrain": ("pretrain", "pretrain"), "evaluate": ("evaluate", "evaluate"),
          "export": ("export", "export"), "generate": ("generate", "generate"),
-         "plan": ("plan", "plan"), "submit": ("submit", "submit"), "doctor": ("doctor", "doctor")}
+         "plan": ("plan", "plan"), "submit": ("slurm.submit", "submit"),
+         "doctor": ("doctor.command", "doctor")}
 BENCHES = {"memory": ("bench_memory", "memory"), "retention": ("bench_retention", "retention"),
            "layouts": ("bench_layouts", "layouts"), "faults": ("bench_faults", "faults"),
            "sorting": ("bench_sorting", "sorting"), "checkpoint": ("bench_checkpoint", "checkpoint")}

@@ -1,4 +1,5 @@
-"""`infty doctor`: is everything here that a run needs? On a laptop, or in every task of a job before it starts."""
+"""`infty doctor`: is everything here that a run needs? On a laptop, or in every task of a job
+before it starts."""
 
 from __future__ import annotations
 
@@ -10,23 +11,30 @@ import typer
 from infty.errors import UserError
 
 if TYPE_CHECKING:
-    from infty_tools.doctor_checks import Finding
+    from infty_tools.doctor.findings import Finding
 
 
 COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 
 def doctor(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the config: section.key=value")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="The run to check for; left out: this "
-                                                                      "installation alone")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the config: section.key=value")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="The run to check for; left out: this installation alone"
+        ),
+    ] = None,
 ) -> None:
-    """Check this installation, and with a config all that a run needs, on every process of a launcher.
+    """Check this installation, and with a config all that a run needs, on every process of a
+    launcher.
 
-    Versions, devices, communication and its speed between the processes, clocks, whether all of them see the run's
-    folder, its space and speed, and whether every process can read the dataset and its tokenizer. Exits with status 1
-    when something is wrong, and says what to do. Where a run goes on from a checkpoint of its own, too little space or
-    speed is only a warning.
+    Versions, devices, communication and its speed between the processes, clocks, whether all of
+    them see the run's folder, its space and speed, and whether every process can read the dataset
+    and its tokenizer. Exits with status 1 when something is wrong, and says what to do. Where a run
+    goes on from a checkpoint of its own, too little space or speed is only a warning.
 
     Examples:
 
@@ -42,9 +50,9 @@ def doctor(
         raise UserError("changes to a config need one: add --config")
     here = launch.detect()
     launch.quiet()
-    from infty_tools import doctor_checks
+    from infty_tools.doctor import checks
 
-    findings = doctor_checks.run(resolved, here)
+    findings = checks.run(resolved, here)
     wrong = any(f.wrong for f in findings)
     if here.rank == 0:
         _show(findings, here.world)

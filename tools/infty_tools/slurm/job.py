@@ -21,7 +21,6 @@ class Job:
     verb: Verb = "pretrain"
     arguments: str = ""
     """Of the verb, quoted for a shell."""
-    doctor_arguments: str = ""
     name: str = "infty"
     nodes: int = 1
     gpus_per_node: int = 8
@@ -42,26 +41,40 @@ class Job:
     sbatch: tuple[str, ...] = ()
     """Further options of sbatch, as they are: --switches=1."""
     setup: tuple[str, ...] = ()
-    """Shell lines that make `infty` available: module load ..., source .../activate, export NCCL_...=..."""
+    """Shell lines that make `infty` available: module load ..., source .../activate, export
+    NCCL_...=..."""
     command: str = "infty"
+    """What runs a verb on the nodes; inside the container, if there is one."""
+    python: str = "python"
+    """What runs the batch script's own program, outside the container: a Python that has infty."""
     container: str | None = None
     """Image for srun's --container-image (enroot/pyxis)."""
     container_mounts: str | None = None
     lead_seconds: int = 300
-    """How long before the time limit the run is told to save and stop. Slurm may be a minute early."""
+    """How long before the time limit the run is told to save and stop. Slurm may be a minute
+    early."""
     starts: int = 50
     """How often the job may start in all, first start included."""
     mpi: str = "pmi2"
     """Of srun, for preprocessing."""
     logs: str = "logs"
-    checkpoints: str = "checkpoints"
+    """Folder of the jobs' logs, quoted for a shell."""
+    run_folder: str = ""
+    """Of a training run, quoted for a shell."""
     output: str = "%x-%j.out"
     """Of the batch script itself."""
 
+    @property
+    def asks_for_gpus_itself(self) -> bool:
+        """Whether a further option of sbatch takes the place of --gpus-per-node."""
+        return any(re.match(r"--gpus|--gres[= ]gpu|-G", line) for line in self.sbatch)
+
     def __post_init__(self) -> None:
         """Raises UserError for values that Slurm would refuse or that would break the file."""
-        checks = [(getattr(self, name) >= 1, name, "must be at least 1") for name in
-                  ("nodes", "tasks_per_node", "cpus_per_task", "lead_seconds", "starts")]
+        checks = [
+            (getattr(self, name) >= 1, name, "must be at least 1")
+            for name in ("nodes", "tasks_per_node", "cpus_per_task", "lead_seconds", "starts")
+        ]
         checks.append((self.gpus_per_node >= 0, "gpus_per_node", "must be 0 (CPUs) or more"))
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
@@ -73,7 +86,8 @@ class Job:
 
 
 def from_dict(values: dict[str, Any], source: str) -> Job:
-    """A job from plain values such as a profile's. Raises UserError for an unknown key or a wrong type."""
+    """A job from plain values such as a profile's. Raises UserError for an unknown key or a wrong
+    type."""
     import pydantic
 
     from infty_pretrain.config import _check_keys
@@ -83,25 +97,45 @@ def from_dict(values: dict[str, Any], source: str) -> Job:
         return pydantic.TypeAdapter(Job).validate_python(values)
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"{source}: {'.'.join(str(p) for p in problem['loc'])}: {problem['msg']} "
-                        f"(got {problem['input']!r})") from error
+        raise UserError(
+            f"{source}: {'.'.join(str(p) for p in problem['loc'])}: {problem['msg']} "
+            f"(got {problem['input']!r})"
+        ) from error
+
+
+def read_values(path: Path) -> Any:
+    """What a YAML file of options holds. Raises UserError for one that cannot be read."""
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def templates() -> Path:
-    """The folder of templates: beside this module in an installed wheel, slurm/templates in a clone."""
+    """The folder of templates: beside this module in an installed wheel, slurm/templates in a
+    clone."""
     here = Path(__file__).resolve().parent
-    for folder in (here / "slurm_templates", here.parents[1] / "slurm" / "templates"):
+    for folder in (here / "templates", here.parents[2] / "slurm" / "templates"):
         if (folder / "header.j2").is_file():
             return folder
-    raise UserError("the templates of batch files are missing from this installation: install infty again")
+    raise UserError(
+        "the templates of batch files are missing from this installation: install infty again"
+    )
 
 
 def render(job: Job) -> str:
     """The batch file."""
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(templates()), trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates()),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
     environment.filters.update(directive=_directive, word=_word)
     return environment.get_template(f"{job.verb}.sbatch.j2").render(job=job)
 
@@ -116,17 +150,24 @@ def _word(value: str) -> str:
     return value if shlex.quote(value) == value else '"' + re.sub(r'(["`\\])', r"\\\1", value) + '"'
 
 
-_TIMES = (r"(?P<minutes>\d+)(:(?P<seconds>\d+))?", r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)",
-          r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?")
+_TIMES = (
+    r"(?P<minutes>\d+)(:(?P<seconds>\d+))?",
+    r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)",
+    r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?",
+)
 
 
 def seconds(time: str) -> int | None:
-    """A time limit as Slurm reads it; None for one without end (0) and for what only Slurm may understand."""
+    """A time limit as Slurm reads it; None for one without end (0) and for what only Slurm may
+    understand."""
     found = next(filter(None, (re.fullmatch(pattern, time.strip()) for pattern in _TIMES)), None)
     if found is None:
         return None
     lengths = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
-    return sum(lengths[unit] * int(count) for unit, count in found.groupdict(default="0").items()) or None
+    return (
+        sum(lengths[unit] * int(count) for unit, count in found.groupdict(default="0").items())
+        or None
+    )
 
 
 def check_lead(job: Job) -> None:
@@ -136,17 +177,28 @@ def check_lead(job: Job) -> None:
         return
     most = min(limit // 2, limit - 120)  # a minute is Slurm's, another one the start's
     if job.lead_seconds > most:
-        shorter = f", or --lead-seconds {most} or less" if most >= 1 else " (and fewer --lead-seconds, if need be)"
-        raise UserError(f"--lead-seconds {job.lead_seconds} is too much for --time {job.time} ({limit} seconds): the "
-                        "job is told to stop that long before its limit, and Slurm may be a minute early. Give a "
-                        f"longer --time{shorter}")
+        shorter = (
+            f", or --lead-seconds {most} or less"
+            if most >= 1
+            else " (and fewer --lead-seconds, if need be)"
+        )
+        raise UserError(
+            f"--lead-seconds {job.lead_seconds} is too much for --time {job.time} ({limit} seconds): the "
+            "job is told to stop that long before its limit, and Slurm may be a minute early. Give a "
+            f"longer --time{shorter}"
+        )
 
 
 def quote(words: list[str], array: str | None) -> str:
     """Words for a shell; in an array, {task} becomes the number of the task."""
-    quoted = [shlex.quote(w) for w in words]
-    if array:
-        # Ends the quotes, puts the variable between double ones, and begins quotes again.
-        quoted = ["\"$TASK\"".join(shlex.quote(part) if part else "" for part in w.split("{task}")) if "{task}" in w
-                  else q for w, q in zip(words, quoted)]
-    return " ".join(quoted)
+    return " ".join(quote_task(word) if array else shlex.quote(word) for word in words)
+
+
+def quote_task(word: str) -> str:
+    """A word for the shell of an array's task, with its number for {task}."""
+    if "{task}" not in word:
+        return shlex.quote(word)
+    # The variable stands between double quotes, what surrounds it in its own.
+    return '"$SLURM_ARRAY_TASK_ID"'.join(
+        shlex.quote(part) if part else "" for part in word.split("{task}")
+    )

@@ -17,19 +17,27 @@ from infty.errors import UserError
 
 if TYPE_CHECKING:
     from infty_pretrain.config import Config
-    from infty_tools.submit_job import Job
+    from infty_tools.slurm.job import Job
 
 Option = typer.Option
 
 
 def submit(
-    arguments: Annotated[list[str] | None, typer.Argument(
-        help="Changes to the config (section.key=value); with another --verb: its options, after --")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Changes to the config (section.key=value); with another --verb: its options, after --"
+        ),
+    ] = None,
     config: Annotated[Path | None, Option("--config", "-c", help="The run's YAML file")] = None,
     nodes: Annotated[int | None, Option("--nodes", "-N", min=1, help="Machines [1]")] = None,
     verb: Annotated[str, Option(help="pretrain, evaluate or prepare")] = "pretrain",
-    gpus_per_node: Annotated[int | None, Option(min=0, help="GPUs in each machine; 0: CPUs only [8]")] = None,
-    tasks_per_node: Annotated[int | None, Option(min=1, help="Processes a machine [one a GPU]")] = None,
+    gpus_per_node: Annotated[
+        int | None, Option(min=0, help="GPUs in each machine; 0: CPUs only [8]")
+    ] = None,
+    tasks_per_node: Annotated[
+        int | None, Option(min=1, help="Processes a machine [one a GPU]")
+    ] = None,
     cpus_per_task: Annotated[int | None, Option(min=1, help="Cores a process [8]")] = None,
     memory: Annotated[str | None, Option(help="Memory of a node, such as 200G")] = None,
     time: Annotated[str | None, Option(help="Time limit [24:00:00]")] = None,
@@ -38,23 +46,36 @@ def submit(
     qos: Annotated[str | None, Option()] = None,
     constraint: Annotated[str | None, Option()] = None,
     exclude: Annotated[str | None, Option(help="Nodes not to run on")] = None,
-    array: Annotated[str | None, Option(help="0-3%2: a run for each number; {task} in a change becomes it")] = None,
-    sbatch: Annotated[list[str] | None, Option(help="Further option of sbatch, such as --switches=1")] = None,
-    setup: Annotated[list[str] | None, Option(help="Shell line that makes infty available on a node")] = None,
+    array: Annotated[
+        str | None, Option(help="0-3%2: a run for each number; {task} in a change becomes it")
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None, Option(help="Further option of sbatch, such as --switches=1")
+    ] = None,
+    setup: Annotated[
+        list[str] | None, Option(help="Shell line that makes infty available on a node")
+    ] = None,
     container: Annotated[str | None, Option(help="Image for srun --container-image")] = None,
     container_mounts: Annotated[str | None, Option(help="Mounts of the container")] = None,
-    lead_seconds: Annotated[int | None, Option(help="Save and stop this long before the limit [300]")] = None,
+    lead_seconds: Annotated[
+        int | None, Option(help="Save and stop this long before the limit [300]")
+    ] = None,
     starts: Annotated[int | None, Option(help="How often the job may start in all [50]")] = None,
     mpi: Annotated[str | None, Option(help="srun --mpi for preprocessing [pmi2]")] = None,
     name: Annotated[str | None, Option(help="Name of the job")] = None,
     gpu: Annotated[str, Option(help="Kind of GPU, for the plan")] = "h100-80",
-    profile: Annotated[Path | None, Option(help="YAML file with any of these, for a cluster: partition: ...")] = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Show the plan and the batch file, send nothing")] = False,
+    profile: Annotated[
+        Path | None, Option(help="YAML file with any of these, for a cluster: partition: ...")
+    ] = None,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Show the plan and the batch file, send nothing")
+    ] = False,
 ) -> None:
     """Send a run to a Slurm cluster, after checking its config, its layout and that it fits.
 
-    The job looks at its nodes first (`infty doctor`), runs one task a GPU, saves and requeues itself before its time
-    limit, on a signal and when a node fails, and goes on from its newest checkpoint.
+    The job looks at its nodes first (`infty doctor`), runs one task a GPU, saves and requeues
+    itself before its time limit, on a signal and when a node fails, and goes on from its newest
+    checkpoint.
 
     Examples:
 
@@ -64,18 +85,41 @@ def submit(
 
       infty submit --verb evaluate --nodes 1 -- --checkpoint runs/pg19-125m --data data/pg19/validation
     """
-    from infty_tools import submit_job
+    from infty_tools.slurm import job as jobs
 
-    given = dict(nodes=nodes, gpus_per_node=gpus_per_node, tasks_per_node=tasks_per_node, cpus_per_task=cpus_per_task,
-                 memory=memory, time=time, partition=partition, account=account, qos=qos, constraint=constraint,
-                 exclude=exclude, array=array, sbatch=tuple(sbatch) if sbatch else None, container=container,
-                 setup=tuple(setup) if setup else None, container_mounts=container_mounts, starts=starts, mpi=mpi,
-                 lead_seconds=lead_seconds, name=name)
-    job = _job(_profile(profile) | {k: v for k, v in given.items() if v is not None} | {"verb": verb})
-    submit_job.check_lead(job)
+    given = dict(
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        tasks_per_node=tasks_per_node,
+        cpus_per_task=cpus_per_task,
+        memory=memory,
+        time=time,
+        partition=partition,
+        account=account,
+        qos=qos,
+        constraint=constraint,
+        exclude=exclude,
+        array=array,
+        sbatch=tuple(sbatch) if sbatch else None,
+        container=container,
+        setup=tuple(setup) if setup else None,
+        container_mounts=container_mounts,
+        starts=starts,
+        mpi=mpi,
+        lead_seconds=lead_seconds,
+        name=name,
+    )
+    job = _job(
+        _profile(profile) | {k: v for k, v in given.items() if v is not None} | {"verb": verb}
+    )
+    jobs.check_lead(job)
     words = list(arguments or [])
-    job = _pretraining(job, config, words, gpu) if job.verb == "pretrain" else _other(job, config, words)
-    _show(submit_job.render(job))
+    job = (
+        _pretraining(job, config, words, gpu)
+        if job.verb == "pretrain"
+        else _other(job, config, words)
+    )
+    _show(jobs.render(job))
     if dry_run:
         print("nothing was sent")
     else:
@@ -84,40 +128,50 @@ def submit(
 
 def _job(values: dict[str, Any]) -> Job:
     """The job that these options ask for, before what it runs is looked at."""
-    from infty_tools import submit_job
+    from infty_tools.slurm import job as jobs
 
     values.setdefault("tasks_per_node", values.get("gpus_per_node", 8) or 1)
-    if "setup" not in values and "container" not in values and "command" not in values:
-        values["command"] = f"{shlex.quote(sys.executable)} -m infty_tools"  # this very installation
-    return submit_job.from_dict(values, "submit")
+    this_python = shlex.quote(sys.executable)
+    if (
+        "setup" not in values or "container" in values
+    ):  # the batch script itself runs outside a container
+        values.setdefault("python", this_python)
+    if "setup" not in values and "container" not in values:
+        values.setdefault("command", f"{this_python} -m infty_tools")
+    return jobs.from_dict(values, "submit")
 
 
 def _profile(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    import yaml
+    from infty_tools.slurm.job import read_values
 
     if not path.is_file():
         raise UserError(f"--profile {path}: there is no such file")
-    values = yaml.safe_load(path.read_text()) or {}
+    values = read_values(path) or {}
     if not isinstance(values, dict):
-        raise UserError(f"--profile {path} must hold options, one a line (partition: gpu), not a "
-                        f"{type(values).__name__}")
+        raise UserError(
+            f"--profile {path} must hold options, one a line (partition: gpu), not a "
+            f"{type(values).__name__}"
+        )
     return values
 
 
 def _pretraining(job: Job, config: Path | None, overrides: list[str], gpu: str) -> Job:
-    """Check the run on the cluster it is meant for, and fill in what its batch file needs to know."""
+    """Check the run on the cluster it is meant for, and fill in what its batch file needs to
+    know."""
     import dataclasses
 
     from infty_pretrain import config as configs
-    from infty_tools.submit_job import quote
+    from infty_tools.slurm.job import quote
 
     if config is None:
         raise UserError("--config is missing: name the run's YAML file")
     numbers = [o.replace("{task}", "0") for o in overrides] if job.array else overrides
     if job.array and not any("{task}" in o for o in overrides if o.startswith("run.folder=")):
-        raise UserError("an array needs a folder for each of its runs: add run.folder=runs/NAME-{task}")
+        raise UserError(
+            "an array needs a folder for each of its runs: add run.folder=runs/NAME-{task}"
+        )
     resolved = configs.load(config, numbers)
     _check_plan(resolved, job, gpu)
     folder = resolved.run.folder
@@ -126,9 +180,13 @@ def _pretraining(job: Job, config: Path | None, overrides: list[str], gpu: str) 
     logs = _shared(folder) / "slurm" if job.array else folder.parent / f"{folder.name}-slurm"
     words = quote(["--config", str(_snapshot(logs, config)), *overrides], job.array)
     return dataclasses.replace(
-        job, arguments=words, doctor_arguments=words, checkpoints=quote([str(folder / "checkpoints")], job.array),
-        logs=shlex.quote(str(logs)), output=f"{logs}/{'%A_%a' if job.array else '%j'}.out",
-        name=job.name if job.name != "infty" else _job_name(config))
+        job,
+        arguments=words,
+        run_folder=quote([str(folder)], job.array),
+        logs=shlex.quote(str(logs)),
+        output=f"{logs}/{'%A_%a' if job.array else '%j'}.out",
+        name=job.name if job.name != "infty" else _job_name(config),
+    )
 
 
 def _shared(folder: Path) -> Path:
@@ -137,8 +195,8 @@ def _shared(folder: Path) -> Path:
 
 
 def _snapshot(logs: Path, config: Path) -> Path:
-    """Where a submitted job keeps its config: it may start, and start again, long after somebody has edited the file
-    it was submitted with."""
+    """Where a submitted job keeps its config: it may start, and start again, long after somebody
+    has edited the file it was submitted with."""
     digest = hashlib.sha256(config.read_bytes()).hexdigest()
     return logs / f"{config.stem}-{digest[:12]}.yaml"
 
@@ -154,38 +212,55 @@ def _check_plan(config: Config, job: Job, gpu: str) -> None:
 
     config.check_layout(job.nodes * job.tasks_per_node)
     if job.gpus_per_node == 0:
-        print(f"{job.nodes} x {job.tasks_per_node} CPU processes; the plan is for GPUs and was left out")
+        print(
+            f"{job.nodes} x {job.tasks_per_node} CPU processes; "
+            "the plan is for GPUs and was left out"
+        )
         return
     if job.tasks_per_node != job.gpus_per_node:
-        raise UserError(f"--tasks-per-node {job.tasks_per_node}: a GPU run has one task a GPU, "
-                        f"{job.gpus_per_node} a node")
+        raise UserError(
+            f"--tasks-per-node {job.tasks_per_node}: a GPU run has one task a GPU, "
+            f"{job.gpus_per_node} a node"
+        )
     config, _ = with_vocab(config)
     device = plan_gpus.find(gpu)
-    chosen = plan_search.evaluate(config, plan_search.of_config(config, job.nodes * job.gpus_per_node), device,
-                                  job.gpus_per_node)
+    chosen = plan_search.evaluate(
+        config,
+        plan_search.of_config(config, job.nodes * job.gpus_per_node),
+        device,
+        job.gpus_per_node,
+    )
     fits = chosen.total <= device.memory
     fitting = [] if fits else plan_search.search(config, job.nodes, job.gpus_per_node, device)
     refuse_unless_it_fits(config, chosen, fitting, device, job.nodes, job.gpus_per_node)
     rate = chosen.cost.tokens_per_second
     days = config.total_steps * config.tokens_per_step / rate / 86400
-    print(f"plan for {job.nodes} x {job.gpus_per_node} {gpu}: {plan_report.name(chosen)}; "
-          f"{chosen.total / 2**30:.1f} of {device.memory / 2**30:.1f} GiB a GPU; about {rate:,.0f} tokens/s, "
-          f"{days:,.1f} days ({config.total_steps:,} steps). More: infty plan")
+    print(
+        f"plan for {job.nodes} x {job.gpus_per_node} {gpu}: {plan_report.name(chosen)}; "
+        f"{chosen.total / 2**30:.1f} of {device.memory / 2**30:.1f} GiB a GPU; about {rate:,.0f} tokens/s, "
+        f"{days:,.1f} days ({config.total_steps:,} steps). More: infty plan"
+    )
 
 
 def _other(job: Job, config: Path | None, words: list[str]) -> Job:
     """Evaluation and preprocessing: their own options are passed on as they are."""
     import dataclasses
 
-    from infty_tools.submit_job import quote
+    from infty_tools.slurm.job import quote
 
     if config is not None:
-        raise UserError(f"--config is for pretraining; give the options of `infty {job.verb}` after --")
+        raise UserError(
+            f"--config is for pretraining; give the options of `infty {job.verb}` after --"
+        )
     if not words:
         raise UserError(f"give the options of `infty {job.verb}` after --, as on the command line")
     return dataclasses.replace(
-        job, arguments=quote(words, job.array), name=job.name if job.name != "infty" else f"infty-{job.verb}",
-        logs="logs", output=f"logs/{'%A_%a' if job.array else '%j'}.out")
+        job,
+        arguments=quote(words, job.array),
+        name=job.name if job.name != "infty" else f"infty-{job.verb}",
+        logs="logs",
+        output=f"logs/{'%A_%a' if job.array else '%j'}.out",
+    )
 
 
 def _show(text: str) -> None:
@@ -200,22 +275,35 @@ def _show(text: str) -> None:
 
 def _send(job: Job, config: Path | None) -> None:
     """Give the batch file to sbatch and say where to look."""
-    from infty_tools.submit_job import render
+    from infty_tools.slurm.job import render
 
     text = render(job)
     if shutil.which("sbatch") is None:
-        raise UserError("there is no sbatch here: run this on a login node of a Slurm cluster, or add --dry-run")
+        raise UserError(
+            "there is no sbatch here: run this on a login node of a Slurm cluster, or add --dry-run"
+        )
     folder = Path(shlex.split(job.logs)[0])
     folder.mkdir(parents=True, exist_ok=True)
     if config is not None:
         shutil.copyfile(config, _snapshot(folder, config))
     # The batch script reads what it was submitted with, whatever later happens to a file.
-    done = subprocess.run(["sbatch", "--parsable"], input=text, capture_output=True, text=True, check=False,
-                          env={k: v for k, v in os.environ.items() if not k.startswith(("SBATCH_", "SLURM_JOB"))})
+    done = subprocess.run(
+        ["sbatch", "--parsable"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if not k.startswith(("SBATCH_", "SLURM_JOB"))},
+    )
     if done.returncode:
         raise UserError(f"sbatch refused the job: {done.stderr.strip()}")
     number = done.stdout.strip().split(";")[0]
     (folder / f"{number}.sbatch").write_text(text)
     each = f"{number}_*" if job.array else number
-    print(f"submitted job {number}\n  what happens:  {folder}/{each}/summary.txt\n"
-          f"  training log:  {folder}/{each}/node-0.log\n  stop and save: scancel --batch --signal=USR1 {number}")
+    logs = f"{job.logs}/{each}"  # quoted: to be pasted into a shell
+    print(
+        f"submitted job {number}\n  what happens:  {logs}/summary.txt\n"
+        f"  log of a node: {logs}/node-0.log"
+    )
+    if job.verb != "evaluate":
+        print(f"  stop and save: scancel --batch --signal=USR1 {number}")
