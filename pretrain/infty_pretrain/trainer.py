@@ -15,6 +15,7 @@ from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule
 from infty.errors import UserError
 from infty.parallel import groups
+from infty.stopping import REQUEUE
 from infty_pretrain import checkpoint, evaluation, lock, schedule
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
@@ -22,7 +23,7 @@ from infty_pretrain.engine import Engine, StepResult
 from infty_pretrain.launch import Launch, connect
 from infty_pretrain.monitor import WHY, Monitor
 from infty_pretrain.saving import Saved, Saver
-from infty_pretrain.signals import REQUEUE, StopFlag
+from infty_pretrain.signals import StopFlag
 from infty_pretrain.watchdog import REPORT, Watchdog
 
 
@@ -76,7 +77,7 @@ class Trainer:
         self.last_saved, self.last_saved_at = self.step, time.monotonic()
 
     def run(self) -> int:
-        """Train. Returns the exit code: 0 at the end, `signals.REQUEUE` when stopped before it."""
+        """Train. Returns the exit code: 0 at the end, `REQUEUE` when stopped before it."""
         self._greet()
         stopped = self._train()
         self.watchdog.tick("saving")

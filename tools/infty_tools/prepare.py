@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from infty import stopping
+
 
 def prepare(
     input: Annotated[Path, typer.Option(help="Folder of .txt, .txt.gz, .jsonl(.gz, .zst), or a Hugging Face dataset")],
@@ -58,7 +60,7 @@ def prepare(
 
 
 class Stopped(typer.Exit):
-    """SIGTERM or SIGUSR1 came, as from Slurm: the status says that the same command goes on."""
+    """A signal asked to stop, as from Slurm: the status says that the same command goes on."""
 
     def __init__(self) -> None:
         super().__init__(85)
@@ -73,7 +75,8 @@ def _stopping() -> Iterator[None]:
     def stop(number: int, _frame: object) -> None:
         raise Stopped
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    told = set(stopping.requests()) - {signal.SIGINT}  # which raises KeyboardInterrupt
+    before = {number: signal.signal(number, stop) for number in told}
     try:
         yield
     except Stopped as stopped:
