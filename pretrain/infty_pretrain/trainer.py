@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from infty.access import refused
 from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule
 from infty.errors import UserError
@@ -210,6 +211,8 @@ class Trainer:
         if self.rank == 0:
             try:
                 outcome[0] = work()
+            except PermissionError as error:
+                outcome[1] = refused(error)
             except (UserError, OSError) as error:
                 outcome[1] = str(error)
         dist.broadcast_object_list(outcome, src=0)
@@ -218,11 +221,18 @@ class Trainer:
         return outcome[0]
 
     def _whole(self, path: Path) -> bool:
-        """Whether a checkpoint is whole. Every rank reads a share of it, or a large one would take an hour."""
+        """Whether a checkpoint is whole. Every rank reads a share of it, or a large one would take an hour. Raises
+        UserError when nobody can know."""
         self.watchdog.tick(f"checking {path.name}")
-        problems: list = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, checkpoint.problem_with(path, self.rank, len(problems)))
-        problem = next((p for p in problems if p is not None), None)
+        found: list = [None] * dist.get_world_size()
+        try:
+            mine = checkpoint.problem_with(path, self.rank, len(found)), None
+        except UserError as error:
+            mine = None, str(error)
+        dist.all_gather_object(found, mine)
+        problem, refusal = (next((x for x in each if x is not None), None) for each in zip(*found))
+        if refusal is not None:
+            raise UserError(refusal)
         if problem is not None and self.rank == 0:
             print(f"skipping checkpoint {path.name}: {problem}", flush=True)
         return problem is None
