@@ -16,13 +16,14 @@ class Unreadable(UserError):
 
 
 def unreadable(path: Path, error: OSError) -> Unreadable:
-    """The refusal to go on without `path`: what was asked for, or the folder that forbids it, and whose that is."""
+    """The refusal to go on without `path`; it says who may read that, or the folder above that is closed."""
     if not isinstance(error, PermissionError):
-        return Unreadable(f"{path} cannot be read ({error.strerror or error}): it may be whole, so nothing was changed; "
-                          "look at the disk and run the same command again")
+        return Unreadable(f"{path} cannot be read ({error.strerror or error}): it may be whole, so nothing was "
+                          "changed; look at the disk and run the same command again")
     closed = _closed(path)
-    return Unreadable(f"{path} cannot be read: {_belonging(closed)}. Run as somebody who may, or have its owner run "
-                      f"chmod -R g+rX {closed if closed.is_dir() else closed.parent}; nothing was changed")
+    folder = closed if closed.is_dir() else closed.parent
+    return Unreadable(f"{path} cannot be read: {_belonging(closed, path)}. Run as somebody who may, or have its owner "
+                      f"run chmod -R g+rX {folder}; nothing was changed")
 
 
 def refused(error: PermissionError) -> str:
@@ -30,24 +31,27 @@ def refused(error: PermissionError) -> str:
     if error.filename is None:
         return f"permission denied ({error})"
     path = Path(os.fsdecode(error.filename))
-    return f"{path} may not be read or written by {_me()}: {_belonging(_closed(path))}"
+    if _closed(path) == path and not path.exists():
+        return f"{path} may not be made by {_me()}: {_belonging(path.absolute().parent, path)}"
+    return f"{path} may not be read or written by {_me()}: {_belonging(_closed(path), path)}"
 
 
 def _closed(path: Path) -> Path:
     """The first part of a path, from the root, that keeps this process out; the path itself where none seems to."""
     for part in (*reversed(path.absolute().parents), path):
-        needed = os.R_OK | os.X_OK if part == path.parent else os.X_OK
-        if part.is_dir() and part != path and not os.access(part, needed):
+        if part != path and not os.access(part, os.X_OK):
             return part
     return path
 
 
-def _belonging(path: Path) -> str:
+def _belonging(part: Path, path: Path) -> str:
+    """Whose a part of a path is."""
+    name = "it" if part == path else str(part)
     try:
-        found = path.stat()
+        found = part.stat()
     except OSError:
-        return f"{path} says not even whose it is"
-    return (f"{path} belongs to {_user(found.st_uid)}, group {_group(found.st_gid)} ({stat.filemode(found.st_mode)}), "
+        return f"{name} does not even say whose it is"
+    return (f"{name} belongs to {_user(found.st_uid)}, group {_group(found.st_gid)} ({stat.filemode(found.st_mode)}), "
             f"and this is {_me()}")
 
 

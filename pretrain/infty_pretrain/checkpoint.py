@@ -187,7 +187,7 @@ def _explain(error: OSError, folder: Path) -> str:
 
 
 def problem_with(folder: Path, rank: int = 0, world: int = 1) -> str | None:
-    """Why a checkpoint folder is damaged: a file is missing, short or not what the manifest says. None when it is whole.
+    """Why a checkpoint folder is damaged: a file is missing, short or not as the manifest says; None when it is whole.
 
     Of `world` ranks that ask, each reads its share of the files. Raises UserError where that cannot be known: a file
     cannot be read, or another version of infty wrote it.

@@ -88,7 +88,7 @@ def test_what_may_not_be_read_is_not_damaged(tmp_path, monkeypatch, name):
     newest = write(tmp_path, 15)
     owner = pwd.getpwuid(newest.stat().st_uid).pw_name
     forbid(monkeypatch, name)
-    with pytest.raises(UserError, match=rf"{name} cannot be read: .* belongs to {owner}, group .*chmod -R g\+rX"):
+    with pytest.raises(UserError, match=rf"{name} cannot be read: it belongs to {owner}, group .*chmod -R g\+rX"):
         checkpoint.newest_valid(tmp_path, pytest.fail)
     assert steps(tmp_path) == [15, 10]
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from infty.config import ModelConfig
-from infty_tools.plan_gpus import GPU
+from infty.hardware import GPU
 from infty_tools.plan_memory import Layout
 from infty_tools.plan_parameters import parameters
 
