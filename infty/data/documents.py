@@ -76,6 +76,8 @@ class Documents:
         try:
             index = IndexedDataset(str(folder / PREFIX), multimodal=False, mmap=True)
             lengths = np.asarray(index.sequence_lengths, dtype=np.int64)
+        except PermissionError:  # not damage: preparing again would not help
+            raise
         except Exception as error:
             raise UserError(f"{folder}/{PREFIX}.idx cannot be read ({error}); prepare the dataset again") from error
         if len(lengths) != info.documents or int(lengths.sum()) != info.tokens:

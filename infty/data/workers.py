@@ -12,9 +12,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
+from infty import stopping
 from infty.errors import UserError
 
-STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+STOPS = set(stopping.REQUESTS)
 
 
 class Workers:

@@ -84,7 +84,7 @@ class InftyGenerationMixin(GenerationMixin):
 def _check_new(given: int, read: int, attention_mask: Tensor | None) -> None:
     """Raise ValueError unless it is clear which of the `given` columns are new to a cache that has `read` some."""
     masked = given if attention_mask is None else attention_mask.shape[1]
-    if masked == read + given and given or masked == given > read:
+    if (masked == read + given and given) or masked == given > read:
         return
     if masked == given:
         raise ValueError(f"the cache has read {read} columns, and input_ids has {given}: nothing of them is new. Give "

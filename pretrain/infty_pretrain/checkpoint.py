@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infty.access import unreadable
 from infty.data.build import sync_one
 from infty.errors import UserError
 from infty.parallel import groups, randomness
@@ -156,13 +158,20 @@ def _layout() -> dict[str, int]:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file and see it to the disk. Raises OSError, also where safetensors has an error of its own."""
+    """Write a file and see it to the disk. Raises OSError, also where safetensors has an error of its own.
+
+    It gets the permissions of any new file (the umask's); safetensors makes its files for their owner's eyes only.
+    """
+    with open(path, "wb") as f:
+        mode = stat.S_IMODE(os.fstat(f.fileno()).st_mode)
     try:
         write(path)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
     with open(path, "rb") as f:
+        if stat.S_IMODE(os.fstat(f.fileno()).st_mode) != mode:
+            os.fchmod(f.fileno(), mode)
         os.fsync(f.fileno())
 
 
@@ -179,47 +188,69 @@ def _explain(error: OSError, folder: Path) -> str:
 
 
 def problem_with(folder: Path, rank: int = 0, world: int = 1) -> str | None:
-    """Why a checkpoint folder is not a whole checkpoint; None when it is. Of `world` ranks that ask, each reads its
-    share of the files."""
+    """Why a checkpoint folder is damaged: a file is missing, short or not as the manifest says; None when it is whole.
+
+    Of `world` ranks that ask, each reads its share of the files. Raises UserError where that cannot be known: a file
+    cannot be read, or another version of infty wrote it.
+    """
     try:
-        return _problem_with(folder, rank, world)
-    except OSError as error:
-        return f"it cannot be read ({error})"
-
-
-def _problem_with(folder: Path, rank: int, world: int) -> str | None:
-    if not (folder / MANIFEST).is_file():
+        manifest = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
         return f"it has no {MANIFEST}"
+    except OSError as error:
+        raise unreadable(folder / MANIFEST, error) from error
+    return _contradiction(folder, manifest, rank, world)
+
+
+def _contradiction(folder: Path, text: bytes, rank: int, world: int) -> str | None:
+    """What in a folder is not as the `text` of its manifest says."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads(text)
         version = manifest["format"]
         files = {str(name): (int(f["size"]), str(f["sha256"])) for name, f in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} is damaged"
     if version != FORMAT:
-        return f"its format is {version}, this version reads {FORMAT}"
+        raise UserError(f"{folder} has the format {version}, this version of infty reads {FORMAT}: go on with the "
+                        "version that wrote it, or give another run.folder; nothing was changed")
     if RUN not in files:
         return f"its {MANIFEST} is damaged"
     for name, (size, _) in files.items():
         if odd := _odd_size(folder / name, size):
             return odd
     for name in sorted(files)[rank::world]:
-        if _digest(folder / name)["sha256"] != files[name][1]:
+        try:
+            found = _digest(folder / name)["sha256"]
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            raise unreadable(folder / name, error) from error
+        if found != files[name][1]:
             return f"{name} is damaged: its sha256 is not the one in the manifest"
     return None
 
 
 def _odd_size(path: Path, size: int) -> str | None:
     """Whether a file is not there, or not of its size."""
-    if not path.is_file():
+    try:
+        found = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
         return f"{path.name} is missing"
-    found = path.stat().st_size
+    except OSError as error:
+        raise unreadable(path, error) from error
     return None if found == size else f"{path.name} has {found} bytes instead of {size}"
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Checkpoint folders, the newest first, whether whole or not."""
-    found = [p for p in folder.glob("step-*") if p.is_dir() and re.fullmatch(r"step-\d{8,}", p.name)]
+    """Checkpoint folders, the newest first, whether whole or not. Raises UserError when `folder` cannot be read: that
+    is not the same as an empty one."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [folder / e.name for e in entries if re.fullmatch(r"step-\d{8,}", e.name) and e.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
     return sorted(found, key=_step_of, reverse=True)
 
 
@@ -228,7 +259,8 @@ def _step_of(path: Path) -> int:
 
 
 def newest_valid(folder: Path, tell: Callable[[str], None] = print) -> Path | None:
-    """The newest whole checkpoint in a run's checkpoint folder; says what it skips and why."""
+    """The newest whole checkpoint in a run's checkpoint folder; says what it skips and why. Raises UserError when a
+    newer one cannot be read."""
     for path in candidates(folder):
         problem = problem_with(path)
         if problem is None:
@@ -251,15 +283,19 @@ def set_aside(folder: Path, chosen: Path | None, tell: Callable[[str], None] = p
         tell(f"renamed {path.name} to {aside.name}")
 
 
-def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
+def prune(folder: Path, keep_last: int, keep_every: int | None, tell: Callable[[str], None] = print) -> None:
     """Delete all but the newest checkpoint, the newest `keep_last` of those that are not ephemeral, and those at
-    multiples of `keep_every` steps."""
+    multiples of `keep_every` steps. Says which may not be deleted."""
     found = candidates(folder)
     lasting = [p for p in found if not _ephemeral(p)]
     kept = {*found[:1], *lasting[:keep_last], *(p for p in lasting if keep_every and _step_of(p) % keep_every == 0)}
     for path in (p for p in found if p not in kept):
         doomed = path.with_name(path.name + PARTIAL)  # first it stops looking like a checkpoint
-        path.rename(doomed)
+        try:
+            path.rename(doomed)
+        except OSError as error:
+            tell(f"{path.name} stays, though it is no longer needed: {error.strerror or error}")
+            continue
         shutil.rmtree(doomed, ignore_errors=True)
 
 

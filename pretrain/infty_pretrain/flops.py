@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import dataclass
 
 import torch
 
+from infty import hardware
 from infty.config import ModelConfig
 from infty.layers.memories.base import Costs, Layout
 from infty.memory_kinds import kind_of
 
-# Dense bf16 peaks in TFLOP/s, by a part of the name that torch reports (manufacturers' data sheets).
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "B200": 2250, "A100": 312, "L40": 181, "A10": 125, "V100": 125, "4090": 165}
+
+@dataclass(frozen=True)
+class Peak:
+    """What one device could do at most."""
+
+    operations: float
+    """A second."""
+    source: str
+    """In words: who says so."""
+    measured: bool = False
+    """Here, and therefore no more than what it happened to do then."""
 
 
 ONE = Layout(tensor=1, lanes=1, segments=1, width=4, device="cpu")
@@ -46,12 +57,12 @@ def training_per_token(config: ModelConfig) -> float:
     return 3 * sum(forward_per_token(config).values())
 
 
-def peak(device: str) -> float | None:
-    """Peak operations a second of one device; None for a GPU that is not in the table. A CPU is measured."""
-    if device.startswith("cuda"):
-        name = torch.cuda.get_device_name(device)
-        return next((1e12 * v for k, v in PEAK_TFLOPS.items() if k in name), None)
-    return _measured_on_cpu()
+def peak(device: str, precision: str) -> Peak | None:
+    """The peak of one device in `bf16` or `fp32`; None for a GPU that is not in the table. A CPU is measured."""
+    if not device.startswith("cuda"):
+        return Peak(_measured_on_cpu(), "measured when this process started", measured=True)
+    gpu = hardware.identify(torch.cuda.get_device_name(device))
+    return None if gpu is None else Peak(gpu.peak(precision), f"the data sheet of {gpu.name}")
 
 
 @functools.cache

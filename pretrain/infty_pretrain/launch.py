@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 import warnings
 from collections.abc import MutableMapping
@@ -13,6 +12,7 @@ from datetime import timedelta
 from typing import NoReturn
 
 from infty.errors import UserError
+from infty_pretrain import environment, rendezvous
 
 
 @dataclass(frozen=True)
@@ -26,35 +26,63 @@ class Launch:
     """env (torchrun, deepspeed), mpi, slurm or single."""
 
 
-def detect(environment: MutableMapping[str, str] | None = None) -> Launch:
+def detect(environ: MutableMapping[str, str] | None = None) -> Launch:
     """Map what the launcher set to RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, and report it.
 
     The order matters: mpirun inside a Slurm job inherits SLURM_PROCID from its daemon, and a batch script itself has
-    SLURM_PROCID without being a task.
+    SLURM_PROCID without being a task. Raises UserError for values that cannot be, or that contradict each other.
     """
-    env = os.environ if environment is None else environment
-    if "RANK" in env and "WORLD_SIZE" in env:
-        launcher = "env"
-        env.setdefault("LOCAL_RANK", "0")
-    elif any(k in env for k in ("OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")) or (
-            "PMI_RANK" in env and "SLURM_STEP_ID" not in env):  # srun --mpi=pmi2 sets PMI_RANK, too
-        launcher = "mpi"
+    env = os.environ if environ is None else environ
+    environment.check(env)
+    launcher = _launcher(env)
+    if launcher == "mpi":
         _from_mpi(env)
-    elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-        launcher = "slurm"
+    elif launcher == "slurm":
         env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_STEP_NUM_TASKS"],
                    LOCAL_RANK=env["SLURM_LOCALID"])
-        if env["WORLD_SIZE"] == "1":
-            _alone(env)
-    else:
-        launcher = "single"
+    elif launcher == "single":
         env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-        _alone(env)
-    missing = [k for k in ("MASTER_ADDR", "MASTER_PORT") if k not in env]
+    env.setdefault("LOCAL_RANK", "0")
+    if env["WORLD_SIZE"] == "1":
+        rendezvous.alone(env)
+    missing = [k for k in ("MASTER_ADDR", "MASTER_PORT") if not env.get(k)]
     if missing:
         raise UserError(f"{' and '.join(missing)} must be exported before the processes start, so that they find each "
                         "other (infty submit writes batch files that do)")
     return Launch(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"]), launcher)
+
+
+def _launcher(env: MutableMapping[str, str]) -> str:
+    """Who started this process: see `Launch.launcher`."""
+    outer = "single"
+    if any(k in env for k in ("OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")) or (
+            "PMI_RANK" in env and "SLURM_STEP_ID" not in env):  # srun --mpi=pmi2 sets PMI_RANK, too
+        outer = "mpi"
+    elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+        outer = "slurm"
+    if "RANK" in env and "WORLD_SIZE" in env and not _left_over(env, outer):
+        return "env"
+    return outer
+
+
+def _left_over(env: MutableMapping[str, str], outer: str) -> bool:
+    """Whether RANK and WORLD_SIZE come from the shell in which mpirun or srun was typed.
+
+    torchrun and deepspeed started by mpirun or srun, one a node, set them for more processes than it started.
+    """
+    names = {"mpi": (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")),
+             "slurm": (("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),), "single": ()}[outer]
+    rank, size = next(((int(env[r]), int(env[s])) for r, s in names if r in env and s in env), (0, 1))
+    if int(env["WORLD_SIZE"]) < size:
+        if rank == 0:
+            print(f"RANK={env['RANK']} and WORLD_SIZE={env['WORLD_SIZE']} in the environment are not this run's, which "
+                  f"has {size} processes: ignored", flush=True)
+        return True
+    inner = "TORCHELASTIC_RUN_ID" in env or "CROSS_RANK" in env  # set by torchrun; by deepspeed
+    if int(env["WORLD_SIZE"]) == size > 1 and int(env["RANK"]) != rank and not inner:
+        raise UserError(f"RANK={env['RANK']} is set in the environment, but this is process {rank} of {size}: unset "
+                        "RANK and WORLD_SIZE before starting, or set both to what each process is")
+    return False
 
 
 def _from_mpi(env: MutableMapping[str, str]) -> None:
@@ -65,24 +93,17 @@ def _from_mpi(env: MutableMapping[str, str]) -> None:
                         f"({error})") from error
     world = MPI.COMM_WORLD
     local = env.get("OMPI_COMM_WORLD_LOCAL_RANK") or env.get("MPI_LOCALRANKID")
-    if local is None:
-        local = str(world.Split_type(MPI.COMM_TYPE_SHARED).rank)
-    one_host = len(set(world.allgather(socket.gethostname()))) == 1
-    address = "127.0.0.1" if one_host else socket.gethostbyname(socket.gethostname())
-    address, port = world.bcast((address, _free_port()) if world.rank == 0 else None)
-    env.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=local, MASTER_ADDR=address,
-               MASTER_PORT=str(port))
-
-
-def _alone(env: MutableMapping[str, str]) -> None:
-    env.setdefault("MASTER_ADDR", "127.0.0.1")
-    env.setdefault("MASTER_PORT", str(_free_port()))
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    here = world.Split_type(MPI.COMM_TYPE_SHARED)
+    env.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=local or str(here.rank))
+    given = {k: env.get(k) for k in ("MASTER_ADDR", "MASTER_PORT")}  # kept: exported on purpose
+    try:
+        found = rendezvous.offer(given, one_host=here.size == world.size) if world.rank == 0 else None
+    except UserError as error:
+        found = error
+    found = world.bcast(found)
+    if isinstance(found, UserError):
+        raise found
+    env.update(found)
 
 
 def quiet() -> None:
@@ -106,13 +127,14 @@ def patience(stall_minutes: float | None) -> timedelta:
 def connect(launch: Launch, tensor: int, stall_minutes: float | None = 30.0) -> str:
     """Join the other processes and split them into tensor-parallel groups; return the device, `cpu` or `cuda:N`.
 
-    `stall_minutes` is the watchdog's limit (None: there is none).
+    `stall_minutes` is the watchdog's limit (None: there is none). Raises UserError where the processes cannot meet, or
+    find no device of their own.
     """
     quiet()
     import torch
 
     if not torch.cuda.is_available():
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, _cores() // _local_world(launch))))
+        torch.set_num_threads(environment.threads() or max(1, _cores() // _local_world(launch)))
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -125,13 +147,37 @@ def connect(launch: Launch, tensor: int, stall_minutes: float | None = 30.0) -> 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         device = "cpu"
     else:
-        accelerator.set_device(launch.local_rank)
-        device = f"cuda:{launch.local_rank}"
+        index = device_index(launch, accelerator.device_count())
+        _tell_deepspeed(index)
+        accelerator.set_device(index)
+        device = f"cuda:{index}"
     wait = patience(stall_minutes)  # DeepSpeed's own would be ten minutes
+    rendezvous.meet(launch.rank, launch.world, accelerator.communication_backend_name(), wait)
     deepspeed.init_distributed(accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False,
                                timeout=wait)
     groups.initialize(tensor=tensor, timeout=wait)
     return device
+
+
+def device_index(launch: Launch, visible: int) -> int:
+    """Which of the `visible` GPUs is this process's own.
+
+    Launchers show every process either all GPUs of its node, or its own alone (`srun --gpus-per-task=1`), which is then
+    number 0 whatever the local rank. Raises UserError where there are several and still too few.
+    """
+    if launch.local_rank < visible:
+        return launch.local_rank
+    if visible == 1:
+        return 0
+    raise UserError(f"process {launch.local_rank} of its node finds {visible} GPUs: start at most one process a GPU, "
+                    f"or look at CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})")
+
+
+def _tell_deepspeed(index: int) -> None:
+    """DeepSpeed takes LOCAL_RANK for the number of a device, and insists that Open MPI's says the same."""
+    os.environ["LOCAL_RANK"] = str(index)
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(index)
 
 
 def _cores() -> int:
@@ -140,8 +186,9 @@ def _cores() -> int:
 
 def _local_world(launch: Launch) -> int:
     for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
     return launch.world
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from infty.access import refused
 from infty.errors import UserError
 
 NAME = "lock"
@@ -22,7 +23,11 @@ def take(folder: Path, tell: Callable[[str], None] = print, patience: float = PA
 
     None where the file system knows no locks. Raises UserError when another process keeps it longer than `patience`.
     """
-    file = open(folder / NAME, "a+")  # noqa: SIM115 - held open
+    try:
+        file = open(folder / NAME, "a+")  # noqa: SIM115 - held open
+    except PermissionError as error:
+        raise UserError(f"run.folder: {refused(error)}. To go on with somebody else's run, have its owner make the "
+                        "folder writable for the group (chmod -R g+rwX), or copy it") from error
     deadline, told = time.monotonic() + patience, False
     while True:
         try:

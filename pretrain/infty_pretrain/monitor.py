@@ -21,20 +21,23 @@ WHY = {"loss": "because the loss is not finite", "gradient": "because the gradie
        "spike": "because the loss is far above recent ones"}
 """What `StepResult.skipped` means, in words."""
 
+MEASURED = "mfu_of_measured_peak"
+"""The utilisation where no data sheet says what the device could do."""
+
 
 class Monitor:
     """Only rank 0 writes; the others' calls do nothing."""
 
     def __init__(self, config: Config, device: str, rank: int, first_step: int, tokens: int) -> None:
         self.config, self.rank, self.tokens = config, rank, tokens
-        self.peak = None
+        self.peak: flops.Peak | None = None
         self.first_step, self.started = first_step, time.monotonic()
         self.interval_start, self.interval_tokens, self.interval_steps = self.started, 0, 0
         self.writer = None
         if rank != 0:
             return
         given = config.logging.peak_tflops
-        self.peak = 1e12 * given if given else flops.peak(device)
+        self.peak = flops.Peak(1e12 * given, "logging.peak_tflops") if given else flops.peak(device, config.precision)
         self.rows = config.run.folder / "metrics.jsonl"
         self.validations = config.run.folder / "validation.jsonl"
         for path in (self.rows, self.validations):
@@ -90,11 +93,24 @@ class Monitor:
         seconds = max(1e-9, now - self.interval_start)
         speed = self.interval_tokens / seconds
         figures = {"tokens_per_second": speed, "seconds_per_step": seconds / max(1, self.interval_steps)}
-        if self.peak:
-            devices = groups.tensor_size() * groups.data_size()
-            figures["mfu"] = speed * flops.training_per_token(self.config.model) / (self.peak * devices)
+        figures |= self._utilisation(speed)
         self.interval_start, self.interval_tokens, self.interval_steps = now, 0, 0
         return figures
+
+    def _utilisation(self, speed: float) -> dict[str, float]:
+        """Which share of the devices' peak `speed` tokens a second are. More than all of it cannot be: then the peak is
+        wrong, and is said to be, once."""
+        if self.peak is None:
+            return {}
+        devices = groups.tensor_size() * groups.data_size()
+        operations = speed * flops.training_per_token(self.config.model) / devices
+        share = operations / self.peak.operations
+        if share <= 1:
+            return {MEASURED if self.peak.measured else "mfu": share}
+        self.say(f"no utilisation is shown: {operations / 1e12:.3g} TFLOP/s a device are above its peak of "
+                 f"{self.peak.operations / 1e12:.3g} ({self.peak.source}); give the right one in logging.peak_tflops")
+        self.peak = None
+        return {}
 
     def _report(self, step: int, row: dict, result: StepResult) -> None:
         left = row["seconds_per_step"] * (self.config.total_steps - step)
@@ -102,10 +118,12 @@ class Monitor:
                 f"norm {result.grad_norm:.2f}  {row['tokens_per_second']:,.0f} tokens/s")
         if "mfu" in row:
             text += f"  mfu {100 * row['mfu']:.0f}%"
+        elif MEASURED in row:
+            text += f"  {100 * row[MEASURED]:.0f}% of the measured peak"
         self.say(f"{text}  left {_duration(left)}")
         if self.writer is None:
             return
-        for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu"):
+        for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu", MEASURED):
             if row.get(name) is not None:
                 self.writer.add_scalar(f"train/{name}", row[name], step)
         for name, value in result.figures.items():

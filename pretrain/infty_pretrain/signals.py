@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,17 +13,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-REQUEUE = 85
-"""Exit code of a run that was asked to stop before its end and has saved: start it again to go on."""
+from infty import stopping
 
 SAME_REQUEST = 3.0
 """Seconds in which a further signal belongs to the first: launchers pass Ctrl-C on to processes that got it already."""
 
-_HANDLED = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-
 
 class StopFlag:
-    """Set by SIGUSR1, SIGTERM, SIGINT, a file `stop` in the run's folder, or a wall-clock budget.
+    """Set by one of `stopping.requests()`, a file `stop` in the run's folder, or a wall-clock budget.
 
     A second signal (SAME_REQUEST seconds or more after the first) ends the process at once; checkpoints are whole or
     absent, so the last one is unharmed. The budget stops in time: when another step, or an evaluation or a checkpoint
@@ -35,7 +33,7 @@ class StopFlag:
         self.reason: str | None = None
         self._asked, self._longest = time.monotonic(), 0.0
         _listen()
-        for number in _HANDLED:
+        for number in stopping.requests():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: object) -> None:
@@ -83,15 +81,22 @@ class _Ear:
     def _listen(self) -> None:
         while heard := self._ear.recv(1):
             number, now = heard[0], time.monotonic()
-            if number not in _HANDLED:
+            if number not in stopping.REQUESTS:
                 continue
             if self.first is None:
                 self.first = now
                 if os.environ.get("RANK", "0") == "0":
-                    os.write(2, f"{signal.Signals(number).name}: saving after this step; again in {SAME_REQUEST:.0f} s "
-                                "to stop at once\n".encode())
-            elif now - self.first >= SAME_REQUEST:
+                    self._tell(number)
+            # Nobody asks twice by SIGXCPU: the kernel repeats it every second.
+            elif now - self.first >= SAME_REQUEST and number != signal.SIGXCPU:
                 os._exit(128 + number)
+
+    @staticmethod
+    def _tell(number: int) -> None:
+        text = (f"{signal.Signals(number).name}: saving after this step; again in {SAME_REQUEST:.0f} s to stop at "
+                "once\n")
+        with contextlib.suppress(OSError):  # the terminal may have been closed: that is what SIGHUP says
+            os.write(2, text.encode())
 
 
 _ear: _Ear | None = None

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from infty.access import refused
 from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule
 from infty.errors import UserError
 from infty.parallel import groups
+from infty.stopping import REQUEUE
 from infty_pretrain import checkpoint, evaluation, lock, schedule
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
@@ -22,7 +24,7 @@ from infty_pretrain.engine import Engine, StepResult
 from infty_pretrain.launch import Launch, connect
 from infty_pretrain.monitor import WHY, Monitor
 from infty_pretrain.saving import Saved, Saver
-from infty_pretrain.signals import REQUEUE, StopFlag
+from infty_pretrain.signals import StopFlag
 from infty_pretrain.watchdog import REPORT, Watchdog
 
 
@@ -76,7 +78,7 @@ class Trainer:
         self.last_saved, self.last_saved_at = self.step, time.monotonic()
 
     def run(self) -> int:
-        """Train. Returns the exit code: 0 at the end, `signals.REQUEUE` when stopped before it."""
+        """Train. Returns the exit code: 0 at the end, `REQUEUE` when stopped before it."""
         self._greet()
         stopped = self._train()
         self.watchdog.tick("saving")
@@ -209,6 +211,8 @@ class Trainer:
         if self.rank == 0:
             try:
                 outcome[0] = work()
+            except PermissionError as error:
+                outcome[1] = refused(error)
             except (UserError, OSError) as error:
                 outcome[1] = str(error)
         dist.broadcast_object_list(outcome, src=0)
@@ -217,11 +221,18 @@ class Trainer:
         return outcome[0]
 
     def _whole(self, path: Path) -> bool:
-        """Whether a checkpoint is whole. Every rank reads a share of it, or a large one would take an hour."""
+        """Whether a checkpoint is whole. Every rank reads a share of it, or a large one would take an hour. Raises
+        UserError when nobody can know."""
         self.watchdog.tick(f"checking {path.name}")
-        problems: list = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, checkpoint.problem_with(path, self.rank, len(problems)))
-        problem = next((p for p in problems if p is not None), None)
+        found: list = [None] * dist.get_world_size()
+        try:
+            mine = checkpoint.problem_with(path, self.rank, len(found)), None
+        except UserError as error:
+            mine = None, str(error)
+        dist.all_gather_object(found, mine)
+        problem, refusal = (next((x for x in each if x is not None), None) for each in zip(*found))
+        if refusal is not None:
+            raise UserError(refusal)
         if problem is not None and self.rank == 0:
             print(f"skipping checkpoint {path.name}: {problem}", flush=True)
         return problem is None

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from infty_pretrain.signals import REQUEUE
+from infty.stopping import REQUEUE
 
 BEATS = 4
 """How often a rank tells where it is, in a time after which it would be given up; and at least every MOST seconds."""

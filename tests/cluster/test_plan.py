@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from infty import hardware
 from infty.errors import UserError
 from infty_pretrain import config as configs
-from infty_tools import plan_gpus, plan_search
+from infty_tools import plan_search
 from infty_tools.cli import app
 from infty_tools.plan import parse_count
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLUSTERS = {"125m": 1, "1.3b": 4, "7b": 16}
-GPU = plan_gpus.find("h100-80")
+GPU = hardware.find("h100-80")
 
 
 def _plan(*arguments: str):
@@ -55,7 +56,7 @@ def test_a_layout_that_cannot_be_spread_names_the_key():
 
 def test_unknown_gpu_names_the_nearest():
     with pytest.raises(UserError, match="did you mean h100-80"):
-        plan_gpus.find("h100")
+        hardware.find("h100")
 
 
 @pytest.mark.parametrize("text, value", [("10B", 10**10), ("300M", 3 * 10**8), ("5e9", 5 * 10**9), ("7", 7)])

@@ -8,11 +8,12 @@ import measured
 import pytest
 from small import VARIANTS
 
+from infty import hardware
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
 from infty.memory.sections import CompressiveConfig
 from infty_pretrain import config as configs
-from infty_tools import plan_activations, plan_gpus, plan_memory, plan_search, processes
+from infty_tools import plan_activations, plan_memory, plan_search, processes
 from infty_tools.layout_training import window
 from infty_tools.plan_memory import Layout, parameters
 
@@ -65,7 +66,7 @@ def test_two_processes(tensor):
         assert planned == pytest.approx(found, rel=TOLERANCE), (stage, precision)
     for micro, counted in zip(_micro(tensor), zip(*(lanes for _, lanes, _ in ranks)), strict=True):
         layout = plan_search.of_config(_config(3, "fp32", tensor, micro), 2)
-        planned = plan_search.evaluate(_config(3, "fp32", tensor), layout, plan_gpus.find("h100-80"), 8).bytes["lanes"]
+        planned = plan_search.evaluate(_config(3, "fp32", tensor), layout, hardware.find("h100-80"), 8).bytes["lanes"]
         assert planned == pytest.approx(max(counted), rel=TOLERANCE), layout
     for sequence, counted in zip((False, True), zip(*(activations for _, _, activations in ranks))):
         planned = plan_activations.activations(MODEL, Layout(2, 1, 1, sequence, False, 2, 1, 4, "fp32"), "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -155,8 +156,8 @@ def test_documents_that_trl_packs_do_not_see_one_another(tmp_path, monkeypatch):
     with torch.no_grad():
         got = model.eval()(**batch).logits
     for row in range(len(ids)):
-        borders = (where[row] == 0).nonzero()[:, 0].tolist() + [ids.shape[1]]
-        sizes = [b - a for a, b in zip(borders, borders[1:])]
+        borders = [*(where[row] == 0).nonzero()[:, 0].tolist(), ids.shape[1]]
+        sizes = [b - a for a, b in itertools.pairwise(borders)]
         assert len([n for n in sizes if n > 1]) >= 2
         with torch.no_grad():
             close(got[row], alone(model, ids[row], sizes))

@@ -11,8 +11,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from infty import hardware
 from infty.models.outline import outline
-from infty_tools import plan_activations, plan_cost, plan_gpus, plan_memory, processes
+from infty_tools import plan_activations, plan_cost, plan_memory, processes
 from infty_tools.plan_memory import Layout
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -69,6 +70,6 @@ def test_the_planner_counts_it(monkeypatch, tmp_path):
     assert "layers.1.memories.memory.mean" in outline(config).fields.named()
     kept = plan_activations.activations(config, layout) - plan_activations.activations(without, layout)
     assert kept == config.layers * 4 * 2 * 3 * config.segment_length * config.hidden_size / 2
-    costs = [plan_cost.cost(c, layout, plan_gpus.find("h100-80"), 8) for c in (config, without)]
+    costs = [plan_cost.cost(c, layout, hardware.find("h100-80"), 8) for c in (config, without)]
     assert costs[0].flops_per_token["memory"] - costs[1].flops_per_token["memory"] == (
         config.layers * 2 * config.hidden_size**2)

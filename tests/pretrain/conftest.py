@@ -7,6 +7,7 @@ import signal
 import pytest
 import small_training
 
+from infty import stopping
 from infty.parallel import groups
 
 
@@ -16,7 +17,7 @@ def alone(single_process, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("infty_pretrain.trainer.connect", small_training._join)
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {n: signal.getsignal(n) for n in stopping.REQUESTS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
+import pwd
+import stat
 from pathlib import Path
 
 import pytest
@@ -54,7 +59,6 @@ DAMAGES = {
                 "manifest.json is damaged"),
     "empty files": (lambda p: (p / checkpoint.MANIFEST).write_text(manifest({})),
                     "manifest.json is damaged"),
-    "later format": (lambda p: (p / checkpoint.MANIFEST).write_text('{"format": 9, "files": {}}'), "its format is 9"),
 }
 
 
@@ -67,6 +71,81 @@ def test_what_is_damaged_is_passed_over_with_the_reason(tmp_path, damage):
     said = []
     assert checkpoint.newest_valid(tmp_path, said.append) == tmp_path / "step-00000010"
     assert len(said) == 1 and "step-00000015" in said[0] and reason in said[0]
+
+
+def forbid(monkeypatch, name: str, number: int = errno.EACCES) -> None:
+    """Files of this name are somebody else's. (The tests may run as root, who may read everything.)"""
+    plain = io.open
+
+    def opened(file, *arguments, **options):
+        if Path(file).name == name:
+            raise OSError(number, os.strerror(number), str(file))
+        return plain(file, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", opened)  # pathlib's
+    monkeypatch.setattr("builtins.open", opened)
+
+
+@pytest.mark.parametrize("name", [checkpoint.MANIFEST, "lanes-00000.safetensors"])
+def test_what_may_not_be_read_is_not_damaged(tmp_path, monkeypatch, name):
+    write(tmp_path, 10)
+    newest = write(tmp_path, 15)
+    owner = pwd.getpwuid(newest.stat().st_uid).pw_name
+    forbid(monkeypatch, name)
+    with pytest.raises(UserError, match=rf"{name} cannot be read: it belongs to {owner}, group .*chmod -R g\+rX"):
+        checkpoint.newest_valid(tmp_path, pytest.fail)
+    assert steps(tmp_path) == [15, 10]
+
+
+def test_a_disk_that_fails_is_no_damage_either(tmp_path, monkeypatch):
+    write(tmp_path, 15)
+    forbid(monkeypatch, checkpoint.RUN, errno.EIO)
+    with pytest.raises(UserError, match="it may be whole, so nothing was changed"):
+        checkpoint.newest_valid(tmp_path, pytest.fail)
+
+
+def test_a_checkpoint_of_a_later_version_is_not_damaged(tmp_path):
+    (write(tmp_path, 15) / checkpoint.MANIFEST).write_text('{"format": 9, "files": {}}')
+    with pytest.raises(UserError, match="has the format 9, this version of infty reads 1"):
+        checkpoint.newest_valid(tmp_path, pytest.fail)
+
+
+def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path, monkeypatch):
+    write(tmp_path, 15)
+
+    def closed(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.candidates(tmp_path)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o027])
+def test_permissions_follow_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        snapshot = checkpoint.Snapshot(tmp_path / "step-00000007", {"weights-00000.safetensors": {"w": torch.ones(3)}},
+                                       {checkpoint.RUN: "{}"})
+        assert checkpoint.write(snapshot)[1] is None
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(snapshot.partial.stat().st_mode) == 0o777 & ~mask
+    assert {stat.S_IMODE(p.stat().st_mode) for p in snapshot.partial.iterdir()} == {0o666 & ~mask}
+
+
+def test_what_may_not_be_deleted_is_told_and_kept(tmp_path, monkeypatch):
+    for step in (10, 20):
+        write(tmp_path, step)
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    said = []
+    checkpoint.prune(tmp_path, 1, None, said.append)
+    assert steps(tmp_path) == [20, 10] and said == [
+        "step-00000010 stays, though it is no longer needed: Operation not permitted"]
 
 
 def test_the_newest_whole_one_is_chosen_silently(tmp_path):

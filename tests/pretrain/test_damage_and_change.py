@@ -58,8 +58,27 @@ def refusals(root: Path) -> dict:
     for path in (root / "spoilt" / "checkpoints").glob("step-*/weights-*"):
         path.write_bytes(path.read_bytes()[:-1])
     out["refused"]["spoilt"] = refusal(root / "spoilt", data)
+    out["refused"]["unreadable"] = unreadable(base, data)
     again = train(base, data, run__steps=2, **BASE)
     return out | {"untouched": saved(base) == before, "again": again}
+
+
+def unreadable(folder: Path, data: Path) -> str:
+    """One file of the newest checkpoint is somebody else's, who keeps it to himself."""
+    from infty_pretrain import checkpoint
+
+    plain = checkpoint._digest
+
+    def digest(path):
+        if path.name.startswith("lanes"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path)
+
+    checkpoint._digest = digest
+    try:
+        return refusal(folder, data)
+    finally:
+        checkpoint._digest = plain
 
 
 def full_disk(root: Path) -> dict:
@@ -125,7 +144,8 @@ def seen(tmp_path_factory):
 @pytest.mark.parametrize("change, words", [
     ("dataset", "another dataset than data.train"), ("tokenizer", "another tokenizer than data.train"),
     ("width", "the checkpoint of another model"), ("family", "the checkpoint of another model"),
-    ("contraction", "model.memory.contraction"), ("spoilt", "none is whole")])
+    ("contraction", "model.memory.contraction"), ("spoilt", "none is whole"),
+    ("unreadable", "lanes-00000.safetensors cannot be read")])
 def test_what_does_not_belong_together_is_refused(seen, change, words):
     assert words in seen["refused"][change]
 

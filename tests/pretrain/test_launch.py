@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from infty.errors import UserError
-from infty_pretrain import launch
+from infty_pretrain import environment, launch
 
 MASTER = {"MASTER_ADDR": "node1", "MASTER_PORT": "1234"}
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
-TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
+TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
 
 
 @pytest.fixture
@@ -69,11 +69,101 @@ def test_srun_with_pmi2_is_srun(mpi):
     assert launch.detect(STEP | MASTER | {"PMI_RANK": "3"}).launcher == "slurm"
 
 
-def test_plain_execution_finds_a_port():
-    one, two = {}, {}
-    assert launch.detect(one) == launch.detect(two) == launch.Launch(0, 1, 0, "single")
-    assert one["MASTER_ADDR"] == "127.0.0.1" and int(one["MASTER_PORT"]) > 1023
-    assert launch.detect({"MASTER_PORT": "4321"}).world == 1
+@pytest.mark.parametrize("left", [{}, MASTER, {"MASTER_PORT": "4321"}, MASTER | {"RANK": "0", "WORLD_SIZE": "1"}])
+def test_one_process_listens_to_nothing_that_was_left_over(left):
+    env = dict(left)
+    found = launch.detect(env)
+    assert (found.rank, found.world, found.local_rank) == (0, 1, 0)
+    assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("127.0.0.1", "0")
+
+
+def test_a_rank_left_in_the_shell_is_not_that_of_a_process_of_mpirun(mpi, capsys):
+    left = {"RANK": "0", "WORLD_SIZE": "1", **MASTER}
+    assert launch.detect(left | {"PMI_RANK": "1", "PMI_SIZE": "2"}) == launch.Launch(1, 2, 1, "mpi")
+    assert capsys.readouterr().out == ""
+    launch.detect(left | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"})
+    assert "RANK=0 and WORLD_SIZE=1 in the environment are not this run's" in capsys.readouterr().out
+    assert launch.detect(left | STEP) == launch.Launch(3, 4, 1, "slurm")
+
+
+def test_ranks_that_contradict_each_other_are_refused():
+    with pytest.raises(UserError, match="RANK=0 is set in the environment, but this is process 3 of 4"):
+        launch.detect({"RANK": "0", "WORLD_SIZE": "4", **MASTER, **STEP})
+    with pytest.raises(UserError, match="RANK=2 in the environment must be less than WORLD_SIZE=2"):
+        launch.detect({"RANK": "2", "WORLD_SIZE": "2", **MASTER})
+
+
+@pytest.mark.parametrize("own", [{"TORCHELASTIC_RUN_ID": "none"}, {"CROSS_RANK": "0"}, {}])
+def test_a_launcher_on_every_node_started_by_mpirun_or_srun(own):
+    """It has more processes than those that mpirun started; or what it says agrees."""
+    eight = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", **MASTER, **own}
+    assert launch.detect(eight | STEP | {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}).rank == 5
+    assert launch.detect(eight | STEP) == launch.Launch(5, 8, 1, "env")
+    assert launch.detect(STEP | MASTER | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}).launcher == "env"
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("OMP_NUM_THREADS", "four", "is not a number of threads"), ("OMP_NUM_THREADS", "0", "1 or more"),
+    ("OMP_NUM_THREADS", "2,", "is not a number of threads"), ("RANK", "-1", "0 or more"), ("RANK", "x", "RANK=x"),
+    ("WORLD_SIZE", "0", "1 or more"), ("MASTER_PORT", "70000", "from 0 to 65,535"), ("MASTER_PORT", "a", "a port"),
+    ("LOCAL_RANK", "1.5", "LOCAL_RANK=1.5"), ("DS_ACCELERATOR", "gpu", "one of cpu, cuda"),
+    ("TORCH_DISTRIBUTED_DEBUG", "yes", "one of OFF, INFO, DETAIL"), ("PMI_SIZE", "two", "a number of processes"),
+    ("GLOO_SOCKET_IFNAME", "no-such-link", "names no network interface")])
+def test_a_value_that_cannot_be_is_named(name, value, words):
+    with pytest.raises(UserError, match=words) as told:
+        launch.detect({"RANK": "0", "WORLD_SIZE": "2", **MASTER, name: value})
+    assert f"{name}={value} in the environment" in str(told.value)
+
+
+@pytest.mark.parametrize("value, threads", [(None, None), ("", None), ("3", 3), ("2,1", 2), (" 4 , 2,1", 4)])
+def test_threads_of_the_first_level(value, threads):
+    assert environment.threads({} if value is None else {"OMP_NUM_THREADS": value}) == threads
+
+
+class OneGPUEach:
+    """Stands in for DeepSpeed's accelerator on a node where every task sees its own GPU alone."""
+
+    visible = 1
+
+    def __init__(self):
+        self.chosen = None
+
+    def device_name(self):
+        return "cuda"
+
+    def communication_backend_name(self):
+        return "gloo"
+
+    def device_count(self):
+        return self.visible
+
+    def set_device(self, index):
+        self.chosen = index
+
+
+@pytest.mark.parametrize("local_rank, visible, index", [(3, 1, 0), (3, 4, 3), (0, 1, 0), (0, 8, 0)])
+def test_the_device_is_one_that_is_visible(monkeypatch, local_rank, visible, index):
+    import deepspeed
+    from deepspeed import accelerator
+
+    from infty.parallel import groups
+
+    stand_in = OneGPUEach()
+    stand_in.visible = visible
+    monkeypatch.setattr(accelerator, "get_accelerator", lambda: stand_in)
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda *_, **__: None)
+    monkeypatch.setattr(launch.rendezvous, "meet", lambda *_: None)
+    monkeypatch.setattr(groups, "initialize", lambda **_: None)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", str(local_rank))
+    assert launch.connect(launch.Launch(3, 4, local_rank, "slurm"), 1) == f"cuda:{index}"
+    assert stand_in.chosen == index
+    # What DeepSpeed takes for the device, and what it compares with it.
+    assert os.environ["LOCAL_RANK"] == os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == str(index)
+
+
+def test_fewer_devices_than_processes_are_told():
+    with pytest.raises(UserError, match="process 3 of its node finds 2 GPUs: start at most one process a GPU"):
+        launch.device_index(launch.Launch(3, 4, 3, "env"), 2)
 
 
 CONNECT = """

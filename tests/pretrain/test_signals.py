@@ -10,18 +10,21 @@ import time
 
 import pytest
 
+from infty import stopping
 from infty_pretrain import signals
 
 
 @pytest.fixture
 def flag(tmp_path, single_process):
-    before = {n: signal.getsignal(n) for n in signals._HANDLED}
+    before = {n: signal.getsignal(n) for n in stopping.REQUESTS}
+    for number in before:  # a shell may have started the tests with some ignored
+        signal.signal(number, signal.SIG_DFL)
     yield lambda **options: signals.StopFlag(tmp_path, "cpu", **options)
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", signals._HANDLED)
+@pytest.mark.parametrize("number", stopping.REQUESTS)
 def test_a_signal_is_remembered_and_obeyed_later(flag, number):
     stop = flag()
     assert not stop.agreed()[0]
@@ -29,6 +32,18 @@ def test_a_signal_is_remembered_and_obeyed_later(flag, number):
     assert stop.agreed()[0] and stop.reason == number.name
     os.kill(os.getpid(), signal.SIGTERM)  # at once after the first: a launcher passing the same request on
     assert stop.agreed()[0] and stop.reason == number.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_what_was_ignored_from_the_start_stays_ignored(flag, number):
+    """A closed terminal under nohup; Ctrl-C for what a script runs in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        stop = flag()
+        os.kill(os.getpid(), number)
+        assert not stop.agreed()[0]
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_file_stops_once(flag, tmp_path):

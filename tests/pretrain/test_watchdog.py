@@ -14,8 +14,8 @@ import pytest
 import small_run
 import yaml
 
+from infty.stopping import REQUEUE
 from infty_pretrain import checkpoint
-from infty_pretrain.signals import REQUEUE
 
 pytestmark = pytest.mark.multiprocess
 STALL = 8.0  # seconds; longer than an engine takes to start on a busy machine

@@ -13,6 +13,7 @@ from typing import NoReturn
 import typer
 
 from infty import __version__
+from infty.access import refused
 from infty.errors import UserError
 
 app = typer.Typer(
@@ -82,6 +83,8 @@ def _explain(error: Exception) -> int:
     """Say what ended the command; with a stack trace only where the program, not the person, can mend it."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _say(f"the disk is full ({error.filename or error}): make room and run the same command again", 1)
+    if isinstance(error, PermissionError):
+        return _say(refused(error), 2)
     if hasattr(error, "format_message"):  # a usage error of the command line
         return _say(error.format_message(), 2)
     if isinstance(error, RuntimeError) and any(f"Connection {e} by peer" in str(error) for e in ("closed", "reset")):

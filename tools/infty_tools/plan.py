@@ -33,12 +33,13 @@ def plan(
 
       infty plan --config configs/pg19-1.3b.yaml --nodes 4 --gpus-per-node 8 --gpu h100-80 --tokens 30B
     """
+    from infty import hardware
     from infty_pretrain import config as configs
     from infty_pretrain import launch
-    from infty_tools import plan_gpus, plan_report, plan_search
+    from infty_tools import plan_report, plan_search
 
     launch.quiet()
-    device = plan_gpus.find(gpu)
+    device = hardware.find(gpu)
     resolved, note = with_vocab(configs.load(config, overrides))
     budget = parse_count(tokens) if tokens else resolved.total_steps * resolved.tokens_per_step
     chosen = plan_search.evaluate(resolved, plan_search.of_config(resolved, nodes * gpus_per_node), device,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infty.config import ModelConfig
-from infty_tools.plan_gpus import GPU
+from infty.hardware import GPU
 from infty_tools.plan_memory import Layout, memory_costs, parameters
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
+from infty.hardware import GPU
 from infty_pretrain.config import Config
 from infty_tools import plan_cost, plan_memory
-from infty_tools.plan_gpus import GPU
 from infty_tools.plan_search import Option
 
 GIB = 2**30

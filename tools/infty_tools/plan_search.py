@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from infty.errors import UserError
+from infty.hardware import GPU
 from infty_pretrain.config import Config
 from infty_tools import plan_activations, plan_cost, plan_memory
-from infty_tools.plan_gpus import GPU
 from infty_tools.plan_memory import Layout
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from infty import stopping
 from infty_tools.options import any_path, any_text_prints, new_folder, utf8, whole
 
 LARGEST_VOCABULARY = 2_000_000
@@ -108,7 +109,7 @@ def _check_field(request: Any) -> None:
 
 
 class Stopped(typer.Exit):
-    """SIGTERM or SIGUSR1 came, as from Slurm: the status says that the same command goes on."""
+    """A signal asked to stop, as from Slurm: the status says that the same command goes on."""
 
     def __init__(self) -> None:
         super().__init__(85)
@@ -123,7 +124,8 @@ def _stopping() -> Iterator[None]:
     def stop(number: int, _frame: object) -> None:
         raise Stopped
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    told = set(stopping.requests()) - {signal.SIGINT}  # which raises KeyboardInterrupt
+    before = {number: signal.signal(number, stop) for number in told}
     try:
         yield
     except Stopped as stopped:

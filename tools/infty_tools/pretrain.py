@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-REQUEUE = 85  # as in infty_pretrain.signals, which is slow to import
+from infty import stopping
+from infty_tools.outlast import outlast_readers
 
 
 def pretrain(
@@ -28,11 +29,13 @@ def pretrain(
 
       torchrun --nproc-per-node 2 -m infty_tools pretrain --config configs/demo.yaml
 
-    Ctrl-C, SIGTERM, SIGUSR1 or a file `stop` in the run's folder end it after the current step with a checkpoint and
-    exit status 85; another signal, 3 seconds later or more, ends it at once.
+    Ctrl-C, a closed terminal (not under nohup), SIGTERM, SIGUSR1, SIGUSR2 or a file `stop` in the run's folder end it
+    after the current step with a checkpoint and exit status 85; another signal, 3 seconds later or more, ends it at
+    once.
     """
     if not dry_run:
         _end_when_told()
+        outlast_readers()
     from infty_pretrain import config as configs
     from infty_pretrain import launch
 
@@ -48,28 +51,28 @@ def pretrain(
 
 
 def _end_when_told() -> None:
-    """SIGTERM and SIGUSR1 end the process at once with status 85, until the training program listens to them itself:
-    nothing was begun, so nothing is lost.
+    """A request to stop ends the process at once with status 85, until the training program listens to it itself:
+    nothing was begun, so nothing is lost. (Ctrl-C raises KeyboardInterrupt: whoever types it wants no requeue.)
 
     Python calls a handler only between two of its own instructions, and connecting is one that waits for the other
     processes. So a thread looks after the signals.
     """
     told, wakes = os.pipe()
     os.set_blocking(wakes, False)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in set(stopping.requests()) - {signal.SIGINT}:
         signal.signal(number, _end)
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(told,), daemon=True, name="early signals").start()
 
 
 def _end(_number: int, _frame: object) -> None:
-    os._exit(REQUEUE)
+    os._exit(stopping.REQUEUE)
 
 
 def _watch(told: int) -> None:
     while signal.getsignal(os.read(told, 1)[0]) is not _end:  # another one, or a handler that came later
         pass
-    os._exit(REQUEUE)
+    os._exit(stopping.REQUEUE)
 
 
 def _show(config, here) -> None:

@@ -207,7 +207,8 @@ def _job_name(config: Path) -> str:
 
 def _check_plan(config: Config, job: Job, gpu: str) -> None:
     """Refuse a layout that is not one, or that does not fit; say how fast it would be."""
-    from infty_tools import plan_gpus, plan_report, plan_search
+    from infty import hardware
+    from infty_tools import plan_report, plan_search
     from infty_tools.plan import refuse_unless_it_fits, with_vocab
 
     config.check_layout(job.nodes * job.tasks_per_node)
@@ -223,7 +224,7 @@ def _check_plan(config: Config, job: Job, gpu: str) -> None:
             f"{job.gpus_per_node} a node"
         )
     config, _ = with_vocab(config)
-    device = plan_gpus.find(gpu)
+    device = hardware.find(gpu)
     chosen = plan_search.evaluate(
         config,
         plan_search.of_config(config, job.nodes * job.gpus_per_node),
