@@ -37,8 +37,8 @@ class InftyGenerationMixin(GenerationMixin):
         and an attention_mask over both. A cache of one row may be gone on from in several ways (num_beams,
         num_return_sequences); it is then copied. Raises ValueError for tokens that the cache has read already."""
         if kwargs.get("cache_implementation") is not None:
-            raise ValueError(f"cache_implementation={kwargs['cache_implementation']!r}: an infty model keeps what it has "
-                             "read in an InftyCache only, whose size does not grow; leave cache_implementation out")
+            raise ValueError(f"cache_implementation={kwargs['cache_implementation']!r}: an infty model keeps what it "
+                             "has read in an InftyCache only, whose size does not grow; leave cache_implementation out")
         cache = kwargs.pop("cache", None)
         older = kwargs.pop("past_key_values", None)
         # transformers reads in parts only into a cache that it is given.
