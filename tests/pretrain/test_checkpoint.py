@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pwd
+import shutil
 import stat
 from pathlib import Path
 
@@ -223,3 +224,11 @@ def test_ranks_share_the_reading_of_a_checkpoint(tmp_path):
     assert [checkpoint.problem_with(path, rank, 3) is None for rank in range(3)].count(False) == 1
     (path / "lanes-00000.safetensors").unlink()
     assert [checkpoint.problem_with(path, rank, 3) for rank in range(3)] == ["lanes-00000.safetensors is missing"] * 3
+
+
+def test_a_checkpoint_of_the_version_before_is_refused_in_one_sentence_and_left_alone(tmp_path):
+    """The manifest was written by infty 0.1 before memories had a contract."""
+    shutil.copytree(Path(__file__).parent / "fixtures" / "format-1", tmp_path / "checkpoints")
+    with pytest.raises(UserError, match=r"has the format 1, this version of infty reads 2: go on with the version that"):
+        checkpoint.newest_valid(tmp_path / "checkpoints", print)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
