@@ -107,7 +107,7 @@ def test_a_disk_that_fails_is_no_damage_either(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_a_later_version_is_not_damaged(tmp_path):
     (write(tmp_path, 15) / checkpoint.MANIFEST).write_text('{"format": 9, "files": {}}')
-    with pytest.raises(UserError, match="has the format 9, this version of infty reads 1"):
+    with pytest.raises(UserError, match="has the format 9, this version of infty reads 2"):
         checkpoint.newest_valid(tmp_path, pytest.fail)
 
 
@@ -229,6 +229,6 @@ def test_ranks_share_the_reading_of_a_checkpoint(tmp_path):
 def test_a_checkpoint_of_the_version_before_is_refused_in_one_sentence_and_left_alone(tmp_path):
     """The manifest was written by infty 0.1 before memories had a contract."""
     shutil.copytree(Path(__file__).parent / "fixtures" / "format-1", tmp_path / "checkpoints")
-    with pytest.raises(UserError, match=r"has the format 1, this version of infty reads 2: go on with the version that"):
+    with pytest.raises(UserError, match=r"the format 1, this version of infty reads 2: go on with the"):
         checkpoint.newest_valid(tmp_path / "checkpoints", print)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
