@@ -50,6 +50,11 @@ class Kind:
         return getattr(importlib.import_module(module), name)
 
 
+def memory_of(section: Any) -> type[Memory]:
+    """The class of the memory that a section describes."""
+    return kind_of(section).memory().variant(section)
+
+
 KINDS: dict[str, Kind] = {
     "continuous": Kind(MemoryConfig, "infty.layers.memories.continuous:Continuous"),
     "compressive": Kind(CompressiveConfig, "infty.layers.memories.compressive:Compressive"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infty.config import ModelConfig
+from infty.errors import UserError
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal
 from infty.layers.memories.base import Attended
 from infty.layers.positions import rotary_angles, rotate
@@ -81,9 +82,10 @@ class LocalAttention(nn.Module):
         if self.rotary:
             cos, sin = rotary_angles(self.stm + T, d, self.rotary, q.device)
             q, keys = rotate(q, cos[self.stm:], sin[self.stm:]), rotate(keys, cos, sin)
+            attended = [self._placed(memory, cos[:T:L], sin[:T:L]) for memory in attended]
         q = q.reshape(b, K * G, S, L, d).transpose(1, 2).flatten(0, 1)  # [b*S, H, L, d]
         keys, values = (by_segment(x, self.stm + L, L, S) for x in (keys, values))
-        mask = self._mask(seen)
+        mask = self._mask(seen, bool(attended))
         for memory in attended:
             keys, values, mask = before(memory, keys, values, mask)
         if self.relative is not None:
@@ -95,9 +97,16 @@ class LocalAttention(nn.Module):
                 q, keys, values, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, enable_gqa=G > 1)
         return z.view(b, S, K * G, L, d).permute(1, 3, 0, 2, 4).reshape(T, b, K * G * d)
 
-    def _mask(self, seen: Tensor) -> Tensor | None:
-        """True where a token may look, [b*S, 1, L, stm+L]; None where plain causality says it all."""
-        if self.stm == 0 and self.relative is None:
+    def _placed(self, memory: Attended, cos: Tensor, sin: Tensor) -> Attended:
+        """The keys that each segment sees, turned to the place of its oldest token in sight (angles [S, d])."""
+        if memory.each != memory.length:
+            raise UserError("memories whose keys several segments see need relative positions")
+        cos, sin = (x.repeat_interleave(memory.length, 0) for x in (cos, sin))
+        return memory._replace(keys=rotate(memory.keys, cos, sin))
+
+    def _mask(self, seen: Tensor, always: bool) -> Tensor | None:
+        """True where a token may look, [b*S, 1, L, stm+L]; None where plain causality says it all, if it may be."""
+        if self.stm == 0 and self.relative is None and not always:
             return None
         L, stm = self.segment_length, self.stm
         key = torch.arange(stm + L, device=seen.device)
@@ -113,6 +122,10 @@ def before(attended: Attended, keys: Tensor, values: Tensor, mask: Tensor) -> tu
     key = by_segment(attended.keys, n, attended.each, segments)
     value = by_segment(attended.values, n, attended.each, segments)
     allowed = torch.arange(n, device=mask.device) >= n - attended.visible.flatten()[:, None]
+    if attended.prior:
+        allowed = torch.where(allowed, attended.prior, -math.inf).to(keys.dtype)
+        mask = mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=keys.dtype).masked_fill(
+            ~mask, -math.inf)
     allowed = allowed[:, None, None].expand(-1, -1, mask.shape[2], -1)
     return torch.cat([key, keys], 2), torch.cat([value, values], 2), torch.cat([allowed, mask], 3)
 

@@ -12,7 +12,7 @@ from infty.config import ModelConfig
 from infty.layers.attention import LocalAttention
 from infty.layers.memories.base import Inputs, Reading
 from infty.layers.mlp import MLP
-from infty.memory_kinds import kind_of
+from infty.memory_kinds import memory_of
 from infty.parallel.region import Region, mark_stream
 from infty.tree import Tree
 
@@ -44,7 +44,7 @@ class Block(nn.Module):
         self.dropout = config.dropout
         self.attention_norm = make_norm(config)
         self.attention = LocalAttention(config, layer)
-        self.memories = nn.ModuleDict({name: kind_of(section).memory()(config, layer, name)
+        self.memories = nn.ModuleDict({name: memory_of(section)(config, layer, name)
                                        for name, section in config.memories_of(layer).items()})
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config, layer)

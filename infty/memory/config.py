@@ -48,8 +48,9 @@ class MemoryConfig:
     """Samples of the signal taken at each write [M]; None: two for each basis function."""
     precision: Literal["float32", "float64"] = "float32"
     """Arithmetic of a write. The basis is ill-conditioned: float32 costs about 5e-5 of what is read back."""
-    density: Literal["gaussian", "truncated", "sparsemax", "gibbs"] = "gaussian"
-    """The family of read densities."""
+    density: Literal["gaussian", "truncated", "sparsemax", "gibbs", "joint"] = "gaussian"
+    """The family of read densities; `joint`: local attention sees the signal at the centres of its functions, in one
+    softmax with the tokens in sight."""
     maps: Literal["per_head", "shared"] = "per_head"
     """The maps from scores to the density's mean and variance: one a head, or one a layer (the paper)."""
     map_bias: bool = True
@@ -98,6 +99,13 @@ class MemoryConfig:
                  f"{self.samples} is too few for contraction: {self.contraction}; needs at least 1.25 x basis")
         _require(self.density != "gibbs" or self.kl_weight == 0, "kl_weight",
                  "regularises means and variances, and a gibbs density has none: must be 0")
+        if self.density == "joint":
+            _require(self.signal == "heads", "signal", "must be heads with density: joint, whose keys are attention's")
+            _require(self.sticky == "off", "sticky", "must be off with density: joint")
+            _require(not self.output_gate, "output_gate", "has no effect with density: joint: leave it out")
+            _require(self.kl_weight == 0, "kl_weight", "has no effect with density: joint: must be 0")
+            _require(len(self.widths) == 1, "widths", "must be one with density: joint")
+            _require(self.contraction != "learned", "contraction", "cannot be learned with density: joint")
         _require(self.sigma_floor > 0, "sigma_floor", f"{self.sigma_floor} must be > 0")
         _require(self.kl_weight >= 0 and self.kl_sigma > 0, "kl_weight", "must be >= 0, with kl_sigma > 0")
         _require(not self.has_policy or self.contraction in POLICIES, "contraction",
@@ -130,6 +138,8 @@ class MemoryConfig:
 
     def check(self, model: Any) -> None:
         """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
+        _require(self.density != "joint" or model.positions != "relative", "density",
+                 "joint has no place for the signal among relative positions")
         wrong = [i for i in self.overrides or () if not 0 <= i < model.layers]
         _require(not wrong, "overrides", f"{wrong} are not layers of a model with layers 0 to {model.layers - 1}")
         idle = [i for i in self.overrides or () if self.layers is not None and i not in self.layers]

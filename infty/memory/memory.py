@@ -61,6 +61,13 @@ class ContinuousMemory:
         new = torch.where(where[:, None, None], histogram.to(state.histogram.dtype), state.histogram)
         return MemoryState(state.coefficients, new, state.written)
 
+    def at_centers(self, state: MemoryState) -> Tensor:
+        """The signal at the centres of its functions: float32 [b, h, N, c] for one function a centre."""
+        centers, _ = placement(self.basis.size, self.basis.each, state.coefficients.device)
+        times = centers[::len(self.basis.each)].expand(len(state.coefficients), 1, -1)
+        with torch.autocast(state.coefficients.device.type, enabled=False):
+            return sample(self.basis, times, None, state.coefficients)
+
     def write(self, state: MemoryState, x: Tensor, active: Tensor,
               seeds: Tensor | None = None, rate: Tensor | None = None) -> MemoryState:
         """Contract the old signal and append the tokens x [b, h, l, c], in the lanes of `active` (bool [b]).

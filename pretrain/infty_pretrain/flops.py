@@ -11,7 +11,7 @@ import torch
 from infty import hardware
 from infty.config import ModelConfig
 from infty.layers.memories.base import Costs, Layout
-from infty.memory_kinds import kind_of
+from infty.memory_kinds import memory_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def forward_per_token(config: ModelConfig) -> dict[str, float]:
 
 def memory_costs(config: ModelConfig, layer: int, layout: Layout) -> list[Costs]:
     """What each memory of a layer says of itself."""
-    return [kind_of(section).memory().costs(config, layer, section, layout)
+    return [memory_of(section).costs(config, layer, section, layout)
             for section in config.memories_of(layer).values()]
 
 

@@ -16,6 +16,8 @@ GPT2 = replace(
     norm_eps=1e-5, kv_heads=4, stm_length=0)
 HIDDEN = replace(LLAMA.memory, signal="hidden", content="residual", gate=True, maps="shared")
 
+JOINT = MemoryConfig(basis=16, bins=16, density="joint", sticky="off")
+
 VARIANTS = {
     "llama": LLAMA,
     "gpt2": GPT2,
@@ -37,6 +39,8 @@ VARIANTS = {
         1: {"basis": 8, "widths": (0.1,), "sticky": "off"}})),
     "unlike layers": replace(GPT2, memory=replace(GPT2.memory, overrides={
         0: {"basis": 24, "widths": (0.05, 0.1, 0.2), "contraction": 0.75}, 1: {"contraction": "doubling", "bins": 8}})),
+    "joint": replace(LLAMA, memory=JOINT),
+    "joint-gpt2": replace(GPT2, memory=replace(JOINT, contraction="doubling", basis=24)),
     "associative": replace(LLAMA, memory=AssociativeConfig()),
     "gist and facts": replace(GPT2, stm_length=8, memories={"facts": AssociativeConfig()}),
     "compressive as published": replace(

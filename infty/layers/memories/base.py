@@ -50,7 +50,11 @@ class Inputs(NamedTuple):
 
 
 class Attended(NamedTuple):
-    """Keys and values that local attention sees before the short-term memory; each counts as one position."""
+    """Keys and values that local attention sees before the short-term memory.
+
+    With relative positions each counts as one position; with rotary ones all stand where the oldest token in sight
+    stands.
+    """
 
     keys: Tensor
     """[b, K, n + S*each, d], oldest first: segment s may see n of them, from s*each."""
@@ -61,6 +65,8 @@ class Attended(NamedTuple):
     """n"""
     each: int
     """How many each segment adds."""
+    prior: float = 0.0
+    """Added to the scores of queries with these keys."""
 
 
 class Reading(NamedTuple):
@@ -146,6 +152,11 @@ class Memory(nn.Module):
         nothing may be read at all. The result of a lane must not depend on the others.
         """
         raise NotImplementedError
+
+    @classmethod
+    def variant(cls, memory: Any) -> type[Memory]:
+        """The class for a section of this kind, where a kind has several."""
+        return cls
 
     @classmethod
     def costs(cls, config: ModelConfig, layer: int, memory: Any, layout: Layout) -> Costs:

@@ -12,6 +12,7 @@ from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal, sharded_parameter
 from infty.layers.memories import continuous_costs
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
+from infty.layers.memories.continuous_joint import JointContinuous
 from infty.memory import densities, density, sticky
 from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
@@ -109,6 +110,10 @@ class Continuous(Memory):
         if self.hidden and self.stm:
             fields["pending"] = Field((self.signal_heads, self.stm, channels), dtype, split=True)
         return Tree(fields)
+
+    @classmethod
+    def variant(cls, memory: MemoryConfig) -> type[Memory]:
+        return JointContinuous if memory.density == "joint" else cls
 
     @classmethod
     def costs(cls, config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout) -> Costs:

@@ -42,6 +42,26 @@ def costs(config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout)
         constants={memory: _operators(memory, L)})
 
 
+def joint_costs(config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout) -> Costs:
+    """See `Memory.costs`, for `density: joint`."""
+    d, L, N = config.head_size, config.segment_length, memory.basis
+    stored = _stored(config, memory)
+    band = band_of(N, memory.widths) or N
+    points = 2.0 * N * band * stored / L
+    b, S = layout.lanes, layout.segments
+    n = b * S * L
+    kv = config.kv_heads / layout.tensor
+    w = layout.width
+    mask = N + (0 if config.stm_of(layer) else L)
+    # The signal at its centres, and from it keys and values; the mask; the bands of all reads; what is written.
+    kept = S * b * N * kv * d * 4 * w + w * n * mask
+    kept += S * b * N * (8 + 4 * band) + _kept_of_writes(config, memory, layout, config.stm_of(layer))
+    return Costs(
+        reads=4.0 * config.heads * d * N, exact=points + _writes(config, memory, layout), extra_keys=0.0,
+        moved=4.0 * 6 * samples_of(memory) * stored / L, launches=SEGMENT_LAUNCHES / 2, saved=kept,
+        constants={memory: _operators(memory, L)})
+
+
 def _stored(config: ModelConfig, memory: MemoryConfig) -> int:
     """Numbers of the stored signal at one place, all heads."""
     return 2 * config.kv_heads * config.head_size if memory.signal == "heads" else config.hidden_size
