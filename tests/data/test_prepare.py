@@ -156,6 +156,9 @@ def test_too_little_text_for_the_vocabulary(tmp_path):
     with pytest.raises(UserError, match=r"too large for so little text.* Give more text"):
         run(request(tmp_path, vocab_size=5000))
     assert not (tmp_path / "data").exists()
+    with pytest.raises(UserError, match="so little text"):  # the advice can be followed: nothing is in its way
+        run(request(tmp_path, vocab_size=2000))
+    run(request(tmp_path, vocab_size=280))
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(prepared, tmp_path):
