@@ -24,6 +24,8 @@ from infty.data.words import count_words
 from infty.errors import UserError
 
 SHARDS = "shards"
+LONGEST = 2**31 - 1
+"""Tokens of a document, which IndexedDataset counts in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.
         if ids.max() >= tokenizer.vocab_size:
             raise UserError(f"{tokenizer.path} gives token {ids.max()} although its vocabulary has "
                             f"{tokenizer.vocab_size} tokens: number its tokens without gaps")
+        if len(ids) > LONGEST:
+            return entry | {"problem": f"more than {LONGEST:,} tokens"}
         f.write(ids.astype(dtype).tobytes())
         entry |= {"tokens": len(ids), "words": words, "sha256": text.digest,
                   "exact": tokenizer.gives_back(text.text, ids[:-1])}

@@ -35,9 +35,8 @@ class Piece:
 
 
 def repeated_documents(lengths: Sequence[int] | np.ndarray, lanes: int) -> int:
-    """How many of `lanes` lanes begin with a document that another lane begins with, too: those beyond the documents of
-    two tokens or more, of which there are `lengths`. They read the same rows as another lane, and learn nothing more
-    from them."""
+    """How many of `lanes` lanes begin with a copy of a document that another lane begins with, in a dataset whose
+    documents have `lengths` tokens. What such a lane reads, another reads at the same time or nearly so."""
     return max(0, lanes - usable_documents(lengths))
 
 

@@ -82,8 +82,13 @@ class Workplace:
                             "--output")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        if self._plan.is_file():
-            if build.read_record(self._plan).get("fingerprint") != fingerprint:
+        left = build.read_record(self._plan).get("fingerprint", "") if self._plan.is_file() else None
+        if left not in (None, fingerprint) and not any(self.shards.glob("*.json")):
+            # It ended before any work was done, perhaps since its arguments could not be: nothing to go on with.
+            shutil.rmtree(self.folder / "tokenizer", ignore_errors=True)
+            left = None
+        if left is not None:
+            if left != fingerprint:
                 raise UserError(f"{self.folder} is left from a preparation with other arguments: run that one again "
                                 "to finish it, or delete the folder")
             tell(f"going on with {self.folder}")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_data import contents, request, run, silent, text, write_books
 
-from infty.data import build
+from infty.data import build, sources
 from infty.data.documents import Documents
 from infty.data.prepare import Request, prepare
 from infty.data.tokenizer import Tokenizer
@@ -156,6 +156,9 @@ def test_too_little_text_for_the_vocabulary(tmp_path):
     with pytest.raises(UserError, match=r"too large for so little text.* Give more text"):
         run(request(tmp_path, vocab_size=5000))
     assert not (tmp_path / "data").exists()
+    with pytest.raises(UserError, match="so little text"):  # the advice can be followed: nothing is in its way
+        run(request(tmp_path, vocab_size=2000))
+    run(request(tmp_path, vocab_size=280))
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(prepared, tmp_path):
@@ -277,3 +280,18 @@ def test_the_output_may_lie_in_the_input(tmp_path):
         assert run(wanted)["ignored"] == []
     with pytest.raises(UserError, match="names no folder"):
         run(Request(books, Path("."), vocab_size=330))
+
+
+def test_a_document_longer_than_the_index_can_count(prepared, tmp_path, monkeypatch):
+    """In 32 bits; a smaller limit stands in for that one. Named, where it would become a negative length."""
+    write_books(tmp_path / "books", 2)
+    (tmp_path / "books/short.txt").write_text("a short book")
+    monkeypatch.setattr(build, "LONGEST", 50)
+    job = build.Job(tmp_path / "shards", prepared / "data/train")
+    (tmp_path / "shards").mkdir()
+    tokenizer = Tokenizer.load(prepared / "data/train")
+    for i, source in enumerate(sources.find(tmp_path / "books")):
+        build.make_shard(job, tokenizer, i, source)
+    info = build.merge(job, tokenizer, range(3), tmp_path / "merged", {})
+    assert info.names == ["short.txt"]
+    assert [entry["problem"] for entry in info.report["left_out"]] == ["more than 50 tokens"] * 2

@@ -14,7 +14,7 @@ from small_data import text as some_text
 
 from infty.data.tokenizer import HuggingFaceTokenizer, Tokenizer, as_read, train_sentencepiece
 from infty.errors import UserError
-from infty_tools.export_tokenizer import SAMPLES, fast_tokenizer
+from infty_tools.export_tokenizer import SAMPLES, compare, fast_tokenizer
 
 TEXT = some_text(1, 1500)
 # What libraries use for themselves, what files differ in, and what is rare.
@@ -217,3 +217,18 @@ def test_vocabularies_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="no line of text"):
         train_sentencepiece(["  \n \n"], 500, tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_differs_is_refused(own):
+    """Checked as users call it, on text: an added token and other cuts are found."""
+    from transformers import PreTrainedTokenizerFast
+
+    for change, words in (
+            (lambda b: setattr(b, "post_processor", tokenizers.processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", 1)])), r"from token 0: \['<s>'"),
+            (lambda b: setattr(b, "normalizer", tokenizers.normalizers.Lowercase()), "from token")):
+        backend = tokenizers.Tokenizer.from_str(fast_tokenizer(own).backend_tokenizer.to_str())
+        change(backend)
+        other = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", split_special_tokens=True)
+        with pytest.raises(UserError, match=words):
+            compare(own, other, ["The sea\r\nwas calm"])
