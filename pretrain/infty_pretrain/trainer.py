@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 from infty.access import refused
@@ -40,6 +42,17 @@ def validate(config: Config, world: int) -> Config:
     config.check_layout(world)
     _check_folder(config.run.folder)
     return config
+
+
+def crowding(lengths: np.ndarray, lanes: int) -> str | None:
+    """What to say of a run with more lanes than documents of these `lengths` (tokens); None for any other."""
+    usable = int((lengths >= 2).sum())  # the others give no prediction
+    if lanes <= usable:
+        return None
+    most = math.ceil(lanes / usable)
+    return (f"batch.lanes: {lanes} lanes for {usable} document(s): {lanes - usable} of them begin with a document that "
+            f"another lane reads, too, so that a step holds up to {most} rows that are the same and teach nothing new; "
+            f"{usable} lanes or fewer would do, or more documents")
 
 
 def _check_folder(folder: Path) -> None:
@@ -273,3 +286,5 @@ class Trainer:
             f"{c.batch.lanes} lanes x {c.batch.window_segments} segments x {c.model.segment_length} tokens = "
             f"{c.tokens_per_step:,} tokens a step; {len(self.train_data)} documents, "
             f"{self.train_data.info.tokens:,} tokens")
+        if crowded := crowding(self.train_data.lengths, c.batch.lanes):
+            self.monitor.say(crowded)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import small_run
 import small_training
 import torch
 
+from infty import stopping
 from infty.data.documents import Documents
 from infty.errors import UserError
 from infty.models.lm import InftyLM
 from infty_pretrain import evaluation, flops
 from infty_pretrain.launch import Launch
-from infty_pretrain.trainer import Trainer
+from infty_pretrain.trainer import Trainer, crowding
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -25,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("single_process")
 @pytest.fixture(scope="module", autouse=True)
 def surroundings():
     """What a launcher would set; and the trainer takes signals over, which pytest wants back."""
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {n: signal.getsignal(n) for n in stopping.REQUESTS}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
             patch.setenv(name, value)
@@ -115,6 +118,21 @@ def test_what_tensorboard_and_the_console_show(tmp_path, data, capsys):
     assert [r["step"] for r in rows] == [3, 6] and rows[0]["on"]["tokens"] == rows[0]["off"]["tokens"] > 0
     said = capsys.readouterr().out
     assert "step 4/6" in said and "left 0:00:0" in said and "mfu" in said and "validation perplexity" in said
+
+
+@pytest.mark.parametrize("lengths, lanes, words", [
+    ([9, 30], 8, "8 lanes for 2 document(s): 6 of them .* up to 4 rows that are the same"),
+    ([9, 30, 1], 3, "3 lanes for 2 document(s): 1 of them .* up to 2 rows"), ([9, 30], 2, None), ([9, 30, 40], 2, None)])
+def test_more_lanes_than_documents_are_told_with_the_numbers(lengths, lanes, words):
+    said = crowding(np.array(lengths), lanes)
+    assert said is None if words is None else re.search(words.replace("(s)", r"\(s\)"), said)
+
+
+def test_the_trainer_says_so_before_training(tmp_path, capsys):
+    two = small_run.write_dataset(tmp_path / "two", [150, 90])
+    assert small_training.train(tmp_path / "run", two, run__steps=1, batch__lanes=8) == 0
+    said = capsys.readouterr().out
+    assert said.index("batch.lanes: 8 lanes for 2 document(s)") < said.index("step 1/1")
 
 
 @pytest.mark.parametrize("end", ["patience", "the last step"])

@@ -18,6 +18,7 @@ import yaml
 from infty_pretrain import checkpoint
 
 pytestmark = pytest.mark.multiprocess
+EARLY = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
 BIN = Path(sys.executable).parent
 
 
@@ -81,10 +82,10 @@ def test_stopped_under_torchrun_finished_under_mpirun_evaluated(tmp_path):
 
 
 def _listens_to_signals(process: subprocess.Popen, _port: int) -> bool:
-    """Whether Python has a handler for SIGUSR1: most of its imports are still to come."""
+    """Whether Python has a handler for every signal: most of its imports are still to come."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")), 16)
-    return bool(caught >> (signal.SIGUSR1 - 1) & 1)
+    return all(caught >> (number - 1) & 1 for number in EARLY)
 
 
 def _waits_for_another(_process: subprocess.Popen, port: int) -> bool:
@@ -92,7 +93,16 @@ def _waits_for_another(_process: subprocess.Popen, port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.fixture
+def hangups_are_not_ignored():
+    """As they are for what nohup starts, perhaps these tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups_are_not_ignored")
+@pytest.mark.parametrize("number", EARLY)
 @pytest.mark.parametrize("moment", [_listens_to_signals, _waits_for_another])
 def test_stopped_before_anything_has_begun(tmp_path, moment, number):
     config = tmp_path / "config.yaml"

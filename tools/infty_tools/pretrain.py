@@ -80,10 +80,13 @@ def _show(config, here) -> None:
     from rich.console import Console
     from rich.syntax import Syntax
 
-    from infty_pretrain.trainer import validate
+    from infty.data.documents import Documents
+    from infty_pretrain.trainer import crowding, validate
 
     config = validate(config, here.world)
     if here.rank == 0:
         Console().print(Syntax(config.to_yaml(), "yaml", background_color="default"))
         print(f"valid for {here.world} process(es) ({here.launcher}); torch {torch.__version__}; "
               f"{config.total_steps:,} steps of {config.tokens_per_step:,} tokens. Nothing was started.")
+        if crowded := crowding(Documents.open(config.data.train).lengths, config.batch.lanes):
+            print(crowded)
