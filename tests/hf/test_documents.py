@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_rows_that_begin_anew_read_as_each_alone(name, data):
     got = torch.cat(parts, 1)
     for row in range(batch):
         borders = [0] + [sum(cuts[:i + 1]) for i in range(len(cuts) - 1) if begun[i][row]] + [len(ids[row])]
-        for first, last in zip(borders, borders[1:]):
+        for first, last in pairwise(borders):
             kept = mask[row, first:last].bool()
             expected = model(ids[row:row + 1, first:last][:, kept]).logits[0]
             close(got[row, first:last][kept], expected)
