@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ def _where_numbers_change(numbers: Tensor, mask: Tensor | None) -> Tensor:
 
 def _where_lengths_say(cu_seq_lens: Tensor, rows: int, columns: int) -> Tensor:
     borders = cu_seq_lens.flatten().tolist()
-    rising = all(a <= b for a, b in itertools.pairwise(borders))
+    rising = all(a <= b for a, b in pairwise(borders))
     if rows != 1 or not rising or borders[:1] != [0] or borders[-1] != columns:
         raise ValueError(f"cu_seq_lens_q must rise from 0 to the {columns} tokens of one row; it is {borders[:6]}"
                          f"{'...' if len(borders) > 6 else ''} for {rows} row(s)")

@@ -38,7 +38,7 @@ class InftyGenerationMixin(GenerationMixin):
         num_return_sequences); it is then copied. Raises ValueError for tokens that the cache has read already."""
         if kwargs.get("cache_implementation") is not None:
             raise ValueError(f"cache_implementation={kwargs['cache_implementation']!r}: an infty model keeps what it "
-                             "has read in an InftyCache only, whose size does not grow; leave cache_implementation out")
+                             "has read in an InftyCache only, which does not grow; leave cache_implementation out")
         cache = kwargs.pop("cache", None)
         older = kwargs.pop("past_key_values", None)
         # transformers reads in parts only into a cache that it is given.
@@ -84,7 +84,7 @@ class InftyGenerationMixin(GenerationMixin):
 def _check_new(given: int, read: int, attention_mask: Tensor | None) -> None:
     """Raise ValueError unless it is clear which of the `given` columns are new to a cache that has `read` some."""
     masked = given if attention_mask is None else attention_mask.shape[1]
-    if (masked == read + given and given) or masked == given > read:
+    if (given and masked == read + given) or masked == given > read:
         return
     if masked == given:
         raise ValueError(f"the cache has read {read} columns, and input_ids has {given}: nothing of them is new. Give "

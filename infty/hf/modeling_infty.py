@@ -423,22 +423,22 @@ class InftyModel(InftyPreTrainedModel):
         starts = document_starts(mask, position_ids, seq_idx, cu_seq_lens_q, b, T, fresh=cache.states is None)
         states = cache.states or (InftyLayerState(),) * len(self.layers)
         reading = Reading(self.config.segment_length, cache.fill, cache.segments, b)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         pieces = []
         for columns, piece in reading.pieces(mask, starts, T, x.device):
             part = x[:, columns] if isinstance(columns, slice) else x.take_along_dim(columns[..., None], 1)
             if piece.begins is not None:
                 states = tuple(state.start_document(piece.begins, piece.held) for state in states)
             streams, states = self._read(part, states, piece, memory_enabled)
-            pieces.append(streams)
+            pieces.append(streams if output_hidden_states else streams[-1:])
         if use_cache if use_cache is not None else self.config.use_cache:
             cache.store(states, reading.fill, reading.segments, T)
         else:
             cache = None
-        hidden = None
-        if output_hidden_states if output_hidden_states is not None else self.config.output_hidden_states:
-            hidden = tuple(reading.in_columns(list(level), x) for level in zip(*pieces)) or (x * 0,)
-        last = hidden[-1] if hidden else reading.in_columns([streams[-1] for streams in pieces], x)
-        result = BaseModelOutputWithPast(last_hidden_state=last, hidden_states=hidden, **{CACHE: cache})
+        levels = [reading.in_columns(list(level), x) for level in zip(*pieces)] or [torch.zeros_like(x)]
+        hidden = tuple(levels) if output_hidden_states else None
+        result = BaseModelOutputWithPast(last_hidden_state=levels[-1], hidden_states=hidden, **{CACHE: cache})
         return result if _as_dict(return_dict, self.config) else result.to_tuple()
 
     def _read(self, x: Tensor, states: tuple[InftyLayerState, ...], piece: Piece,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_rows_that_begin_anew_read_as_each_alone(name, data):
     got = torch.cat(parts, 1)
     for row in range(batch):
         borders = [0] + [sum(cuts[:i + 1]) for i in range(len(cuts) - 1) if begun[i][row]] + [len(ids[row])]
-        for first, last in itertools.pairwise(borders):
+        for first, last in pairwise(borders):
             kept = mask[row, first:last].bool()
             expected = model(ids[row:row + 1, first:last][:, kept]).logits[0]
             close(got[row, first:last][kept], expected)

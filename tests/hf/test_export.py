@@ -22,16 +22,13 @@ from infty_tools import export_verify
 from infty_tools.export_tokenizer import SAMPLES, convert_sentencepiece, fast_tokenizer
 from infty_tools.export_weights import convert_weights
 from infty_tools.exporter import Exporter
+from infty_tools.standalone import HIDE
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-GENERATE = """
-import json, sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("infty", "infty_tools", "infty_pretrain", "deepspeed", "megatron"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Blocked())
+GENERATE = HIDE + """
+import importlib.util, json
+assert importlib.util.find_spec("infty") is importlib.util.find_spec("deepspeed") is None
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 folder = sys.argv[1]
@@ -84,6 +81,33 @@ def test_export_generates_alone(tmp_path, monkeypatch):
     assert out["base"][::2] == [2, 32]
     assert not any("work" in p.read_text() and str(tmp_path) in p.read_text() for p in folder.glob("*.py"))
     assert str(tmp_path) not in "".join(p.read_text() for p in folder.iterdir() if p.suffix in (".json", ".md", ".py"))
+
+
+CARD = HIDE + """
+import json, re
+from pathlib import Path
+card = Path(sys.argv[1], "README.md").read_text()
+names = {}
+for block in re.findall(r"```python\\n(.*?)```", card, re.S):
+    exec(block.replace('folder = "."', f"folder = {sys.argv[1]!r}"), names)
+cache, mine, model, tokenizer = (names[n] for n in ("cache", "mine", "model", "tokenizer"))
+config = [tokenizer.bos_token, model.config.bos_token_id, model.generation_config.bos_token_id]
+print(json.dumps({"read": cache.get_seq_length(), "book": names["book"].shape[1], "bos": config,
+                  "after": mine.get_seq_length() - names["ids"].shape[1] + 1, "infty": "infty.errors" in sys.modules,
+                  "limit": model.config.max_position_embeddings}))
+"""
+
+
+@pytest.mark.usefixtures("run")
+def test_the_model_cards_code_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr(Exporter, "_verify", lambda *_: "tested elsewhere")
+    Exporter(tmp_path / "run").write(tmp_path / "first")
+    out = in_another_process(CARD, tmp_path / "first", cache=tmp_path / "cache")
+    assert out["read"] == out["book"] == out["after"] > 1000
+    assert out["bos"] == [None] * 3 and not out["infty"]
+    assert out["limit"] == 2**31 - 1
+    card = (tmp_path / "first" / "README.md").read_text()
+    assert "`memory.out`." in card and "`</s>`" in card
 
 
 @pytest.mark.parametrize("name, dtype", [("paper with stm", "float32"), ("gpt2 untied", "bfloat16")])

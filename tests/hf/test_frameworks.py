@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import importlib.util
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from runs import make_run, tokenizer
 from test_documents import alone
 from test_modeling import VARIANTS, close, pair, tokens, twin
 
 from infty.hf.cache_infty import InftyCache
 from infty.hf.configuration_infty import UNLIMITED, InftyConfig
 from infty.hf.modeling_infty import InftyForCausalLM
+from infty_tools.exporter import Exporter
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -157,7 +160,7 @@ def test_documents_that_trl_packs_do_not_see_one_another(tmp_path, monkeypatch):
         got = model.eval()(**batch).logits
     for row in range(len(ids)):
         borders = [*(where[row] == 0).nonzero()[:, 0].tolist(), ids.shape[1]]
-        sizes = [b - a for a, b in itertools.pairwise(borders)]
+        sizes = [b - a for a, b in pairwise(borders)]
         assert len([n for n in sizes if n > 1]) >= 2
         with torch.no_grad():
             close(got[row], alone(model, ids[row], sizes))
@@ -194,6 +197,28 @@ def test_lm_eval_reads_a_long_text_whole():
     logits = model(read[:, :-1]).logits.log_softmax(-1)
     expected = logits.gather(2, read[:, 1:, None]).sum().item()
     assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_tool_invents_a_token_that_begins_a_text(tmp_path):
+    """The run's tokenizer has one, which training never used: Trainer would write it into the config."""
+    library("accelerate")
+    from transformers import AutoTokenizer, Trainer, TrainingArguments
+
+    make_run(tmp_path / "run", VARIANTS["llama"], tokenizer(tmp_path))
+    Exporter(tmp_path / "run").write(tmp_path / "model")
+    model = InftyForCausalLM.from_pretrained(tmp_path / "model")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "model")
+    arguments = TrainingArguments(tmp_path / "out", max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    Trainer(model, arguments, train_dataset=examples(2, 20), processing_class=exported).train()
+    saved = [InftyConfig.from_pretrained(path.parent) for path in (tmp_path / "out").glob("*/config.json")]
+    assert [c.bos_token_id for c in (model.config, model.generation_config, *saved)] == [None] * 3
+    assert (exported.bos_token, model.config.eos_token_id) == (None, 2)
+    if importlib.util.find_spec("lm_eval"):
+        from lm_eval.models.huggingface import HFLM
+
+        judge = HFLM(model, tokenizer=exported, device="cpu")
+        assert judge.prefix_token_id == 2
+        assert judge.tok_encode("Call me") == exported("Call me").input_ids
 
 
 def test_no_limit_is_what_the_config_says(tmp_path):

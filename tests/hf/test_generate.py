@@ -113,8 +113,7 @@ def test_tokens_that_a_cache_has_read_are_not_read_again(ids):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}],
-                         ids=["beams", "several"])
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
 def test_one_cache_goes_on_in_several_ways_and_stays_as_it_was(how):
     model, ids, cache = twin("hidden"), tokens(1, 40), InftyCache()
     model(ids[:, :30], cache=cache)

@@ -23,19 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from infty.errors import UserError
+from infty_tools.standalone import HIDE
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 MARKER = ".infty-demo"
 REQUEUE = 85  # what `infty pretrain` ends with when it was stopped and has saved
 PROMPT = "HAMLET.\n"
 # The generating process proves that the export stands alone: it cannot import what trained the model.
-GENERATE = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"infty", "infty_tools", "infty_pretrain", "deepspeed", "megatron"}:
-            raise ImportError(f"{name} is blocked: the export must stand alone")
-sys.meta_path.insert(0, Blocked())
+GENERATE = HIDE + """
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, prompt = sys.argv[1:]

@@ -30,17 +30,59 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100, do_sample=Tr
 
 It needs torch and transformers 5.17 or newer. `trust_remote_code` runs the code beside this card ({files} files).
 
-**Long texts.** The state between calls is an `InftyCache`; read a book in parts and go on where you stopped:
+## Long texts
+
+What the model has read is in an `InftyCache`, whose size does not grow. Read a book in parts, as long as it is:
 
 ```python
+book = tokenizer("Call me Ishmael. " * 400, return_tensors="pt").input_ids
 cache = None
-for part in tokenizer(book, return_tensors="pt").input_ids.split(4096, 1):
-    cache = model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+for part in book.split(4096, 1):
+    cache = model(part, cache=cache, use_cache=True, logits_to_keep=1).past_key_values  # .cache in newer versions
 ```
 
-The cache can be copied (`copy.deepcopy`) and reordered (beam search), but not cropped. Rows of different lengths are
-padded on the left with an attention mask; padding is not read. `model(..., memory_enabled=False)` switches the
-long-term memory off.
+Go on from there with new tokens only, under a mask over all of them, as often as you like. What you add becomes part of
+what was read, so keep a copy of the book's cache to ask something else:
+
+```python
+import copy
+
+import torch
+
+question = tokenizer("Who is it that", return_tensors="pt").input_ids
+for seed in (1, 2):
+    torch.manual_seed(seed)
+    mine = copy.deepcopy(cache)
+    mask = torch.ones(1, mine.get_seq_length() + question.shape[1])
+    ids = model.generate(question, cache=mine, attention_mask=mask, max_new_tokens=40, do_sample=True)
+    print(tokenizer.decode(ids[0]))
+```
+
+To go on after that, give `mine` and what it has not read: the last token that was written, then yours. Tokens that a
+cache has read already are refused, and it cannot be cropped; several beams or returned sequences go on from a copy.
+
+## Batches and documents
+
+Rows of different lengths are padded on the left (`tokenizer(texts, padding=True)`) with an attention mask. Padding is
+not read, also where it fills up a row that has ended. A document begins where `position_ids` is 0 (packed rows, as TRL
+makes them), where `seq_idx` changes, or where `cu_seq_lens_q` says so; its row then forgets what it has read.
+`cache.start_document(rows)` does the same between calls. `model(..., memory_enabled=False)` switches the long-term
+memory off. Arguments that would have no effect (`output_attentions`, `cache_implementation`, ...) are refused.
+
+There is no token that begins a text (no bos): in training a document began with its own first token, and ended with
+`{end}`. The length is not limited; `config.max_position_embeddings` is a number that no text reaches.
+
+## Training, quantisation, evaluation
+
+* Trainer and TRL work, with packing, gradient checkpointing (`use_reentrant=False`) and LoRA. Names for
+  `target_modules`: `qkv` (queries, keys and values in one), `attention.out`, `mlp.up`, `mlp.out`{lora}.
+* 8 and 4 bits: `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, quantization_config=
+  BitsAndBytesConfig(load_in_8bit=True))`. Weights are rounded; the memory itself stays in float32.
+* `device_map="auto"` may move layers to the CPU or to a disk.
+* lm-eval: `lm_eval --model hf --model_args pretrained=FOLDER,trust_remote_code=True --batch_size 1 --tasks ...` reads
+  texts whole. Give a number for `--batch_size`: `auto` tries a text of the greatest length. Where a task has no
+  context, lm-eval puts `{end}` before the text, which training never did.
+* Not there: vLLM, GGUF, continuous batching, static or quantised caches, assisted generation, `torch.compile`.
 
 | | |
 |---|---|
@@ -56,15 +98,15 @@ Limits: what was read long ago is remembered in outline, not word for word.
 """
 
 
-def write_card(folder: Path, config: Config, run: dict[str, Any], dtype: str, files: list[str]) -> None:
-    """Write README.md."""
+def write_card(folder: Path, config: Config, run: dict[str, Any], dtype: str, files: list[str], end: str) -> None:
+    """Write README.md. end: the token that ends a document."""
     model, tokens = config.model, run.get("tokens")
     (folder / "README.md").write_text(CARD.format(
         title=config.run.folder.name, version=__version__, memory=_memory(config), files=len(files),
         family=model.family, norm=model.norm, activation=model.activation, positions=model.positions,
         layers=model.layers, hidden=model.hidden_size, heads=model.heads, kv_heads=model.kv_heads, ffn=model.ffn_size,
         vocab=f"{model.vocab_size:,}", segment=model.segment_length, stm=model.stm_length, step=f"{run['step']:,}",
-        tokens="?" if tokens is None else f"{tokens:,}", dtype=dtype), encoding="utf-8")
+        tokens="?" if tokens is None else f"{tokens:,}", dtype=dtype, end=end, lora=_lora(config)), encoding="utf-8")
 
 
 def _memory(config: Config) -> str:
@@ -72,3 +114,11 @@ def _memory(config: Config) -> str:
     if memory is None:
         return "this model has none but its short-term memory"
     return f"{memory.basis} basis functions a head and layer, contraction {memory.contraction}, sticky: {memory.sticky}"
+
+
+def _lora(config: Config) -> str:
+    """The memory's projections, for `target_modules`."""
+    memory = config.model.memory
+    if memory is None:
+        return ""
+    return ", `memory.out`" + (", `memory.key`, `memory.value`" if memory.signal == "hidden" else "")

@@ -16,20 +16,15 @@ from torch import Tensor
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.models.lm import InftyLM
+from infty_tools.standalone import HIDE
 
 SEGMENTS = 4
 COLUMNS = 24  # logits compared in every segment
 # Of the largest logit. What rounding does beyond that is measured, by reading in another order.
 TOLERANCE = 2e-4
-BLOCKED = ("infty", "infty_pretrain", "infty_tools", "deepspeed", "megatron")
 
 ALONE = """
 import json, sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r}: an export must stand alone", name=name)
-sys.meta_path.insert(0, Blocked())
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -64,7 +59,7 @@ def run_alone(folder: Path, given: Tensor, texts: list[str]) -> tuple[Tensor, li
         Path(work, "texts.json").write_text(json.dumps(texts))
         environment = os.environ | {"HF_MODULES_CACHE": f"{work}/modules", "HF_HUB_OFFLINE": "1",
                                     "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-c", f"BLOCKED = {BLOCKED!r}\n{ALONE}", str(folder.resolve()), work]
+        command = [sys.executable, "-c", HIDE + ALONE, str(folder.resolve()), work]
         done = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError("the export does not load by itself, so nothing was exported. It said:\n"

@@ -84,6 +84,7 @@ class Exporter:
     def _fill(self, folder: Path) -> None:
         self.tell("converting the tokenizer")
         fast = fast_tokenizer(self.tokenizer, self._book_texts())
+        fast.bos_token = None  # documents began with their first token in training: no other tool is to add one
         self.tell("converting the weights")
         model = self._twin()
         self.tell("writing the weights")
@@ -91,7 +92,7 @@ class Exporter:
         model.save_pretrained(folder, max_shard_size=self.max_shard)
         fast.save_pretrained(folder)
         names = write_code(folder)
-        write_card(folder, self.config, self.reader.run, self.dtype, names)
+        write_card(folder, self.config, self.reader.run, self.dtype, names, fast.eos_token)
         for path in folder.glob("*.safetensors"):  # written for their owner's eyes only
             path.chmod((folder / "config.json").stat().st_mode)
 
