@@ -17,6 +17,8 @@ from infty_tools.slurm import job as jobs
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(slurm_cluster.missing() is not None,
                                                     reason=slurm_cluster.missing() or "")]
 STAND_IN = Path(__file__).with_name("stand_in.py")
+EXPORTED = 45000 + os.getpid() % 10000
+"""A port that a job is told to use."""
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +32,12 @@ class Sent:
 
     def __init__(self, cluster, folder: Path, *behaviours: str, **settings) -> None:
         self.cluster, self.folder = cluster, folder
-        words = jobs.quote([f"{folder}/run" + ("-{task}" if "array" in settings else ""), *behaviours],
-                                 settings.get("array"))
-        run = words.split()[0]
+        run = f"{folder}/run" + ("-{task}" if "array" in settings else "")
+        words = jobs.quote([run, *behaviours], settings.get("array"))
         job = jobs.Job(nodes=2, gpus_per_node=0, tasks_per_node=1, cpus_per_task=1, name=folder.name,
-                  command=f"{sys.executable} {STAND_IN}", arguments=words,
-                       python=sys.executable, run_folder=run, logs=str(folder / "logs"), output=str(folder / "%j.out"),
-                  **{"time": "5", "lead_seconds": 10} | settings)
+                       command=f"{sys.executable} {STAND_IN}", python=sys.executable, arguments=words,
+                       run_folder=jobs.quote([run], settings.get("array")), logs=str(folder / "logs"),
+                       output=str(folder / "%j.out"), **{"time": "5", "lead_seconds": 10} | settings)
         done = subprocess.run(["sbatch", "--parsable"], input=jobs.render(job), text=True, cwd=folder,
                               env=cluster.environment, capture_output=True, check=True)
         self.number = done.stdout.strip()
@@ -85,6 +86,8 @@ def sent(cluster, tmp_path_factory):
         "array": send("array", "0", array="0-1"),
         "cancelled": send("cancelled", "wait", "0"),
         "early": send("early", "0", "slow"),
+        "setup": send("setup", "0", setup=("[ -e begun ] || { touch begun; sleep 4; }",
+                                           f"export MASTER_ADDR=127.0.0.1 MASTER_PORT={EXPORTED}")),
         "unwilling": send("unwilling", "85", "0", setup=(f"export PATH={unwilling}:$PATH",)),
     }
 
@@ -129,6 +132,17 @@ def test_a_signal_during_the_preflight_requeues(cluster, sent):
     summary = job.finish()
     assert "told to stop; passed on" in summary and summary.count("requeued") == 1 and "start 2" in summary
     assert job.state() == "COMPLETED" and len(list((job.folder / "run").glob("start-*"))) == 2
+
+
+def test_a_signal_during_the_setup_requeues(cluster, sent):
+    job = sent["setup"]
+    cluster.wait((job.folder / "begun").exists, 90, "the setup")
+    cluster.slurm("scancel", "--batch", "--signal=USR1", job.number)
+    summary = job.finish()
+    assert "told to stop\n" in summary and summary.count("requeued") == 1 and "start 2" in summary
+    assert job.state() == "COMPLETED"
+    # On one host, which these two nodes are, even the loopback address is kept when it was exported.
+    assert (job.folder / "run" / "start-0-0").read_text() == f"127.0.0.1:{EXPORTED}"
 
 
 def test_a_controller_that_does_not_answer_is_asked_again(sent):

@@ -70,6 +70,9 @@ def test_a_profile_holds_what_a_cluster_wants(tmp_path):
     result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--profile", str(profile), "--partition", "debug")
     assert "--partition=debug" in result.output and "source env.sh" in result.output
     assert "#SBATCH --ntasks-per-node=4" in result.output
+    profile.write_text("partition: [gpu\n")
+    broken = _submit("-c", "x", "--profile", str(profile)).exception
+    assert isinstance(broken, UserError) and str(profile) in str(broken)
     profile.write_text("partitoin: gpu\n")
     assert "did you mean 'partition'" in str(_submit("-c", "x", "--profile", str(profile)).exception)
 
