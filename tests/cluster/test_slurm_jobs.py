@@ -37,7 +37,8 @@ class Sent:
         job = jobs.Job(nodes=2, gpus_per_node=0, tasks_per_node=1, cpus_per_task=1, name=folder.name,
                        command=f"{sys.executable} {STAND_IN}", python=sys.executable, arguments=words,
                        run_folder=jobs.quote([run], settings.get("array")), logs=str(folder / "logs"),
-                       output=str(folder / "%j.out"), **{"time": "5", "lead_seconds": 10} | settings)
+                       output=f"{str(folder).replace('%', '%%')}/%j.out",
+                       **{"time": "5", "lead_seconds": 10} | settings)
         done = subprocess.run(["sbatch", "--parsable"], input=jobs.render(job), text=True, cwd=folder,
                               env=cluster.environment, capture_output=True, check=True)
         self.number = done.stdout.strip()
@@ -78,7 +79,7 @@ def sent(cluster, tmp_path_factory):
         "signal": send("signal", "wait", "0"),
         "limit": send("limit", "wait", "0", time="1", lead_seconds=55),
         "bounded": send("bounded", "+85", starts=2, setup=('echo "$NOWHERE_SET"',)),
-        "progress": send("progress", "+1", "0"),
+        "progress": send("50%jam", "+1", "0"),
         "stuck": send("stuck", "1"),
         "stalled": send("stalled", "stalled", "1"),
         "mistake": send("mistake", "+2"),
@@ -86,7 +87,7 @@ def sent(cluster, tmp_path_factory):
         "array": send("array", "0", array="0-1"),
         "cancelled": send("cancelled", "wait", "0"),
         "early": send("early", "0", "slow"),
-        "setup": send("setup", "0", setup=("[ -e begun ] || { touch begun; sleep 4; }",
+        "setup": send("setup", "0", setup=('[ -e begun ] || { touch begun; until [ "$TOLD" ]; do sleep .2; done; }',
                                            f"export MASTER_ADDR=127.0.0.1 MASTER_PORT={EXPORTED}")),
         "unwilling": send("unwilling", "85", "0", setup=(f"export PATH={unwilling}:$PATH",)),
     }
@@ -162,7 +163,9 @@ def test_starts_are_bounded(sent):
 
 
 def test_a_failure_after_progress_is_tried_again(sent):
-    assert "start 2" in sent["progress"].finish() and sent["progress"].state() == "COMPLETED"
+    job = sent["progress"]
+    assert "start 2" in job.finish() and job.state() == "COMPLETED"
+    assert (job.folder / "logs" / job.number / "node-0.log").exists()  # in a folder whose name has a % in it
 
 
 def test_a_start_in_which_a_task_stood_still_is_tried_again(sent):

@@ -107,6 +107,12 @@ def test_spaces_are_quoted_and_variables_of_a_container_are_not():
         assert said in result.output, said
 
 
+def test_a_percent_sign_in_a_folder_is_no_pattern():
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "run.folder=runs/50%jam")
+    assert "#SBATCH --output=runs/50%%jam-slurm/%j.out\n" in result.output
+    assert " --logs runs/50%jam-slurm " in result.output
+
+
 @pytest.mark.parametrize("text, expected", [
     ("90", 5400), ("1:30", 90), ("24:00:00", 86400), ("2-12", 216000), ("1-00:30", 88200), ("1-0:0:5", 86405),
     ("0", None), ("UNLIMITED", None), ("noon", None)])

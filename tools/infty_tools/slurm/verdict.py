@@ -28,7 +28,7 @@ def verdict(code: int, state: str | None, *, told: bool, progress: bool, stalled
 
     A job that is being cancelled is COMPLETING by now, and a requeue would bring it back to life.
     One whose state is unknown is taken to be running: it would be lost otherwise. Status 2 is a
-    mistake that no repetition mends. Any other failure is tried again if this start was told to
+    mistake that another start does not fix. Any other failure is tried again if this start was told to
     stop (a task that does not listen yet dies of that), got further than the one before, or had a
     task that stood still: that one is killed, and srun reports its status rather than that of the
     tasks that noticed.
