@@ -25,6 +25,12 @@ INSIDE = {"infty.memory": {"infty.layers", "infty.models", "infty.parallel", "in
 CARRIED = {"infty.memory": {"torch", "triton", "infty"}, "infty.hf": {"torch", "triton", "transformers", "infty"}}
 CARRIED_OF_INFTY = ("infty.memory", "infty.hf", "infty.errors", "infty.tree")
 
+# What a batch script runs, outside the container that may hold everything else.
+STANDARD_LIBRARY = ("infty_tools.slurm.supervise", "infty_tools.slurm.verdict", "infty_tools.slurm.controller",
+                    "infty_tools.slurm.rendezvous")
+# Rooms of the tools; of these, what each may not import: a room on the same level.
+ROOMS = {"infty_tools.slurm": {"infty_tools.doctor"}, "infty_tools.doctor": {"infty_tools.slurm"}}
+
 
 def modules() -> dict[str, Path]:
     """Every module by its dotted name."""
@@ -68,6 +74,21 @@ def test_parts_of_infty_import_downward():
     wrong = [f"{name} imports {i}" for name, path in modules().items() for part, forbidden in INSIDE.items()
              if below(name, [part]) for i in imports(name, path) if below(i, forbidden)]
     assert not wrong
+
+
+def test_rooms_of_the_tools_are_apart():
+    wrong = [f"{name} imports {i}" for name, path in modules().items() for room, forbidden in ROOMS.items()
+             if below(name, [room]) for i in imports(name, path) if below(i, forbidden)]
+    assert not wrong
+
+
+def test_what_a_batch_script_runs_needs_the_standard_library_alone():
+    found = modules()
+    wrong = [f"{name} imports {i}" for name in STANDARD_LIBRARY for i in imports(name, found[name])
+             if i.partition(".")[0] not in sys.stdlib_module_names and not below(i, STANDARD_LIBRARY)]
+    assert not wrong
+    for package in ("infty_tools", "infty_tools.slurm"):
+        assert not imports(package, found[package])
 
 
 @pytest.mark.parametrize("part", CARRIED)

@@ -17,6 +17,8 @@ from infty_tools.slurm import job as jobs
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(slurm_cluster.missing() is not None,
                                                     reason=slurm_cluster.missing() or "")]
 STAND_IN = Path(__file__).with_name("stand_in.py")
+EXPORTED = 45000 + os.getpid() % 10000
+"""A port that a job is told to use."""
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +32,13 @@ class Sent:
 
     def __init__(self, cluster, folder: Path, *behaviours: str, **settings) -> None:
         self.cluster, self.folder = cluster, folder
-        words = jobs.quote([f"{folder}/run" + ("-{task}" if "array" in settings else ""), *behaviours],
-                                 settings.get("array"))
-        run = words.split()[0]
+        run = f"{folder}/run" + ("-{task}" if "array" in settings else "")
+        words = jobs.quote([run, *behaviours], settings.get("array"))
         job = jobs.Job(nodes=2, gpus_per_node=0, tasks_per_node=1, cpus_per_task=1, name=folder.name,
-                  command=f"{sys.executable} {STAND_IN}", arguments=words,
-                       python=sys.executable, run_folder=run, logs=str(folder / "logs"), output=str(folder / "%j.out"),
-                  **{"time": "5", "lead_seconds": 10} | settings)
+                       command=f"{sys.executable} {STAND_IN}", python=sys.executable, arguments=words,
+                       run_folder=jobs.quote([run], settings.get("array")), logs=str(folder / "logs"),
+                       output=f"{str(folder).replace('%', '%%')}/%j.out",
+                       **{"time": "5", "lead_seconds": 10} | settings)
         done = subprocess.run(["sbatch", "--parsable"], input=jobs.render(job), text=True, cwd=folder,
                               env=cluster.environment, capture_output=True, check=True)
         self.number = done.stdout.strip()
@@ -77,7 +79,7 @@ def sent(cluster, tmp_path_factory):
         "signal": send("signal", "wait", "0"),
         "limit": send("limit", "wait", "0", time="1", lead_seconds=55),
         "bounded": send("bounded", "+85", starts=2, setup=('echo "$NOWHERE_SET"',)),
-        "progress": send("progress", "+1", "0"),
+        "progress": send("50%jam", "+1", "0"),
         "stuck": send("stuck", "1"),
         "stalled": send("stalled", "stalled", "1"),
         "mistake": send("mistake", "+2"),
@@ -85,6 +87,8 @@ def sent(cluster, tmp_path_factory):
         "array": send("array", "0", array="0-1"),
         "cancelled": send("cancelled", "wait", "0"),
         "early": send("early", "0", "slow"),
+        "setup": send("setup", "0", setup=('[ -e begun ] || { touch begun; until [ "$TOLD" ]; do sleep .2; done; }',
+                                           f"export MASTER_ADDR=127.0.0.1 MASTER_PORT={EXPORTED}")),
         "unwilling": send("unwilling", "85", "0", setup=(f"export PATH={unwilling}:$PATH",)),
     }
 
@@ -131,6 +135,17 @@ def test_a_signal_during_the_preflight_requeues(cluster, sent):
     assert job.state() == "COMPLETED" and len(list((job.folder / "run").glob("start-*"))) == 2
 
 
+def test_a_signal_during_the_setup_requeues(cluster, sent):
+    job = sent["setup"]
+    cluster.wait((job.folder / "begun").exists, 90, "the setup")
+    cluster.slurm("scancel", "--batch", "--signal=USR1", job.number)
+    summary = job.finish()
+    assert "told to stop\n" in summary and summary.count("requeued") == 1 and "start 2" in summary
+    assert job.state() == "COMPLETED"
+    # On one host, which these two nodes are, even the loopback address is kept when it was exported.
+    assert (job.folder / "run" / "start-0-0").read_text() == f"127.0.0.1:{EXPORTED}"
+
+
 def test_a_controller_that_does_not_answer_is_asked_again(sent):
     summary = sent["unwilling"].finish()
     assert sent["unwilling"].state() == "COMPLETED" and "start 2" in summary and summary.count("requeued") == 1
@@ -148,7 +163,9 @@ def test_starts_are_bounded(sent):
 
 
 def test_a_failure_after_progress_is_tried_again(sent):
-    assert "start 2" in sent["progress"].finish() and sent["progress"].state() == "COMPLETED"
+    job = sent["progress"]
+    assert "start 2" in job.finish() and job.state() == "COMPLETED"
+    assert (job.folder / "logs" / job.number / "node-0.log").exists()  # in a folder whose name has a % in it
 
 
 def test_a_start_in_which_a_task_stood_still_is_tried_again(sent):

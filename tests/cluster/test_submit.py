@@ -70,6 +70,9 @@ def test_a_profile_holds_what_a_cluster_wants(tmp_path):
     result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--profile", str(profile), "--partition", "debug")
     assert "--partition=debug" in result.output and "source env.sh" in result.output
     assert "#SBATCH --ntasks-per-node=4" in result.output
+    profile.write_text("partition: [gpu\n")
+    broken = _submit("-c", "x", "--profile", str(profile)).exception
+    assert isinstance(broken, UserError) and str(profile) in str(broken)
     profile.write_text("partitoin: gpu\n")
     assert "did you mean 'partition'" in str(_submit("-c", "x", "--profile", str(profile)).exception)
 
@@ -102,6 +105,12 @@ def test_spaces_are_quoted_and_variables_of_a_container_are_not():
                  ' --srun=--container-image="$SCRATCH/the image.sqsh"',
                  ' --srun=--container-mounts="$SCRATCH/my books:/books"'):
         assert said in result.output, said
+
+
+def test_a_percent_sign_in_a_folder_is_no_pattern():
+    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "run.folder=runs/50%jam")
+    assert "#SBATCH --output=runs/50%%jam-slurm/%j.out\n" in result.output
+    assert " --logs runs/50%jam-slurm " in result.output
 
 
 @pytest.mark.parametrize("text, expected", [

@@ -184,9 +184,14 @@ def _pretraining(job: Job, config: Path | None, overrides: list[str], gpu: str) 
         arguments=words,
         run_folder=quote([str(folder)], job.array),
         logs=shlex.quote(str(logs)),
-        output=f"{logs}/{'%A_%a' if job.array else '%j'}.out",
+        output=f"{_literal(logs)}/{'%A_%a' if job.array else '%j'}.out",
         name=job.name if job.name != "infty" else _job_name(config),
     )
+
+
+def _literal(path: Path) -> str:
+    """A path in a pattern of sbatch's, in which % begins a number."""
+    return str(path).replace("%", "%%")
 
 
 def _shared(folder: Path) -> Path:
