@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
-from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.activation_checkpointing import checkpointing as ds_checkpointing
 
 from infty.parallel import groups
+
+
+def _deepspeed() -> ModuleType:
+    """DeepSpeed's tracker of random streams, imported where it is used: what only counts a model starts without."""
+    from deepspeed.runtime.activation_checkpointing import checkpointing
+
+    return checkpointing
 
 
 def seed(value: int) -> None:
@@ -17,6 +23,7 @@ def seed(value: int) -> None:
 
     Both differ between data-parallel ranks. Call it after `deepspeed.initialize`, which seeds for itself.
     """
+    ds_checkpointing = _deepspeed()
     ds_checkpointing.configure(groups.MPU(), partition_activations=False)
     ds_checkpointing.model_parallel_cuda_manual_seed(value + 100_003 * groups.data_rank())
     torch.manual_seed(value + 100_003 * groups.data_rank())
@@ -25,7 +32,7 @@ def seed(value: int) -> None:
 @contextlib.contextmanager
 def sharded() -> Iterator[None]:
     """Draw from this rank's own stream: for dropout inside a head or a slice of the MLP."""
-    tracker = ds_checkpointing.get_cuda_rng_tracker()
+    tracker = _deepspeed().get_cuda_rng_tracker()
     if groups.tensor_size() == 1 or not tracker.get_states():
         yield
         return
@@ -36,10 +43,12 @@ def sharded() -> Iterator[None]:
 def states() -> dict[str, torch.Tensor]:
     """Every random stream of this process, by name, as byte tensors: for checkpoints."""
     out = {"cpu": torch.get_rng_state()}
+    from deepspeed.accelerator import get_accelerator
+
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         out["accelerator"] = accelerator.get_rng_state()
-    for name, state in ds_checkpointing.get_cuda_rng_tracker().get_states().items():
+    for name, state in _deepspeed().get_cuda_rng_tracker().get_states().items():
         out[f"tracker.{name}"] = state
     return {k: v.cpu().clone() for k, v in out.items()}
 
@@ -48,9 +57,11 @@ def restore(saved: dict[str, torch.Tensor]) -> None:
     """Put back what `states` returned."""
     torch.set_rng_state(saved["cpu"])
     if "accelerator" in saved:
+        from deepspeed.accelerator import get_accelerator
+
         get_accelerator().set_rng_state(saved["accelerator"])
     tracked = {k.removeprefix("tracker."): v for k, v in saved.items() if k.startswith("tracker.")}
-    ds_checkpointing.get_cuda_rng_tracker().set_states(tracked)
+    _deepspeed().get_cuda_rng_tracker().set_states(tracked)
 
 
 def recompute_context() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
@@ -58,7 +69,7 @@ def recompute_context() -> tuple[contextlib.AbstractContextManager, contextlib.A
 
     Without it dropout inside the shards is redrawn at recompute: forwards agree, gradients are silently wrong.
     """
-    tracker = ds_checkpointing.get_cuda_rng_tracker()
+    tracker = _deepspeed().get_cuda_rng_tracker()
     before = dict(tracker.get_states())
 
     @contextlib.contextmanager

@@ -7,20 +7,18 @@ here, before any process group starts.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pydantic
 import yaml
 
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.memory import presets
 from infty.memory_kinds import kind_of
+from infty_pretrain import typed
 
 
 @dataclass(frozen=True)
@@ -208,10 +206,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no config at {path}")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+    values = typed.read_yaml_file(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections (run:, model:, data:, ...), not a {type(values).__name__}")
     for text in overrides or []:
@@ -224,20 +219,8 @@ def from_dict(values: dict[str, Any], source: str = "config") -> Config:
 
     `model.memory.preset` names the memory that the section's other keys change (infty.memory.presets).
     """
-    _check_keys(Config, values, source)
-    return _validated(Config, _floats(_with_memories(values, source)), source)
-
-
-def _validated(kind: type, values: Any, source: str, prefix: str = "") -> Any:
-    """A dataclass from plain values, every type checked. Raises UserError naming the keys."""
-    try:
-        return pydantic.TypeAdapter(kind).validate_python(values)
-    except pydantic.ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            where = ".".join(str(p) for p in problem["loc"] if not str(p).startswith(("function", "constrained")))
-            lines.append(f"{prefix}{where}: {problem['msg']} (got {problem['input']!r})")
-        raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from error
+    typed.check_keys(Config, values, source)
+    return typed.validated(Config, _with_memories(values, source), source)
 
 
 def _with_memories(values: dict[str, Any], source: str) -> dict[str, Any]:
@@ -261,8 +244,21 @@ def _memory(section: Any, source: str, key: str) -> Any:
         changes = {name: value for name, value in section.items() if name != "preset"}
         section = presets.fields(section["preset"]) | changes
     kind = kind_of(section).section
-    _check_keys(kind, section, f"{source}: {key}")
-    return _validated(kind, _floats(section), source, f"{key}.")
+    if isinstance(section.get("overrides"), dict):
+        section = section | {"overrides": _overrides(kind, section["overrides"], source, f"{key}.overrides")}
+    return typed.validated(kind, section, source, f"{key}.")
+
+
+def _overrides(kind: type, layers: dict[Any, Any], source: str, key: str) -> dict[Any, Any]:
+    """What is different in some layers, each value read by the type of its key."""
+    hints = typing.get_type_hints(kind)
+    made = {}
+    for layer, changes in layers.items():
+        if isinstance(changes, dict):
+            changes = {name: typed.value_of(hints[name], value, source, f"{key}.{layer}.{name}") if name in hints
+                       else value for name, value in changes.items()}
+        made[layer] = changes
+    return made
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -289,46 +285,7 @@ def _override(values: dict[str, Any], text: str) -> None:
         if not isinstance(inner, dict):
             inner = values[section] = {}
         values = inner
-    try:
-        values[name] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"the value of '{text}' is not valid YAML: {error}") from error
-
-
-def _floats(value: Any) -> Any:
-    """YAML reads 1e-4 as text; so does everybody expect a number."""
-    if isinstance(value, dict):
-        return {k: _floats(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_floats(v) for v in value]
-    if isinstance(value, str):
-        try:
-            return float(value) if value[:1] in "0123456789.-+" and "e" in value.lower() else value
-        except ValueError:
-            return value
-    return value
-
-
-def _check_keys(kind: type, values: Any, where: str) -> None:
-    """Raise UserError for a key that `kind` does not have, at any depth, naming the nearest that it has."""
-    if not isinstance(values, dict):
-        return
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    for key, value in values.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(names)}"
-            raise UserError(f"{where}: unknown key '{key}'; {hint}")
-        inner = _dataclass_of(hints[key])
-        if inner is not None:
-            _check_keys(inner, value, f"{where}: {key}" if ":" not in where else f"{where}.{key}")
-
-
-def _dataclass_of(hint: Any) -> type | None:
-    """The dataclass in a type hint, through Optional."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return next((o for o in options if dataclasses.is_dataclass(o)), None)
+    values[name] = typed.read_yaml(value, f"the value of '{text}'")
 
 
 def _plain(value: Any) -> Any:

@@ -163,3 +163,59 @@ def test_layers_may_differ():
     assert [config.model.memories_of(i)["memory"].basis for i in range(2)] == [8, 16]
     assert config.model.memories_of(1)["memory"].contraction == "learned"
     assert configs.from_dict(yaml.safe_load(config.to_yaml())) == config
+
+
+WRITTEN = {  # what is written after `key: ` in a file and `key=` on a command line, and what it means
+    "model.memory.sticky": {"off": "off", "quantile": "quantile"},
+    "model.memory.contraction": {"0.5": 0.5, "uniform": "uniform", "5e-1": 0.5},
+    "model.memory.map_bias": {"no": False, "yes": True, "off": False, "on": True, "true": True},
+    "model.memory.basis": {"32": 32, "3_2": 32, "0x20": 32, "3.2e1": 32},
+    "model.memory.widths": {"[1e-2, 0.05]": (0.01, 0.05), "null": (0.046875,)},
+    "model.memory.layers": {"[1]": (1,), "null": None, "~": None},
+    "run.folder": {"2024": Path("2024"), "010": Path("010"), "1:30": Path("1:30"), "2026-11-25": Path("2026-11-25"),
+                   "off": Path("off"), "1e4": Path("1e4"), "'null'": Path("null"), "'a b'": Path("a b")},
+    "run.steps": {"1e3": 1000, "1_000": 1000},
+    "optimizer.lr": {"1e-4": 1e-4, "2": 2.0, ".5": 0.5},
+    "parallel.zero_stage": {"3": 3},
+    "run.minutes": {"null": None, "90": 90.0},
+}
+
+
+@pytest.mark.parametrize(("key", "text"), [(key, text) for key, texts in WRITTEN.items() for text in texts])
+def test_a_value_means_what_its_key_says(tmp_path, key, text):
+    plain = small_run.values(tmp_path / "run", tmp_path / "data")
+    section, *_, name = key.split(".")
+    inner = plain["model"]["memory"] if key.startswith("model.memory.") else plain[section]
+    inner[name] = "@@"
+    (tmp_path / "in-file.yaml").write_text(yaml.safe_dump(plain).replace("'@@'", text))
+    del inner[name]
+    if key == "run.steps":
+        inner[name] = 6
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(plain))
+    for config in (configs.load(tmp_path / "in-file.yaml"), configs.load(tmp_path / "bare.yaml", [f"{key}={text}"])):
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        assert value == WRITTEN[key][text] and type(value) is type(WRITTEN[key][text])
+        again = tmp_path / "again.yaml"
+        again.write_text(config.to_yaml())
+        assert configs.load(again) == config
+
+
+@pytest.mark.parametrize("text", ["run: {steps: 5}\noptimizer: {lr: 2e-3}\noptimizer: {clip: 1}\n",
+                                  "optimizer:\n  lr: 1\n  clip: 1\n  lr: 2\n"])
+def test_a_key_that_is_given_twice_is_an_error(tmp_path, text):
+    (tmp_path / "twice.yaml").write_text(text)
+    lines = [i for i, line in enumerate(text.splitlines(), 1) if line.split(":")[0].strip() in ("optimizer", "lr")]
+    with pytest.raises(UserError, match=rf"twice\.yaml .* given twice: in line {lines[-2]} and in line {lines[-1]}"):
+        configs.load(tmp_path / "twice.yaml")
+
+
+def test_overrides_of_layers_are_read_by_type(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
+    given = "model.memory.overrides={0: {basis: 8, sticky: off}, 1: {widths: [2e-1]}}"
+    overrides = configs.load(path, [given]).model.memory.overrides
+    assert overrides == {0: {"basis": 8, "sticky": "off"}, 1: {"widths": (0.2,)}}
+    with pytest.raises(UserError, match=r"model\.memory\.overrides\.0\.basis: .*many"):
+        configs.load(path, ["model.memory.overrides={0: {basis: many}}"])

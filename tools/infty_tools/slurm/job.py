@@ -88,29 +88,16 @@ class Job:
 def from_dict(values: dict[str, Any], source: str) -> Job:
     """A job from plain values such as a profile's. Raises UserError for an unknown key or a wrong
     type."""
-    import pydantic
+    from infty_pretrain import typed
 
-    from infty_pretrain.config import _check_keys
-
-    _check_keys(Job, values, source)
-    try:
-        return pydantic.TypeAdapter(Job).validate_python(values)
-    except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(
-            f"{source}: {'.'.join(str(p) for p in problem['loc'])}: {problem['msg']} "
-            f"(got {problem['input']!r})"
-        ) from error
+    return typed.validated(Job, values, source)
 
 
 def read_values(path: Path) -> Any:
     """What a YAML file of options holds. Raises UserError for one that cannot be read."""
-    import yaml
+    from infty_pretrain import typed
 
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    return typed.read_yaml_file(path)
 
 
 def templates() -> Path:

@@ -1,0 +1,145 @@
+"""Typed values from YAML: every value is read by the type of the key it is for, and nothing is dropped.
+
+YAML 1.1 guesses types from spelling: `off` is false, 2024 a number, 1:30 ninety, 010 eight, 1e-4 text. Here a scalar
+stays the text that was written, and the key's type says what it means: `sticky: off` is the word, `run.folder: 2024` a
+folder, `optimizer.lr: 1e-4` a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from infty.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """Scalars stay text, except a plain null; a key that is given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class, which would keep the last of two keys. Raises yaml.constructor.ConstructorError."""
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in first and key.tag != MERGE:
+                problem = f"the key '{key.value}' is given twice: in line {first[key.value]} and in line {line}"
+                raise yaml.constructor.ConstructorError(None, None, problem, None)
+            if isinstance(key.value, str):
+                first[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+MERGE = "tag:yaml.org,2002:merge"
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(MERGE, re.compile(r"<<$"), ["<"])
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """What a YAML text holds, its scalars as text or None. Raises UserError."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{source} is not valid YAML: {error}") from error
+
+
+def read_yaml_file(path: Path) -> Any:
+    """What a YAML file holds, as `read_yaml`. Raises UserError."""
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: it is not UTF-8 text ({error.reason} at byte {error.start})") from (
+            error)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def validated(kind: type, values: Any, source: str, prefix: str = "") -> Any:
+    """A dataclass from plain values, keys and types checked. Raises UserError naming the keys.
+
+    `prefix` is what the dataclass is called in `source`, such as `model.memory.`.
+    """
+    check_keys(kind, values, f"{source}: {prefix.rstrip('.')}" if prefix else source)
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(by_type(kind, values))
+    except pydantic.ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            where = ".".join(str(p) for p in problem["loc"] if not str(p).startswith(("function", "constrained")))
+            lines.append(f"{prefix}{where}: {problem['msg']} (got {problem['input']!r})")
+        raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from error
+
+
+def value_of(hint: Any, value: Any, source: str, key: str) -> Any:
+    """One value by the type of its key. Raises UserError naming the key."""
+    try:
+        return pydantic.TypeAdapter(hint).validate_python(by_type(hint, value))
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{source}: {key}: {problem['msg']} (got {problem['input']!r})") from error
+
+
+def by_type(hint: Any, value: Any) -> Any:
+    """The value with text made the whole number that its key wants, where it is written as one in another way: 1e6,
+    2_000, 0x10. (Everything else that a text may stand for pydantic reads by itself.)"""
+    kind = dataclass_of(hint)
+    if kind is not None and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        return {key: by_type(hints[key], inner) if key in hints else inner for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        inner = next((x for x in _options(hint) if typing.get_origin(x) in (tuple, list)), None)
+        return [by_type(typing.get_args(inner)[0], x) for x in value] if inner is not None else value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):  # from Python or JSON: a folder called 2024
+        return str(value) if Path in _options(hint) or _options(hint)[0] is str else value
+    if isinstance(value, str) and int in _options(hint):
+        return _whole(value)
+    if isinstance(value, str):  # one of a few numbers, such as a ZeRO stage
+        literals = [option for option in _options(hint) if typing.get_origin(option) is Literal]
+        words = [word for literal in literals for word in typing.get_args(literal)]
+        return next((x for x in words if not isinstance(x, str) and str(x) == value), value)
+    return value
+
+
+def _whole(text: str) -> Any:
+    plain = text.strip().replace("_", "")
+    try:
+        if re.fullmatch(r"[-+]?0[xo][0-9a-fA-F]+", plain):
+            return int(plain, 0)
+        number = float(plain)
+    except ValueError:
+        return text
+    return int(number) if re.search(r"[eE]", plain) and number.is_integer() else text
+
+
+def check_keys(kind: type, values: Any, where: str) -> None:
+    """Raise UserError for a key that `kind` does not have, at any depth, naming the nearest that it has."""
+    if not isinstance(values, dict):
+        return
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    for key, value in values.items():
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(names)}"
+            raise UserError(f"{where}: unknown key '{key}'; {hint}")
+        inner = dataclass_of(hints[key])
+        if inner is not None:
+            check_keys(inner, value, f"{where}: {key}" if ":" not in where else f"{where}.{key}")
+
+
+def dataclass_of(hint: Any) -> type | None:
+    """The dataclass in a type hint, through Optional."""
+    return next((x for x in _options(hint) if dataclasses.is_dataclass(x)), None)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """What a type hint admits, through unions."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
