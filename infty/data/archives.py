@@ -20,7 +20,10 @@ class LimitError(Exception):
 
 
 def open_bytes(path: Path) -> io.BufferedIOBase:
-    """A file's bytes, unpacked if its name ends in .gz or .zst. What reading raises is explained by `problem_of`."""
+    """A file's bytes, unpacked if its name ends in .gz or .zst.
+
+    What reading raises is explained by `problem_of`.
+    """
     name = path.name.lower()
     if name.endswith(".gz"):
         return gzip.open(path, "rb")
@@ -43,7 +46,7 @@ def read_bytes(path: Path) -> tuple[bytes, str | None]:
 
 
 def problem_of(error: Exception) -> str | None:
-    """What is wrong with the file that reading raised this for; None when the fault is the machine's."""
+    """What is wrong with the file that reading raised this for; None for a fault of the machine."""
     if isinstance(error, LimitError):
         return str(error)
     if isinstance(error, EOFError):
@@ -51,12 +54,19 @@ def problem_of(error: Exception) -> str | None:
     if isinstance(error, zlib.error):
         return DAMAGED
     if isinstance(error, OSError) and error.errno is None:  # the gzip module's own, and ours
-        return BYTES_AFTER if str(error).startswith("Not a gzipped file") or str(error) == BYTES_AFTER else DAMAGED
+        return (
+            BYTES_AFTER
+            if str(error).startswith("Not a gzipped file") or str(error) == BYTES_AFTER
+            else DAMAGED
+        )
     return None
 
 
 class _Zstandard(io.RawIOBase):
-    """A .zst file of any number of frames. A file cut short raises EOFError (the library's reader just ends)."""
+    """A .zst file of any number of frames.
+
+    A file cut short raises EOFError (the library's reader just ends).
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -104,17 +114,23 @@ class _Zstandard(io.RawIOBase):
         import zstandard
 
         if "not enough memory" in str(error).lower():
-            return UserError(f"{self._path}: unpacking it takes more memory than there is (it was made with a large "
-                             "window, zstd --long): use fewer --workers, or pack it anew without --long")
+            return UserError(
+                f"{self._path}: unpacking it takes more memory than there is (it was made with a "
+                "large window, zstd --long): use fewer --workers, or pack it anew without --long"
+            )
         if "too much memory for decoding" in str(error):
-            return LimitError("a zstd window of more than the 2 GiB that can be unpacked: pack it anew with --long=31 "
-                              "or less")
+            return LimitError(
+                "a zstd window of more than the 2 GiB that can be unpacked: pack it anew with "
+                "--long=31 or less"
+            )
         try:
             frame = zstandard.get_frame_parameters(self._head)
         except zstandard.ZstdError:
             return OSError(BYTES_AFTER if self._frames else DAMAGED)
         if frame.dict_id:
-            return LimitError("packed with a zstd dictionary, which is not at hand: pack it anew without")
+            return LimitError(
+                "packed with a zstd dictionary, which is not at hand: pack it anew without"
+            )
         return OSError(DAMAGED)
 
     def close(self) -> None:

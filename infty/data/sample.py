@@ -16,10 +16,11 @@ PIECES = 32
 
 
 def sample(train: list[Source], field: str, limit: int) -> Iterator[str]:
-    """Pieces of the sources, in order: all of them if they have no more than `limit` bytes, else from every source as
-    much as its size is of all, between half of that and all of it, in pieces that are equally far apart.
+    """Pieces of the sources, in order: all of them if they have no more than `limit` bytes.
 
-    The same sources give the same pieces. Every source is read once, and little more than its share is held in memory.
+    Else every source contributes in proportion to its size, between half of its share and all of
+    it, in evenly spaced pieces. The same sources give the same pieces. Every source is read once,
+    and little more than its share is held in memory.
     """
     sizes = [_text_size(source) for source in train]
     total = sum(sizes)
@@ -37,8 +38,11 @@ def _text_size(source: Source) -> int:
 
 
 def spread(texts: Iterable[str], budget: int) -> list[str]:
-    """Every k-th piece of some texts, with the smallest power of two for k that keeps the pieces within `budget` bytes
-    (one piece is always kept). How much text there is shows only at its end, so k is doubled on the way."""
+    """Every k-th piece of some texts, within `budget` bytes (one piece is always kept).
+
+    k is the smallest power of two that does it. How much text there is shows only at its end, so k
+    is doubled on the way.
+    """
     longest = max(64, min(PIECE, budget // PIECES))
     kept: list[str] = []
     taken = 0

@@ -10,8 +10,10 @@ import typer
 
 
 def any_path(text: str) -> Path:
-    """A file or folder to read, whatever bytes its name is made of. Empty, as an unset variable leaves it, it would be
-    the folder where the command was started."""
+    """A file or folder to read, whatever bytes its name is made of.
+
+    Empty, as an unset variable leaves it, it would be the folder where the command was started.
+    """
     if not text:
         raise typer.BadParameter("it is empty: name a file or a folder ('.' is the one you are in)")
     return Path(text)
@@ -38,13 +40,16 @@ def utf8(text: str) -> str:
 
 def whole(least: int, most: int) -> Callable[[str], int]:
     """A whole number in a range, which is named when the value is outside."""
+
     def parse(text: str) -> int:
         try:
             value = int(str(text))
         except ValueError:
             value = None
         if value is None or not least <= value <= most:
-            raise typer.BadParameter(f"{printable(text)} is not a whole number from {least:,} to {most:,}")
+            raise typer.BadParameter(
+                f"{printable(text)} is not a whole number from {least:,} to {most:,}"
+            )
         return value
 
     return parse
@@ -57,7 +62,10 @@ def printable(value: object) -> str:
 
 
 def any_text_prints() -> None:
-    """Write escapes for characters that the terminal's encoding does not have, instead of ending in a UnicodeError."""
+    """Write escapes for characters that the terminal's encoding does not have.
+
+    Otherwise the command would end in a UnicodeError.
+    """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
