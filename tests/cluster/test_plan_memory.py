@@ -13,9 +13,12 @@ from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
 from infty.memory.sections import CompressiveConfig
 from infty_pretrain import config as configs
-from infty_tools import plan_activations, plan_memory, plan_search, processes
-from infty_tools.layout_training import window
-from infty_tools.plan_memory import Layout, parameters
+from infty_tools import processes
+from infty_tools.bench.layout_training import window
+from infty_tools.plan import activations as plan_activations
+from infty_tools.plan import memory as plan_memory
+from infty_tools.plan import search as plan_search
+from infty_tools.plan.memory import Layout, parameters
 
 MODEL = ModelConfig(vocab_size=2000, hidden_size=384, layers=2, heads=6, segment_length=64, stm_length=64,
                     memory=MemoryConfig(basis=64))

@@ -16,7 +16,7 @@ from test_modeling import VARIANTS, close, pair, tokens, twin
 from infty.hf.cache_infty import InftyCache
 from infty.hf.configuration_infty import UNLIMITED, InftyConfig
 from infty.hf.modeling_infty import InftyForCausalLM
-from infty_tools.exporter import Exporter
+from infty_tools.export.exporter import Exporter
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

@@ -12,7 +12,7 @@ from test_modeling import VARIANTS, tokens, twin
 
 from infty.errors import UserError
 from infty.hf.cache_infty import InftyCache
-from infty_tools.exporter import Exporter
+from infty_tools.export.exporter import Exporter
 from infty_tools.generate import generate
 from infty_tools.writer import Writer, choose
 

@@ -14,7 +14,7 @@ from infty.hf.configuration_infty import InftyConfig
 from infty.hf.modeling_infty import InftyForCausalLM
 from infty.memory.config import MemoryConfig
 from infty.models.lm import InftyLM
-from infty_tools.export_weights import convert_config, convert_weights
+from infty_tools.export.weights import convert_config, convert_weights
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

@@ -8,7 +8,7 @@ import pytest
 
 from infty.errors import UserError
 from infty.memory import MemoryConfig
-from infty_tools.bench_retention import measure, retention
+from infty_tools.bench.retention import measure, retention
 
 
 def test_the_default_keeps_a_book():

@@ -10,7 +10,7 @@ from test_lm import build, logits
 from infty.models.lm import most_likely
 from infty.parallel import groups
 from infty_tools import processes
-from infty_tools.layout_training import window
+from infty_tools.bench.layout_training import window
 
 
 def test_it_is_that_of_the_logits(single_process):

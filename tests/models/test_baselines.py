@@ -16,7 +16,7 @@ from infty.errors import UserError
 from infty.layers.memories.base import Inputs
 from infty.memory.sections import CompressiveConfig
 from infty.tree import Tree
-from infty_tools.layout_training import window
+from infty_tools.bench.layout_training import window
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

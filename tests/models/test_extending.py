@@ -13,8 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from infty import hardware
 from infty.models.outline import outline
-from infty_tools import plan_activations, plan_cost, plan_memory, processes
-from infty_tools.plan_memory import Layout
+from infty_tools import processes
+from infty_tools.plan import activations as plan_activations
+from infty_tools.plan import cost as plan_cost
+from infty_tools.plan import memory as plan_memory
+from infty_tools.plan.memory import Layout
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 sys.path.append(str(Path(__file__).parents[1] / "pretrain"))

@@ -15,7 +15,7 @@ from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.memory.sections import CompressiveConfig
 from infty.models.lm import InftyLM, check_divisible
-from infty_tools.layout_training import window
+from infty_tools.bench.layout_training import window
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

@@ -23,15 +23,15 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Measure: every figure side by side in one run.")
 
 # verb -> (module, function); a verb whose module is not part of this installation is not offered.
-VERBS = {"prepare": ("prepare", "prepare"), "inspect": ("prepare", "inspect"), "books": ("books", "books"),
-         "sorting": ("sorting", "sorting"),
+VERBS = {"prepare": ("data.prepare", "prepare"), "inspect": ("data.prepare", "inspect"),
+         "books": ("data.books", "books"), "sorting": ("data.sorting", "sorting"),
          "pretrain": ("pretrain", "pretrain"), "evaluate": ("evaluate", "evaluate"),
-         "export": ("export", "export"), "generate": ("generate", "generate"),
-         "plan": ("plan", "plan"), "submit": ("slurm.submit", "submit"),
+         "export": ("export.command", "export"), "generate": ("generate", "generate"),
+         "plan": ("plan.command", "plan"), "submit": ("slurm.submit", "submit"),
          "doctor": ("doctor.command", "doctor")}
-BENCHES = {"memory": ("bench_memory", "memory"), "retention": ("bench_retention", "retention"),
-           "layouts": ("bench_layouts", "layouts"), "faults": ("bench_faults", "faults"),
-           "sorting": ("bench_sorting", "sorting"), "checkpoint": ("bench_checkpoint", "checkpoint")}
+BENCHES = {"memory": ("bench.memory", "memory"), "retention": ("bench.retention", "retention"),
+           "layouts": ("bench.layouts", "layouts"), "faults": ("bench.faults", "faults"),
+           "sorting": ("bench.sorting", "sorting"), "checkpoint": ("bench.checkpoint", "checkpoint")}
 
 
 def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infty.errors import UserError
-from infty_tools.standalone import HIDE
+from infty_tools.export.standalone import HIDE
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 MARKER = ".infty-demo"

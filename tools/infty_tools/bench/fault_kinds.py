@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infty_tools import fault_runs as runs
-from infty_tools.fault_runs import STEPS, WORLD, Start
+from infty_tools.bench import fault_runs as runs
+from infty_tools.bench.fault_runs import STEPS, WORLD, Start
 
 
 class TooLateError(Exception):
