@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from infty.errors import UserError
 
-PER_LAYER = ("basis", "widths", "ridge", "contraction", "sticky", "samples", "bins", "explore")
+PER_LAYER = ("basis", "widths", "ridge", "contraction", "sticky", "samples", "bins", "explore",
+             "attention_span")
 """What may differ from layer to layer."""
 POLICIES = ("uniform", "doubling", "learned")
 WARPS = ("off", "quantile", "multinomial")
@@ -43,6 +44,10 @@ class MemoryConfig:
     explore: float = 0.1
     """Uniform mass mixed into that density, so that nothing unread vanishes at once. With a policy, attention
     decides only about the room that new tokens take, of which this share is taken evenly."""
+    attention_span: int | None = None
+    """With a policy: segments over which past attention is averaged, each part of it moving with what was read. Shorter
+    spans react faster, and let the feedback from attention to warp to attention amplify rounding errors; None: a
+    quarter of the number of basis functions."""
     samples: int | None = None
     """Samples of the signal taken at each write [M]; None: two for each basis function."""
     precision: Literal["float32", "float64"] = "float32"
@@ -89,6 +94,8 @@ class MemoryConfig:
                  "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)")
         _require(self.signal == "hidden" or not self.gate, "gate", "true needs signal: hidden")
         _require(0 <= self.explore <= 1, "explore", f"{self.explore} must lie in [0, 1]")
+        _require(self.attention_span is None or self.attention_span >= 1, "attention_span",
+                 f"{self.attention_span} must be at least 1 segment")
         _require(self.bins >= 2, "bins", f"{self.bins} must be at least 2")
         _require(self.samples is None or self.samples >= 2, "samples", f"{self.samples} must be at least 2")
         # One sample a function leaves the highest frequencies undetermined: rewriting then amplifies them.

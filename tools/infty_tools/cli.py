@@ -29,7 +29,8 @@ VERBS = {"prepare": ("prepare", "prepare"), "inspect": ("prepare", "inspect"), "
          "plan": ("plan", "plan"), "submit": ("submit", "submit"), "doctor": ("doctor", "doctor")}
 BENCHES = {"memory": ("bench_memory", "memory"), "retention": ("bench_retention", "retention"),
            "layouts": ("bench_layouts", "layouts"), "faults": ("bench_faults", "faults"),
-           "sorting": ("bench_sorting", "sorting"), "checkpoint": ("bench_checkpoint", "checkpoint")}
+           "sorting": ("bench_sorting", "sorting"), "growth": ("bench_growth", "growth"),
+           "checkpoint": ("bench_checkpoint", "checkpoint")}
 
 
 def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:
