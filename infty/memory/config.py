@@ -32,9 +32,10 @@ class MemoryConfig:
     contraction: float | Literal["uniform", "doubling", "learned"] = "uniform"
     """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts as
     `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
-    sticky: Literal["off", "quantile", "multinomial"] = "quantile"
+    sticky: Literal["off", "quantile", "multinomial"] | None = None
     """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper, for a constant
-    contraction)."""
+    contraction). Left out: `quantile` with a policy, `off` with a constant contraction, where a warp that follows
+    attention amplifies rounding errors until nothing of two equal readings agrees."""
     sticky_heads: Literal["shared", "per_head"] = "shared"
     """One density of past attention for the layer, or one for each head (needs `signal: heads`)."""
     sticky_seed: int = 0
@@ -46,8 +47,8 @@ class MemoryConfig:
     decides only about the room that new tokens take, of which this share is taken evenly."""
     attention_span: int | None = None
     """With a policy: segments over which past attention is averaged, each part of it moving with what was read. Shorter
-    spans react faster, and let the feedback from attention to warp to attention amplify rounding errors; None: a
-    quarter of the number of basis functions."""
+    spans react faster, and let the feedback from attention to warp to attention amplify rounding errors; None: an
+    eighth of the number of basis functions."""
     samples: int | None = None
     """Samples of the signal taken at each write [M]; None: two for each basis function."""
     precision: Literal["float32", "float64"] = "float32"
@@ -83,6 +84,8 @@ class MemoryConfig:
         if self.widths is None:
             # As narrow as the centres are close: the regression is well-conditioned and all N functions count.
             object.__setattr__(self, "widths", (0.75 / self.basis,))
+        if self.sticky is None:
+            object.__setattr__(self, "sticky", self._usual_warp())
         _require(self.basis % max(1, len(self.widths)) == 0, "basis",
                  f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})")
         _require(len(self.widths) > 0 and all(w > 0 for w in self.widths), "widths",
@@ -116,6 +119,9 @@ class MemoryConfig:
                  "'quantile', or the paper's constant contraction, such as 0.5")
         self._validate_overrides()
 
+    def _usual_warp(self) -> str:
+        return "quantile" if isinstance(self.contraction, str) else "off"
+
     def _validate_overrides(self) -> None:
         if self.overrides is None:
             return
@@ -139,6 +145,8 @@ class MemoryConfig:
         changes = dict((self.overrides or {}).get(layer, {}))
         if "basis" in changes and "widths" not in changes and self.widths == (0.75 / self.basis,):
             changes["widths"] = None  # left out: as narrow as the layer's own centres are close
+        if "contraction" in changes and "sticky" not in changes and self.sticky == self._usual_warp():
+            changes["sticky"] = None  # left out: the one for the layer's own contraction
         return dataclasses.replace(self, overrides=None, **changes)
 
 

@@ -34,7 +34,7 @@ class ContinuousMemory(nn.Module):
         self.dtype = getattr(torch, config.precision)
         self.samples = samples_of(config)
         # What a warp moves by one function is all that is read there: the more functions, the slower it must be.
-        self.span = config.attention_span or max(1, config.basis // 4)
+        self.span = config.attention_span or max(1, config.basis // 8)
         for name, value in operators(config, segment_length).items():
             self.register_buffer(name, value, persistent=False)
 

@@ -82,3 +82,13 @@ def test_a_constant_share_goes_by_the_last_segment():
 def test_a_span_below_one_segment_is_refused():
     with pytest.raises(UserError, match="attention_span: 0 must be at least 1"):
         MemoryConfig(attention_span=0)
+
+
+def test_what_is_not_stable_is_no_default():
+    """With a constant share the paper's warps amplify any perturbation; a policy's average does not."""
+    assert MemoryConfig().sticky == "quantile" and MemoryConfig(contraction=0.5).sticky == "off"
+    assert MemoryConfig(contraction=0.5, sticky="quantile").sticky == "quantile"
+    mixed = MemoryConfig(overrides={1: {"contraction": 0.75}, 2: {"contraction": 0.75, "sticky": "quantile"}})
+    assert [mixed.of(layer).sticky for layer in range(3)] == ["quantile", "off", "quantile"]
+    back = MemoryConfig(contraction=0.5, overrides={1: {"contraction": "doubling"}})
+    assert [back.of(layer).sticky for layer in range(2)] == ["off", "quantile"]

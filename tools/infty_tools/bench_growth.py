@@ -141,11 +141,12 @@ def measure(model: InftyForCausalLM, segments: int, sizes: list[float], seeds: i
             logits = model(inputs_embeds=x, cache=cache, use_cache=True).logits
         found.append(_difference(logits[1:], logits[:1]))
     difference = torch.stack(found, 1).unflatten(0, (len(sizes), seeds)).amax(1)  # [sizes, segments]
-    rows = []
-    for size, row in zip(sizes, difference.tolist()):
-        early, late = max(row[1:11]), max(row[11:] or row[-1:])
-        rows.append({"size": size, "grown": late / max(early, 1e-30), "difference": row})
-    return rows
+    return [_row(size, found) for size, found in zip(sizes, difference.tolist())]
+
+
+def _row(size: float | str, difference: list[float]) -> dict[str, Any]:
+    early, late = max(difference[1:11]), max(difference[11:] or difference[-1:])
+    return {"size": size, "grown": late / max(early, 1e-30), "difference": difference}
 
 
 def token_by_token(model: InftyForCausalLM, segments: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -167,10 +168,8 @@ def token_by_token(model: InftyForCausalLM, segments: int, seed: int = 0) -> lis
             for token in ids.split(1, dim=1):
                 found.append(twin(token, cache=cache, use_cache=True).logits.float())
         pairs = zip(torch.cat(found, 1).split(length, 1), whole.split(length, 1))
-        row = [float(_difference(a, b)) for a, b in pairs]
-        early, late = max(row[1:11]), max(row[11:] or row[-1:])
-        rows.append({"size": f"tokens {str(dtype).removeprefix('torch.')}", "grown": late / max(early, 1e-30),
-                     "difference": row})
+        name = str(dtype).removeprefix("torch.")
+        rows.append(_row(f"tokens {name}", [float(_difference(a, b)) for a, b in pairs]))
     return rows
 
 
@@ -218,7 +217,10 @@ def _cases(policies: str, densities: str, warps: str) -> Any:
 def _memory(policy: str, density: str, warp: str, basis: int) -> dict[str, Any]:
     """The fields of a memory, checked. Raises UserError."""
     from infty.memory import MemoryConfig
+    from infty.memory.densities import FAMILIES
 
+    if density not in (*FAMILIES, "gibbs"):
+        raise UserError(f"--densities: '{density}' is not one of {', '.join(FAMILIES)}, gibbs")
     try:
         contraction: str | float = float(policy)
     except ValueError:
