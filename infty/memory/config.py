@@ -34,8 +34,8 @@ class MemoryConfig:
     `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
     sticky: Literal["off", "quantile", "multinomial"] | None = None
     """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper, for a constant
-    contraction). Left out: `quantile` with a policy, `off` with a constant contraction, where a warp that follows
-    attention amplifies rounding errors until nothing of two equal readings agrees."""
+    contraction). Left out: `quantile` for `uniform` and `learned`; `off` for a constant contraction and `doubling`,
+    which rewrite so much at once that a warp which follows attention amplifies rounding errors."""
     sticky_heads: Literal["shared", "per_head"] = "shared"
     """One density of past attention for the layer, or one for each head (needs `signal: heads`)."""
     sticky_seed: int = 0
@@ -120,7 +120,7 @@ class MemoryConfig:
         self._validate_overrides()
 
     def _usual_warp(self) -> str:
-        return "quantile" if isinstance(self.contraction, str) else "off"
+        return "quantile" if self.contraction in ("uniform", "learned") else "off"
 
     def _validate_overrides(self) -> None:
         if self.overrides is None:

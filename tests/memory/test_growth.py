@@ -10,7 +10,7 @@ from infty.errors import UserError
 from infty_tools.bench_growth import growth, make, measure, token_by_token
 
 
-@pytest.mark.parametrize("policy", ["uniform", "doubling"])
+@pytest.mark.parametrize("policy", ["uniform", "learned"])
 def test_perturbations_do_not_grow(policy):
     """512 functions, many more than there are segments: where the warp moves the signal most."""
     rows = measure(make({"basis": 512, "contraction": policy}), 20, [1e-7, 1e-3], seeds=1)

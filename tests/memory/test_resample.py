@@ -101,7 +101,8 @@ def by_loops(config, xs, histograms):
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_a_document_against_plain_loops(policy, precision):
     torch.manual_seed(0)
-    config = MemoryConfig(basis=128, contraction=policy, bins=16, precision=precision, attention_span=3)
+    config = MemoryConfig(basis=128, contraction=policy, sticky="quantile", bins=16, precision=precision,
+                          attention_span=3)
     core = ContinuousMemory(config, 24)
     state = core.empty(1, 1, 3)
     xs = [torch.randn(n, 3) for n in (24, 24, 24, 24, 24, 7)]

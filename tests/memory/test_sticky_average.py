@@ -40,7 +40,8 @@ def test_the_average_is_a_weighted_sum_of_what_came():
 @pytest.mark.parametrize("contraction", ["uniform", "doubling", "learned"])
 def test_a_memory_keeps_attention_where_what_was_read_lies(contraction):
     """One segment gets all attention once; its share of the histogram follows it as the document grows."""
-    core = ContinuousMemory(MemoryConfig(basis=32, bins=64, contraction=contraction, attention_span=4), 8)
+    core = ContinuousMemory(MemoryConfig(basis=32, bins=64, contraction=contraction, sticky="quantile",
+                                         attention_span=4), 8)
     state, yes = core.empty(1, 1, 1), torch.tensor([True])
     for _ in range(4):
         state = core.write(state, torch.zeros(1, 1, 8, 1), yes)
@@ -70,7 +71,7 @@ def test_only_active_lanes_carry():
 
 def test_a_constant_share_goes_by_the_last_segment():
     """The paper's: the histogram is replaced, and stays as it is while writing."""
-    core = ContinuousMemory(MemoryConfig(basis=32, bins=16, contraction=0.5), 8)
+    core = ContinuousMemory(MemoryConfig(basis=32, bins=16, contraction=0.5, sticky="quantile"), 8)
     yes = torch.tensor([True])
     state = core.write(core.empty(1, 1, 1), torch.zeros(1, 1, 8, 1), yes)
     past = torch.softmax(torch.arange(16.0), 0)[None, None]
@@ -84,11 +85,12 @@ def test_a_span_below_one_segment_is_refused():
         MemoryConfig(attention_span=0)
 
 
-def test_what_is_not_stable_is_no_default():
-    """With a constant share the paper's warps amplify any perturbation; a policy's average does not."""
-    assert MemoryConfig().sticky == "quantile" and MemoryConfig(contraction=0.5).sticky == "off"
-    assert MemoryConfig(contraction=0.5, sticky="quantile").sticky == "quantile"
-    mixed = MemoryConfig(overrides={1: {"contraction": 0.75}, 2: {"contraction": 0.75, "sticky": "quantile"}})
-    assert [mixed.of(layer).sticky for layer in range(3)] == ["quantile", "off", "quantile"]
-    back = MemoryConfig(contraction=0.5, overrides={1: {"contraction": "doubling"}})
-    assert [back.of(layer).sticky for layer in range(2)] == ["off", "quantile"]
+@pytest.mark.parametrize(("contraction", "warp"), [
+    ("uniform", "quantile"), ("learned", "quantile"), ("doubling", "off"), (0.5, "off")])
+def test_what_is_not_stable_is_no_default(contraction, warp):
+    """Where much is rewritten at once, a warp that follows attention amplifies any perturbation."""
+    assert MemoryConfig(contraction=contraction).sticky == warp
+    assert MemoryConfig(contraction=contraction, sticky="quantile").sticky == "quantile"
+    own = MemoryConfig(basis=64, contraction=0.75, overrides={
+        1: {"contraction": contraction}, 2: {"contraction": contraction, "sticky": "quantile"}})
+    assert [own.of(layer).sticky for layer in range(3)] == ["off", warp, "quantile"]
