@@ -6,7 +6,8 @@ so that regions that are read often keep more room. No gradient flows to the den
 
 Attention decides the warp, the warp moves the signal, and the signal decides attention: a loop whose gain is the
 number of basis functions over the segments so far. With a policy the histogram is therefore a slow running average
-(`averaged`) that moves with the signal (`carried`): then a perturbation does not grow (`infty bench growth`).
+(`averaged`) that moves with the signal (`carried`): under `uniform` a perturbation then does not grow (`infty bench
+growth`); under `doubling`, and with a constant share, it still does.
 """
 
 from __future__ import annotations
