@@ -73,7 +73,7 @@ def growth(
 
 
 def make(memory: dict[str, Any], seed: int = 0) -> InftyForCausalLM:
-    """A small model: 2 layers of 64 with 4 heads, segments of 32 tokens, random weights of a trained model's size."""
+    """A small model: 2 layers of 64 with 4 heads, segments of 32 tokens, random weights, strong density maps."""
     import torch
 
     from infty.hf.configuration_infty import InftyConfig
