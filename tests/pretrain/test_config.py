@@ -141,6 +141,7 @@ def test_vocabulary_comes_from_the_dataset():
 def test_differences_are_listed():
     old, new = make(), make(optimizer__lr=1.0, model__memory__contraction=0.5, run__folder="elsewhere")
     assert configs.differences(old, new) == ["model.memory.contraction: uniform -> 0.5",
+                                             "model.memory.sticky: quantile -> off",
                                              "optimizer.lr: 0.003 -> 1.0"]
     assert configs.differences(old, old) == []
     assert configs.differences(old, make(model__memory=None))

@@ -31,7 +31,8 @@ VERBS = {"prepare": ("data.prepare", "prepare"), "inspect": ("data.prepare", "in
          "doctor": ("doctor.command", "doctor")}
 BENCHES = {"memory": ("bench.memory", "memory"), "retention": ("bench.retention", "retention"),
            "layouts": ("bench.layouts", "layouts"), "faults": ("bench.faults", "faults"),
-           "sorting": ("bench.sorting", "sorting"), "checkpoint": ("bench.checkpoint", "checkpoint")}
+           "sorting": ("bench.sorting", "sorting"), "growth": ("bench.growth", "growth"),
+           "checkpoint": ("bench.checkpoint", "checkpoint")}
 
 
 def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:
