@@ -15,7 +15,19 @@ if not torch.cuda.is_available():  # before anything imports triton, as torch's 
 
 import torch.distributed as dist
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def another_blas():
+    """INFTY_TEST_BLAS=another: products round by their shapes, as on some other machine (test_cpu_kinds.py)."""
+    if os.environ.get("INFTY_TEST_BLAS") != "another":
+        yield
+        return
+    from support.another_blas import AnotherBlas
+
+    with AnotherBlas():
+        yield
 
 
 @pytest.fixture(autouse=True)

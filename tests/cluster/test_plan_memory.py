@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import measured
 import pytest
-from small import VARIANTS
 
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
@@ -15,6 +13,8 @@ from infty_tools import plan_activations, plan_gpus, plan_memory, plan_search, p
 from infty_tools.layout_training import window
 from infty_tools.plan_memory import Layout
 from infty_tools.plan_parameters import parameters
+from support import measured
+from support.small import VARIANTS
 
 MODEL = ModelConfig(vocab_size=2000, hidden_size=384, layers=2, heads=6, segment_length=64, stm_length=64,
                     memory=MemoryConfig(basis=64))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from small import VARIANTS
 
 from infty_tools import plan_parameters
+from support.small import VARIANTS
 
 
 @pytest.mark.parametrize("name", VARIANTS)

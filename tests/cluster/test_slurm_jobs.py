@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import slurm_cluster
 
 from infty_tools import submit_job
 from infty_tools.submit_job import Job
+from support import slurm_cluster, stand_in
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(slurm_cluster.missing() is not None,
                                                     reason=slurm_cluster.missing() or "")]
-STAND_IN = Path(__file__).with_name("stand_in.py")
+STAND_IN = Path(stand_in.__file__)
 
 
 @pytest.fixture(scope="module")

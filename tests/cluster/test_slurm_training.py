@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import slurm_cluster
+
+from support import slurm_cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.multiprocess,
               pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")]

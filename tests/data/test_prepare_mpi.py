@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-from small_data import contents, infty, write_books
+
+from support.small_data import contents, infty, write_books
 
 beside = Path(sys.executable).parent / "mpirun"
 MPIRUN = str(beside) if beside.is_file() else shutil.which("mpirun")

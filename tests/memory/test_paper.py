@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from reference import Paper
 
 from infty.config import ModelConfig
 from infty.layers.memory import LongTermMemory
 from infty.memory import ContinuousMemory, density, sticky
 from infty.memory.presets import PRESETS, preset
+from support.reference import Paper
 
 HEADS, SIZE, TOKENS = 3, 16, 40
 

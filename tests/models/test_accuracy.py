@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import LLAMA
-from test_lm import build, logits
 
 from infty.models.lm import most_likely
 from infty.parallel import groups
 from infty_tools import processes
 from infty_tools.layout_training import window
+from support.small import LLAMA, build, logits
 
 
 def test_it_is_that_of_the_logits(single_process):

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import VARIANTS
-from test_lm import build, logits
 from torch import Tensor
 
 from infty.config import CompressedConfig, ModelConfig
 from infty.errors import UserError
 from infty.layers.attention import Compressed
 from infty_tools.layout_training import window
+from support.small import VARIANTS, build, logits
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
-from small import LLAMA, VARIANTS
 from typer.testing import CliRunner
 
 from infty.config import ModelConfig
 from infty_tools import bench_layouts, processes
 from infty_tools.cli import app
+from support.small import LLAMA, VARIANTS
 
 pytestmark = pytest.mark.multiprocess
 

@@ -9,28 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import GPT2, LLAMA, VARIANTS
 
-from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.models.lm import InftyLM, check_divisible
 from infty_tools.layout_training import window
+from support.small import GPT2, LLAMA, VARIANTS, build, logits
 
 pytestmark = pytest.mark.usefixtures("single_process")
-
-
-def build(config: ModelConfig, seed: int = 1, **options) -> InftyLM:
-    torch.manual_seed(seed)
-    model = InftyLM(config, **options)
-    if config.memory is not None and config.memory.output_gate:  # starts at zero: the memory would not show
-        for block in model.blocks:
-            torch.nn.init.normal_(block.memory.output_gate, std=0.3)
-    return model
-
-
-def logits(model: InftyLM, batch: dict, state=None, **options):
-    state = model.initial_state(len(batch["tokens"])) if state is None else state
-    return model(batch["tokens"], batch["reset"], state, **options)
 
 
 def one_by_one(model: InftyLM, batch: dict) -> tuple[dict, dict]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 
 import pytest
-import small_training
 
 from infty.parallel import groups
+from support import small_training
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import small_run
 
 from infty.errors import UserError
 from infty_tools import processes
+from support import small_run
 
 pytestmark = pytest.mark.multiprocess
 

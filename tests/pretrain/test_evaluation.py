@@ -8,8 +8,6 @@ import signal
 from dataclasses import replace
 
 import pytest
-import small_run
-import small_training
 import torch
 
 from infty.data.documents import Documents
@@ -18,6 +16,7 @@ from infty.models.lm import InftyLM
 from infty_pretrain import evaluation, flops
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
+from support import small_run, small_training
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

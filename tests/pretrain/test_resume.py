@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-import small_run
-import small_training
 import torch
 
 from infty_tools import processes
+from support import small_run, small_training
 
 pytestmark = pytest.mark.multiprocess
 

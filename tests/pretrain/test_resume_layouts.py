@@ -6,11 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import small_run
-import small_training
 import torch
 
 from infty_tools import processes
+from support import small_run, small_training
 
 pytestmark = pytest.mark.multiprocess
 

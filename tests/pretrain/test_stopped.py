@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-import small_run
 import yaml
 
 from infty_pretrain import checkpoint
+from support import small_run
 
 pytestmark = pytest.mark.multiprocess
 BIN = Path(sys.executable).parent

@@ -7,7 +7,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import small_run
 import torch
 import torch.distributed as dist
 
@@ -15,6 +14,7 @@ from infty.parallel import groups
 from infty_pretrain import trainer
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
+from support import small_run
 
 
 def train(folder: Path, data: Path, stop_at: int | None = None, **changes) -> int:
