@@ -22,7 +22,8 @@ class ContinuousMemory(nn.Module):
     """Writes to a `MemoryState`. Has no parameters and no state of its own, only operators.
 
     Operators are solved in float64 once for a configuration and shared by its layers; buffers are not
-    saved, and keep their precision when the model is cast. One lane's result never depends on another lane.
+    saved, and keep their precision when the model is cast. What is in one lane never changes another, to the bit;
+    another number or order of lanes or heads may change the rounding (docs/exactness.md).
     """
 
     def __init__(self, config: MemoryConfig, segment_length: int) -> None:

@@ -26,12 +26,12 @@ def test_logits_equal_the_training_models_over_six_segments(config):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "hidden", "per head", "some layers", "no memory"])
-def test_logits_equal_the_training_models_to_the_bit_without_rotation(name):
-    """Angles that count from the window's start round differently; nothing else may."""
+def test_logits_equal_the_training_models_without_rotation(name):
+    """Angles are not all that differs: this model reads segment by segment, in products of other shapes."""
     config = replace(VARIANTS[name], positions="none")
     trained, model = pair(config)
     ids = tokens(3, 6 * config.segment_length)
-    assert torch.equal(model(ids).logits, training_logits(trained, ids))
+    close(model(ids).logits, training_logits(trained, ids))
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 """A run that was stopped and started again is the run that was not: to the bit in the same layout, to float32 rounding
-in any other."""
+in any other (docs/exactness.md)."""
 
 from __future__ import annotations
 
