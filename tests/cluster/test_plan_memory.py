@@ -47,7 +47,6 @@ def _measure(tensor: int) -> tuple[list[dict[str, int]], list[int], list[int]]:
     return states, lanes, [_activations(MODEL, sequence) for sequence in (False, True)] if tensor > 1 else []
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize("tensor", LAYOUTS)
 def test_two_processes(tensor):
     """Weights, masters, moments, gradients, lanes and operators of a rank; the lanes' states that are alive at once,

@@ -15,8 +15,7 @@ from infty_tools import submit_job
 from infty_tools.submit_job import Job
 from support import slurm_cluster, stand_in
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(slurm_cluster.missing() is not None,
-                                                    reason=slurm_cluster.missing() or "")]
+pytestmark = pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")
 STAND_IN = Path(stand_in.__file__)
 
 

@@ -16,8 +16,7 @@ import pytest
 
 from support import slurm_cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.multiprocess,
-              pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")]
+pytestmark = pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")
 STEPS = 36
 CONFIG = f"""
 run: {{folder: run, steps: {STEPS}}}

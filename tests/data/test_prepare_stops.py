@@ -192,7 +192,6 @@ def wait_for(condition, seconds: float = 180) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize("number, to, code, said", [
     (signal.SIGINT, os.killpg, 130, "error: stopped"),  # Ctrl-C reaches the workers too
     (signal.SIGTERM, os.kill, 85, "run the same command again to go on"),

@@ -273,7 +273,7 @@ def test_heads_that_are_sampled_apart_are_memories_of_their_own(policy, warp):
     alone = [one.empty(2, 1, C) for _ in range(H)]
     everyone = torch.tensor([True, True])
     g = torch.Generator().manual_seed(0)
-    for k in range(4):
+    for _ in range(4):
         x, past = torch.randn(2, H, L, C, generator=g), torch.softmax(3 * torch.randn(2, H, 16, generator=g), -1)
         state = both.write(both.with_histogram(state, past, everyone), x, everyone)
         alone = [one.write(one.with_histogram(s, past[:, i:i + 1], everyone), x[:, i:i + 1], everyone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from infty.models.lm import most_likely
@@ -27,7 +26,6 @@ def _split(whole: torch.Tensor) -> torch.Tensor:
     return most_likely(whole.chunk(groups.tensor_size(), -1)[groups.tensor_rank()])
 
 
-@pytest.mark.multiprocess
 def test_a_split_vocabulary_has_the_same_most_likely_token():
     whole = torch.randn(5, 7, 24, generator=torch.Generator().manual_seed(0))
     whole[0, 0] = 1.0  # a tie: the first

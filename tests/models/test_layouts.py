@@ -18,8 +18,6 @@ from infty_tools import bench_layouts, processes
 from infty_tools.cli import app
 from support.small import LLAMA, VARIANTS
 
-pytestmark = pytest.mark.multiprocess
-
 STEPS = 20
 CONFIGS = {name: replace(config, init_std=0.05) for name, config in VARIANTS.items()}
 CONFIGS["ungrouped"] = replace(CONFIGS["llama"], kv_heads=4)  # four key/value heads can be split over four ranks

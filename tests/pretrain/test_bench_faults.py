@@ -15,8 +15,6 @@ from infty_tools import bench_faults, fault_kinds
 from infty_tools import fault_runs as runs
 from infty_tools.cli import app
 
-pytestmark = pytest.mark.multiprocess
-
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):

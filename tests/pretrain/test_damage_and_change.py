@@ -15,8 +15,6 @@ from infty.errors import UserError
 from infty_tools import processes
 from support import small_run
 
-pytestmark = pytest.mark.multiprocess
-
 STAGES = [(stage, "fp32") for stage in range(4)] + [(stage, "bf16") for stage in (1, 2, 3)]
 BASE = {"model__dropout": 0.0, "parallel__zero_stage": 1}
 

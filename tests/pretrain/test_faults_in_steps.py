@@ -50,7 +50,6 @@ def check(steps: list[dict]) -> None:
         assert result.loss * (result.tokens - step["lost"]) / result.tokens == pytest.approx(expected.loss, rel=1e-12)
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize("layout", fault_cases.LAYOUTS)
 def test_a_fault_harms_nothing_else(cases, layout):
     for rank in cases:

@@ -12,8 +12,6 @@ import torch
 from infty_tools import processes
 from support import small_run, small_training
 
-pytestmark = pytest.mark.multiprocess
-
 STEPS, STOP = 6, 3
 SAME = {  # interrupted and resumed in this layout
     "tp2-zero3": {"parallel__tensor": 2, "parallel__zero_stage": 3},

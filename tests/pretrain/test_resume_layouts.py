@@ -11,8 +11,6 @@ import torch
 from infty_tools import processes
 from support import small_run, small_training
 
-pytestmark = pytest.mark.multiprocess
-
 STEPS, STOP = 6, 3
 PLAIN = {"model__dropout": 0.0, "run__steps": STEPS}
 SOURCES = {"one-zero0": {"parallel__zero_stage": 0}, "one-zero2": {"parallel__zero_stage": 2}}

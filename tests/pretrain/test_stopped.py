@@ -17,7 +17,6 @@ import yaml
 from infty_pretrain import checkpoint
 from support import small_run
 
-pytestmark = pytest.mark.multiprocess
 BIN = Path(sys.executable).parent
 
 

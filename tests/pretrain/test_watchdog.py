@@ -17,7 +17,6 @@ from infty_pretrain import checkpoint
 from infty_pretrain.signals import REQUEUE
 from support import small_run
 
-pytestmark = pytest.mark.multiprocess
 STALL = 8.0  # seconds; longer than an engine takes to start on a busy machine
 
 
