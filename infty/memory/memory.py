@@ -23,8 +23,8 @@ class ContinuousMemory:
     """Writes to a `MemoryState`. Has no parameters and no state of its own.
 
     Its operators are solved in float64 once for a configuration, kept by the functions below for every device, and
-    shared by all layers; nothing that a model goes through can change them. One lane's result never depends on another
-    lane.
+    shared by all layers; nothing that a model goes through can change them. What is in one lane never changes another,
+    to the bit; another number or order of lanes or heads may change the rounding (docs/exactness.md).
     """
 
     def __init__(self, config: MemoryConfig, segment_length: int) -> None:

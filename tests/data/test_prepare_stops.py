@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_data import contents, infty, request, run, silent, write_books
 
 from infty.data import build, workplace
 from infty.data import prepare as one_process
@@ -22,6 +21,7 @@ from infty.data.documents import Documents
 from infty.data.prepare import Request, prepare
 from infty.data.workers import Workers
 from infty.errors import UserError
+from support.small_data import contents, infty, request, run, silent, write_books
 
 
 class Interruption(Exception):
@@ -206,7 +206,6 @@ def wait_for(condition, seconds: float = 180) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize("number, to, code, said", [
     (signal.SIGINT, os.killpg, 130, "error: stopped"),  # Ctrl-C reaches the workers too
     (signal.SIGTERM, os.kill, 85, "run the same command again to go on"),

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from reference import Paper
 
 from infty.config import ModelConfig
 from infty.layers.memories.base import Inputs
@@ -15,6 +14,7 @@ from infty.memory import ContinuousMemory, density, sticky
 from infty.memory.presets import PRESETS, preset
 from infty.parallel.region import Region
 from infty.tree import fresh
+from support.reference import Paper
 
 HEADS, SIZE, TOKENS = 3, 16, 40
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from reference import F64, basis, carried, first_operator, psi, sticky_times
 
 from infty.memory import ContinuousMemory, MemoryConfig
 from infty.memory.basis import GaussianBasis
 from infty.memory.resample import band_of, banded, coverage, heads_apart, old_cells, pool, sample
+from support.reference import F64, basis, carried, first_operator, psi, sticky_times
 
 
 @pytest.mark.parametrize("groups", [1, 3])

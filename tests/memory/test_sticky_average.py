@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import F64, carried
 
 from infty.errors import UserError
 from infty.memory import ContinuousMemory, MemoryConfig, sticky
+from support.reference import F64, carried
 
 
 @pytest.mark.parametrize(("keep", "end", "append"), [

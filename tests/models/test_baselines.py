@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import VARIANTS
-from test_lm import build, logits
 from torch import Tensor
 
 from infty.config import ModelConfig
@@ -17,6 +15,7 @@ from infty.layers.memories.base import Inputs
 from infty.memory.sections import CompressiveConfig
 from infty.tree import Tree
 from infty_tools.bench.layout_training import window
+from support.small import VARIANTS, build, logits
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

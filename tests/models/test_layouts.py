@@ -11,15 +11,13 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
-from small import LLAMA, VARIANTS
 from typer.testing import CliRunner
 
 from infty.config import ModelConfig
 from infty_tools import processes
 from infty_tools.bench import layouts as bench_layouts
 from infty_tools.cli import app
-
-pytestmark = pytest.mark.multiprocess
+from support.small import LLAMA, VARIANTS
 
 STEPS = 20
 CONFIGS = {name: replace(config, init_std=0.05) for name, config in VARIANTS.items()}

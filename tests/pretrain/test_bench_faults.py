@@ -16,8 +16,6 @@ from infty_tools.bench import fault_runs as runs
 from infty_tools.bench import faults as bench_faults
 from infty_tools.cli import app
 
-pytestmark = pytest.mark.multiprocess
-
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):

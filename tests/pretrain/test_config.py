@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import small_run
 import yaml
 
 from infty.errors import UserError
 from infty.memory.presets import preset
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
+from support import small_run
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

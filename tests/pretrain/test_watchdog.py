@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-import small_run
 import yaml
 
 from infty.stopping import REQUEUE
 from infty_pretrain import checkpoint
+from support import small_run
 
-pytestmark = pytest.mark.multiprocess
 STALL = 8.0  # seconds; longer than an engine takes to start on a busy machine
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
 from infty.memory.sections import AssociativeConfig, CompressiveConfig
+from infty.models.lm import InftyLM
 
 LLAMA = ModelConfig(
     family="llama", vocab_size=61, hidden_size=32, layers=2, heads=4, kv_heads=2, segment_length=8, stm_length=8,
@@ -47,3 +50,17 @@ VARIANTS = {
         GPT2, positions="relative", stm_length=16,
         memory=CompressiveConfig(length=8, ratio=2, backprop=False, reconstruction_weight=0.5)),
 }
+
+
+def build(config: ModelConfig, seed: int = 1, **options) -> InftyLM:
+    torch.manual_seed(seed)
+    model = InftyLM(config, **options)
+    if getattr(config.memory, "output_gate", False):  # starts at zero: the memory would not show
+        for block in model.blocks:
+            torch.nn.init.normal_(block.memories["memory"].output_gate, std=0.3)
+    return model
+
+
+def logits(model: InftyLM, batch: dict, state=None, **options):
+    state = model.initial_state(len(batch["tokens"])) if state is None else state
+    return model(batch["tokens"], batch["reset"], state, **options)
