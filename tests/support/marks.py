@@ -18,7 +18,8 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 # Names in a test's code that start processes: modules, and what in the product does.
-STARTERS = {"subprocess", "processes", "multiprocessing", "Workers", "run_alone"}
+STARTERS = {"subprocess", "processes", "multiprocessing", "Workers", "run_alone", "prepare", "Harness",
+            "bench_faults", "bench_layouts", "bench"}
 
 
 def of(item: pytest.Function) -> set[str]:
@@ -59,10 +60,15 @@ def _names(thing: Any, seen: set[int]) -> Iterator[str]:
 
 
 def _of_code(code: CodeType) -> Iterator[str]:
+    """Names that the code uses, and its texts: the words of a command, such as `bench`."""
     yield from code.co_names
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _of_code(inner)
+        elif isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, tuple):
+            yield from (word for word in inner if isinstance(word, str))
 
 
 def _is_of_tests(thing: Any) -> bool:
