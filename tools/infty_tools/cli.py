@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from infty import __version__
+from infty import __version__, exit_codes
 from infty.access import refused
 from infty.errors import UserError
 
@@ -67,14 +67,14 @@ def main() -> NoReturn:
         # Outside its standalone mode typer returns the status of an Exit, and turns Ctrl-C into one of 130.
         result = app(args=arguments, prog_name="infty", standalone_mode=False)
         code = result if isinstance(result, int) else 0
-        if code == 130:
+        if code == exit_codes.INTERRUPTED:
             _say("stopped", code)
     except UserError as error:
-        code = _say(str(error), 2)
+        code = _say(str(error), exit_codes.MISTAKE)
     except typer.Exit as leaving:
         code = leaving.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        code = _say("stopped", 130)
+        code = _say("stopped", exit_codes.INTERRUPTED)
     except Exception as error:
         code = _explain(error)
     _end(code)
