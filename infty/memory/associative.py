@@ -44,3 +44,10 @@ def segment_map(keys: Tensor, values: Tensor, strength: Tensor, log_decay: Tenso
     decayed = torch.exp(total[..., -1])[..., None, None] * torch.eye(
         keys.shape[-1], dtype=keys.dtype, device=keys.device)
     return decayed - kept @ by_memory, kept @ by_values
+
+
+def read(queries: Tensor, found: Tensor) -> Tensor:
+    """What queries [b, K, G, T, d] of any length read from the matrices that their segments find [b, K, S, d, c]:
+    float32 [b, K, G, T, c], T = S * L."""
+    q = unit(queries).unflatten(3, (found.shape[2], -1))
+    return (q @ found[:, :, None]).flatten(3, 4)

@@ -82,7 +82,8 @@ def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_bef
     q, keys, values = block.attention.project(hidden)
     q = q[:, :, :, stm:]
     memory = block.memories["memory"]
-    inputs = Inputs(q, keys, values, hidden[stm:], hidden[stm:], seen, block.attention, block.region, True, False)
+    x = hidden[stm:]
+    inputs = Inputs(q, keys, values, x, x, x, seen, block.attention, block.region, True, False)
     reading = memory(inputs, Tree({"compressed": old, "pending": memory.content(hidden[:stm])}))
     loss = reading.penalty
     kept = reading.state["compressed"]

@@ -8,7 +8,7 @@ import torch
 
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
-from infty.memory.sections import AssociativeConfig, CompressiveConfig
+from infty.memory.sections import AssociativeConfig, CompressiveConfig, ContinuationConfig
 from infty.models.lm import InftyLM
 
 LLAMA = ModelConfig(
@@ -46,6 +46,9 @@ VARIANTS = {
     "joint-gpt2": replace(GPT2, memory=replace(JOINT, contraction="doubling", basis=24)),
     "associative": replace(LLAMA, memory=AssociativeConfig()),
     "gist and facts": replace(GPT2, stm_length=8, memories={"facts": AssociativeConfig()}),
+    "continuation": replace(LLAMA, tie_embeddings=True, memory=None, memories={
+        "next": ContinuationConfig(key_size=12, layers=(1,))}),
+    "continuation without stm": replace(GPT2, memory=ContinuationConfig(key_size=8)),
     "compressive as published": replace(
         GPT2, positions="relative", stm_length=16,
         memory=CompressiveConfig(length=8, ratio=2, backprop=False, reconstruction_weight=0.5)),
@@ -55,9 +58,12 @@ VARIANTS = {
 def build(config: ModelConfig, seed: int = 1, **options) -> InftyLM:
     torch.manual_seed(seed)
     model = InftyLM(config, **options)
-    if getattr(config.memory, "output_gate", False):  # starts at zero: the memory would not show
-        for block in model.blocks:
-            torch.nn.init.normal_(block.memories["memory"].output_gate, std=0.3)
+    generator = torch.Generator().manual_seed(seed)
+    for block in model.blocks:
+        for p in block.memories.parameters():  # what starts at zero would hide its memory
+            if not p.any():
+                with torch.no_grad():
+                    p.normal_(0.0, 0.2, generator=generator)
     return model
 
 
