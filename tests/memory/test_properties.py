@@ -12,7 +12,7 @@ from infty.errors import UserError
 from infty.memory import ContinuousMemory, MemoryConfig, MemoryState, density
 from infty.memory.basis import GaussianBasis
 from infty.memory.densities import FAMILIES, Gibbs, statistics
-from infty.memory.memory import grid_tiles
+from infty.memory.writing import grid_tiles
 from infty.tree import Tree
 
 POLICIES = [0.5, 0.75, "uniform", "doubling", "learned"]
@@ -212,7 +212,7 @@ def test_an_even_histogram_is_no_warp(policy):
 
 
 def test_doubling_appends_while_there_is_room():
-    plan = memory("doubling", "off").policy.plan(torch.arange(1, 9))
+    plan = memory("doubling", "off").writing.policy.plan(torch.arange(1, 9))
     room = torch.tensor([2, 4, 4, 8, 8, 8, 8, 16]).double()
     assert plan.append.tolist() == [False, False, True, False, True, True, True, False]
     torch.testing.assert_close(plan.keep, torch.arange(1, 9) / room)

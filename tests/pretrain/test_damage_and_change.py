@@ -30,7 +30,7 @@ def everything(root: Path) -> dict:
 
 
 def refusal(folder: Path, data: Path, **options) -> str:
-    from small_training import train
+    from support.small_training import train
 
     try:
         train(folder, data, run__steps=4, **BASE | options)
@@ -40,7 +40,7 @@ def refusal(folder: Path, data: Path, **options) -> str:
 
 
 def refusals(root: Path) -> dict:
-    from small_training import train
+    from support.small_training import train
 
     base, data = root / "base", root / "data"
     train(base, data, run__steps=2, **BASE)
@@ -81,7 +81,7 @@ def unreadable(folder: Path, data: Path) -> str:
 
 def full_disk(root: Path) -> dict:
     """The disk is full for one file of the second checkpoint; a person makes room and starts again."""
-    from small_training import train
+    from support.small_training import train
 
     from infty_pretrain import checkpoint
 
@@ -103,7 +103,7 @@ def full_disk(root: Path) -> dict:
 
 def changes(root: Path) -> dict:
     """From one checkpoint at step 3 of 5: straight on, with other lanes, with empty memories, with accumulation."""
-    from small_training import train
+    from support.small_training import train
 
     base, out = root / "from", {}
     train(base, root / "data", run__steps=5, stop_at=3, **BASE)
@@ -117,7 +117,7 @@ def changes(root: Path) -> dict:
 
 
 def stages(root: Path) -> dict:
-    from small_training import train
+    from support.small_training import train
 
     out = {}
     for stage, precision in STAGES:

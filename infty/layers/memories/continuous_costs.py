@@ -9,8 +9,8 @@ from infty.config import ModelConfig
 from infty.layers.memories.base import Costs, Layout
 from infty.memory.config import MemoryConfig
 from infty.memory.densities import gibbs_points
-from infty.memory.memory import grid_tiles, operators, samples_of
 from infty.memory.resample import band_of, touched
+from infty.memory.writing import grid_tiles, operators, samples_of
 
 GRID_TILE = 64
 """Functions that a sample of the old signal meets on a GPU: two tiles of kernels/grid.py."""

@@ -99,13 +99,13 @@ def _moved(times: Tensor, within: Tensor, core: ContinuousMemory, state: MemoryS
     """Where the samples of every segment lie after the next write: one more row."""
     import torch
 
-    plan = core.policy.plan(state.written)
+    plan = core.writing.policy.plan(state.written)
     keep, end = float(plan.keep), float(plan.end)
     if len(times) == 0:
         keep, end = 0.0, 1.0
     elif not bool(plan.append):
         if core.config.sticky != "off":  # each part of the signal gets its share of room
-            room = core.room(state)[0, 0]
+            room = core.writing.room(state)[0, 0]
             below = torch.cat([room.new_zeros(1), room.cumsum(0)])
             at = (times * len(room)).clamp(max=len(room) - 1e-9)
             times = below[at.long()] + at.frac() * room[at.long()]
