@@ -83,12 +83,15 @@ def check(name: str, reference: dict, ranks: list[dict], layouts: list[dict]) ->
 
 
 def test_bf16_trains_as_one_process_does_to_bf16_rounding(reference, in_two):
-    """bf16 has 8 bits: a relative rounding of 0.4 % in every product, here compared over 20 steps of a loss near 4."""
+    """bf16 has 8 bits: a relative rounding of 0.4 % in every product. What the layouts round differently moves the
+    losses of 20 steps by no more than what bf16 itself moves them, beside float32."""
     full, half = reference["llama"]
     assert half["losses"] == pytest.approx(full["losses"], rel=1e-2)
+    moved = max(abs(a - b) for a, b in zip(half["losses"], full["losses"]))
+    assert moved > 0
     for results in in_two:
         for layout, got in zip(HALF, results["llama"][-len(HALF):]):
-            assert got["losses"] == pytest.approx(half["losses"], rel=2e-3), layout
+            assert got["losses"] == pytest.approx(half["losses"], rel=0, abs=moved), layout
             assert got["norms"] == pytest.approx(half["norms"], rel=1e-2), layout
 
 
