@@ -12,7 +12,11 @@ import torch.distributed as dist
 
 from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, single_pass
+from infty.errors import UserError
 from infty.parallel import groups
+
+LARGEST_EXPONENT = 700.0
+"""Of a perplexity: e to this is about the largest float."""
 
 
 @torch.no_grad()
@@ -45,16 +49,21 @@ def evaluate(forward: Callable[..., tuple], initial_state: Callable[..., Any], d
             progress(done, expected)
     dist.all_reduce(total, group=groups.data_group())
     nll_sum, correct, tokens = total.tolist()
-    return _figures(nll_sum, correct, int(tokens), documents, whole=windows is None)
+    return figures(nll_sum, correct, int(tokens), documents, whole=windows is None)
 
 
-def _figures(nll_sum: float, correct: float, tokens: int, documents: Documents, whole: bool) -> dict[str, float]:
-    nll = nll_sum / max(1, tokens)
-    figures = {"nll": nll, "perplexity": math.exp(min(nll, 700)), "accuracy": correct / max(1, tokens),
-               "tokens": tokens}
+def figures(nll_sum: float, correct: float, tokens: int, documents: Documents, whole: bool) -> dict[str, float]:
+    """A perplexity that no float can hold says nothing that nll does not say: it is left out."""
+    if not tokens:
+        raise UserError("nothing was evaluated: no token of the dataset counts")
+    nll = nll_sum / tokens
+    figures = {"nll": nll, "accuracy": correct / tokens, "tokens": tokens}
+    if nll < LARGEST_EXPONENT:
+        figures["perplexity"] = math.exp(nll)
     if whole and documents.info.words:
         figures["words"] = documents.info.words
-        figures["word_perplexity"] = math.exp(min(nll_sum / documents.info.words, 700))
+        if nll_sum / documents.info.words < LARGEST_EXPONENT:
+            figures["word_perplexity"] = math.exp(nll_sum / documents.info.words)
     return figures
 
 

@@ -136,8 +136,8 @@ class Monitor:
         self.interval_start = time.monotonic()
         if self.rank != 0:
             return
-        text = ", ".join(f"memory {mode}: {f['perplexity']:.2f} ({100 * f['accuracy']:.1f}% of tokens right)"
-                         for mode, f in figures.items())
+        text = ", ".join(f"memory {mode}: {f.get('perplexity', math.inf):.2f} "
+                         f"({100 * f['accuracy']:.1f}% of tokens right)" for mode, f in figures.items())
         self.say(f"step {step}: validation perplexity, {text}")
         with open(self.validations, "a") as f:
             f.write(json.dumps({"step": step, **figures}) + "\n")

@@ -29,11 +29,13 @@ class _Loader(yaml.SafeLoader):
         first: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                problem = f"the key in line {line} is not a word"
+                raise yaml.constructor.ConstructorError(None, None, problem, None)
             if key.value in first and key.tag != MERGE:
                 problem = f"the key '{key.value}' is given twice: in line {first[key.value]} and in line {line}"
                 raise yaml.constructor.ConstructorError(None, None, problem, None)
-            if isinstance(key.value, str):
-                first[key.value] = line
+            first[key.value] = line
         return super().construct_mapping(node, deep)
 
 

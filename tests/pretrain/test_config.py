@@ -31,6 +31,11 @@ def make(**changes) -> Config:
     ("model__memory__overrides", {9: {"basis": 8}}, "model.memory.overrides"),
     ("model__memory__overrides", {0: {"bassis": 8}}, "model.memory.overrides.0: bassis"),
     ("model__memory", {"kind": "compressive", "lenght": 8}, "did you mean 'length'?"),
+    ("run__seed", -1, "run.seed: -1 must be a whole number from 0"),
+    ("run__seed", 2**31, "run.seed"),
+    ("optimizer__lr", float("inf"), "optimizer.lr: inf must be > 0 and <"),
+    ("optimizer__weight_decay", float("nan"), "optimizer.weight_decay"),
+    ("batch__lanes", 10**16, "batch.lanes"),
     ("run__steps", "many", "run.steps"),
     ("run__steps", 2.5, "run.steps"),
     ("run__steps", 0, "run.steps"),
@@ -113,7 +118,7 @@ def test_overrides(tmp_path):
 def test_files_that_are_no_config(tmp_path):
     with pytest.raises(UserError, match="there is no config"):
         configs.load(tmp_path / "none.yaml")
-    for text in ("a: [", "- 1", "\x00"):
+    for text in ("a: [", "- 1", "\x00", "? [a]\n: 1\n", "a: &x [*x]\n", "a: !!python/none x\n"):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(UserError, match=r"bad\.yaml"):
             configs.load(tmp_path / "bad.yaml")

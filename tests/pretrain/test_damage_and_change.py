@@ -81,9 +81,8 @@ def unreadable(folder: Path, data: Path) -> str:
 
 def full_disk(root: Path) -> dict:
     """The disk is full for one file of the second checkpoint; a person makes room and starts again."""
-    from support.small_training import train
-
     from infty_pretrain import checkpoint
+    from support.small_training import train
 
     folder, plain = root / "full", checkpoint._write
     train(folder, root / "data", run__steps=4, checkpoint__every=2, stop_at=2, **BASE)

@@ -7,10 +7,12 @@ import math
 import re
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from infty import stopping
 from infty.data.documents import Documents
@@ -19,6 +21,7 @@ from infty.models.lm import InftyLM
 from infty_pretrain import evaluation, flops
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer, crowding
+from infty_tools.cli import app
 from support import small_run, small_training
 
 pytestmark = pytest.mark.usefixtures("single_process")
@@ -156,3 +159,24 @@ def test_flops_of_a_plain_model_are_six_a_parameter(data):
     per_token = flops.training_per_token(config)
     assert per_token == pytest.approx(6 * matrices, rel=0.05)
     assert flops.training_per_token(small_run.config(data, data).with_vocab(40).model) > 0
+
+
+def test_a_perplexity_that_no_float_holds_is_left_out():
+    info = SimpleNamespace(words=3)
+    figures = evaluation.figures(9000.0, 1.0, 10, SimpleNamespace(info=info), whole=True)
+    assert figures == {"nll": 900.0, "accuracy": 0.1, "tokens": 10, "words": 3}
+    assert evaluation.figures(20.0, 1.0, 10, SimpleNamespace(info=info), whole=True)["perplexity"] == math.exp(2)
+    with pytest.raises(UserError, match="no token of the dataset counts"):
+        evaluation.figures(0.0, 0.0, 0, SimpleNamespace(info=info), whole=True)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["evaluate", "--checkpoint", "x", "--data", "y", "--windows", "0"], "--windows"),
+    (["evaluate", "--checkpoint", "x", "--data", "y", "--lanes", "0"], "--lanes"),
+    (["evaluate", "--checkpoint", "", "--data", "y"], "--checkpoint"),
+    (["export", "--checkpoint", "x", "--output", "y", "--max-shard", "5 gigs"], "no size: write one such as 500MB"),
+    (["generate", "--model", "x", "--prompt", "caf\udce9"], "not UTF-8"),
+    (["generate", "--model", "x", "--seed", "-1"], "--seed")])
+def test_options_that_cannot_be_are_refused_before_anything_is_read(words, said):
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and said in " ".join(result.output.replace("\u2502", " ").split())

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from infty import files
+from infty_tools.options import any_path, check_output_file
+
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="A run's folder (its newest whole checkpoint), or one checkpoint")],
-    data: Annotated[Path, typer.Option(help="A dataset made by `infty prepare` with the run's tokenizer")],
-    lanes: Annotated[int, typer.Option(help="Documents read side by side")] = 8,
-    windows: Annotated[int | None, typer.Option(help="Read only this many windows of each lane")] = None,
+    checkpoint: Annotated[Path, typer.Option(parser=any_path, metavar="PATH", help="A run's folder (its newest whole "
+                                             "checkpoint), or one checkpoint")],
+    data: Annotated[Path, typer.Option(parser=any_path, metavar="PATH", help="A dataset made by `infty prepare` with "
+                                       "the run's tokenizer")],
+    lanes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Documents read side by side")] = 8,
+    windows: Annotated[int | None, typer.Option(min=1, help="Read only this many windows of each lane")] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file")] = None,
 ) -> None:
     """Evaluate a checkpoint on whole documents, with the long-term memory on and off.
@@ -31,12 +35,13 @@ def evaluate(
     launch.quiet()
     from infty_pretrain.evaluator import Evaluator
 
+    if output is not None:
+        check_output_file(output)
     figures = Evaluator(checkpoint, data, here).run(lanes, windows)
     if here.rank == 0:
         _show(figures)
         if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(figures, indent=1) + "\n")
+            files.write_json(output, figures)
     launch.leave(here, 0)
 
 
@@ -47,6 +52,7 @@ def _show(figures: dict[str, dict[str, float]]) -> None:
     table = Table("memory", "tokens", "nats a token", "perplexity", "perplexity a word", "right")
     for mode, f in figures.items():
         word = f"{f['word_perplexity']:,.1f}" if "word_perplexity" in f else "-"
-        table.add_row(mode, f"{f['tokens']:,}", f"{f['nll']:.4f}", f"{f['perplexity']:.2f}", word,
+        perplexity = f"{f['perplexity']:,.2f}" if "perplexity" in f else "-"
+        table.add_row(mode, f"{f['tokens']:,}", f"{f['nll']:.4f}", perplexity, word,
                       f"{100 * f['accuracy']:.1f}%")
     Console().print(table)

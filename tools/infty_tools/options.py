@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import typer
+
+from infty.errors import UserError
 
 
 def any_path(text: str) -> Path:
@@ -53,6 +57,25 @@ def whole(least: int, most: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def check_output_file(path: Path) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold. Raises UserError."""
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path}: its folder cannot be made ({error.strerror})") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--output {path}: its folder may not be written to")
+
+
+def file_size(text: str) -> str:
+    """A size as transformers reads it: 500MB, 5GB, 2GiB."""
+    if not re.fullmatch(r"[1-9]\d{0,6}([KMGT]i?B)", text.strip()):
+        raise typer.BadParameter(f"{printable(text)} is no size: write one such as 500MB, 5GB or 2GiB")
+    return text.strip()
 
 
 def printable(value: object) -> str:

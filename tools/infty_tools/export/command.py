@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from infty_tools.export.dtypes import DTYPES
+from infty_tools.options import any_path, file_size, new_folder
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Option(help="A run's folder (its newest whole checkpoint), or one checkpoint")],
-    output: Annotated[Path, typer.Option(help="The folder to make")],
+    checkpoint: Annotated[Path, typer.Option(parser=any_path, metavar="PATH", help="A run's folder (its newest whole "
+                                             "checkpoint), or one checkpoint")],
+    output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH", help="The folder to make")],
     dtype: Annotated[str, typer.Option(help=f"Numbers of the weights: {', '.join(DTYPES)}")] = "float32",
     tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer, if it is no longer where the run found it: a "
                                                         "dataset's folder, a .model or a tokenizer.json")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is already there")] = False,
-    max_shard: Annotated[str, typer.Option(help="Largest weight file")] = "5GB",
+    max_shard: Annotated[str, typer.Option(parser=file_size, metavar="SIZE", help="Largest weight file")] = "5GB",
 ) -> None:
     """Write a checkpoint as a Hugging Face model that stands alone.
 
@@ -47,6 +50,7 @@ def export(
         launch.connect(here, tensor=1)
         size, report = exporter.write(output, force)
     console.print(f"{output}: {size}. {report}")
+    model = shlex.quote(str(output))
     console.print("Next: write on from a beginning of your own\n"
-                  f"  infty generate --model {output} --prompt 'Once more unto the breach'", soft_wrap=True)
+                  f"  infty generate --model {model} --prompt 'Once more unto the breach'", soft_wrap=True)
     launch.leave(here, 0)
