@@ -85,12 +85,15 @@ class LocalAttention(nn.Module):
             attended = [self._placed(memory, cos[:T:L], sin[:T:L]) for memory in attended]
         q = q.reshape(b, K * G, S, L, d).transpose(1, 2).flatten(0, 1)  # [b*S, H, L, d]
         keys, values = (by_segment(x, self.stm + L, L, S) for x in (keys, values))
-        mask = self._mask(seen, bool(attended))
-        for memory in attended:
-            keys, values, mask = before(memory, keys, values, mask)
-        if self.relative is not None:
-            q, bias = self.relative(q, keys.shape[2] - L)
-            mask = bias.masked_fill(~mask, float("-inf"))
+        mask: Tensor | None = None
+        if self.stm or self.relative is not None or attended:  # otherwise plain causality says it all
+            visible = self._mask(seen)
+            for memory in attended:
+                keys, values, visible = before(memory, keys, values, visible)
+            if self.relative is not None:
+                q, bias = self.relative(q, keys.shape[2] - L)
+                visible = bias.masked_fill(~visible, float("-inf"))
+            mask = visible
         dropout = self.dropout if self.training else 0.0
         with randomness.sharded():
             z = F.scaled_dot_product_attention(
@@ -104,10 +107,8 @@ class LocalAttention(nn.Module):
         cos, sin = (x.repeat_interleave(memory.length, 0) for x in (cos, sin))
         return memory._replace(keys=rotate(memory.keys, cos, sin))
 
-    def _mask(self, seen: Tensor, always: bool) -> Tensor | None:
-        """True where a token may look, [b*S, 1, L, stm+L]; None where plain causality says it all, if it may be."""
-        if self.stm == 0 and self.relative is None and not always:
-            return None
+    def _mask(self, seen: Tensor) -> Tensor:
+        """True where a token may look, [b*S, 1, L, stm+L]."""
         L, stm = self.segment_length, self.stm
         key = torch.arange(stm + L, device=seen.device)
         causal = key <= torch.arange(L, device=seen.device)[:, None] + stm

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from infty.errors import UserError
 
+T = TypeVar("T")
+if TYPE_CHECKING:
+    LeftOut = Annotated[T, "may be left out"]
+else:
+    LeftOut = T | None
+"""The type of a field that a config may leave out (null) and that is always filled in once the dataclass is made."""
+LEFT_OUT: Any = None
+
 PER_LAYER = ("basis", "widths", "ridge", "contraction", "sticky", "samples", "bins", "explore")
 """What may differ from layer to layer."""
-POLICIES = ("uniform", "doubling", "learned")
+ContractionPolicy = Literal["uniform", "doubling", "learned"]
+POLICIES = get_args(ContractionPolicy)
 WARPS = ("off", "quantile", "multinomial")
 
 
@@ -21,7 +30,7 @@ class MemoryConfig:
     kind: Literal["continuous"] = "continuous"
     basis: int = 512
     """Number of Gaussian basis functions [N]; a multiple of the number of widths."""
-    widths: tuple[float, ...] | None = None
+    widths: LeftOut[tuple[float, ...]] = LEFT_OUT
     """Widths s of the basis functions; every centre carries one function of each. Left out: one, 0.75 / basis."""
     ridge: float = 0.5
     """Ridge penalty of the regression [lambda]."""
@@ -29,7 +38,7 @@ class MemoryConfig:
     """What is stored: each head's own keys and values, or its slice of the hidden state (the paper)."""
     content: Literal["normed", "residual"] = "normed"
     """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
-    contraction: float | Literal["uniform", "doubling", "learned"] = "uniform"
+    contraction: float | ContractionPolicy = "uniform"
     """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts as
     `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
     sticky: Literal["off", "quantile", "multinomial"] = "quantile"
@@ -85,7 +94,7 @@ class MemoryConfig:
         _require(len(self.widths) > 0 and all(w > 0 for w in self.widths), "widths",
                  "need at least one, all > 0")
         _require(self.ridge > 0, "ridge", f"{self.ridge} must be > 0")
-        if not self.has_policy:
+        if not isinstance(self.contraction, str):
             _require(0 < self.contraction < 1, "contraction", f"{self.contraction} must lie between 0 and 1")
         _require(self.sticky_heads == "shared" or self.signal == "heads", "sticky_heads",
                  "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)")

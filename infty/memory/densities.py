@@ -14,6 +14,7 @@ family computes in float32 (float64 for float64 inputs) and is differentiable in
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -180,7 +181,7 @@ def statistics(place: Density, bins: int) -> dict[str, Tensor]:
     mean density (nats, at most log(bins)), averaged over lanes and heads; mean `mu` and `sigma` where there are any."""
     figures = {"outside": place.outside().mean(),
                "entropy": torch.special.entr(place.histogram(bins)).sum(-1).mean()}
-    if not isinstance(place, Gibbs):
+    if isinstance(place, Gaussian | Truncated | Sparsemax):
         figures |= {"mu": place.mu.float().mean(), "sigma": place.variance.float().sqrt().mean()}
     return figures
 
@@ -199,7 +200,8 @@ def _on_grid(size: int, widths: tuple[float, ...], points: int, dtype: torch.dty
         return GaussianBasis(size, widths).evaluate((cells + 0.5) / points, dtype)
 
 
-FAMILIES = {"gaussian": Gaussian, "truncated": Truncated, "sparsemax": Sparsemax}
+FAMILIES: dict[str, Callable[[Tensor, Tensor], Density]] = {
+    "gaussian": Gaussian, "truncated": Truncated, "sparsemax": Sparsemax}
 """Families that are made from a mean and a variance; `Gibbs` is made from queries and keys."""
 
 
