@@ -14,7 +14,12 @@ from infty import tree
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.layers.block import Block, Pass, make_norm
-from infty.layers.linear import ColumnParallelLinear, PositionEmbedding, VocabParallelEmbedding, normal
+from infty.layers.linear import (
+    ColumnParallelLinear,
+    PositionEmbedding,
+    VocabParallelEmbedding,
+    normal,
+)
 from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
 from infty.tree import Field, Tree, fresh

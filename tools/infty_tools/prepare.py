@@ -240,7 +240,13 @@ class _Progress:
     """Between lines in a log file."""
 
     def __init__(self, enabled: bool) -> None:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self._bars = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
                               TimeRemainingColumn(), transient=True)
