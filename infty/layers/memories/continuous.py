@@ -160,8 +160,8 @@ class Continuous(Memory):
             figures=self._statistics(place, signal) if inputs.statistics else None)
 
     def _stream(self, inputs: Inputs, state: Tree) -> Tensor:
-        """What the window will write, in order: [b, h, (D+S)*L, c]; it begins with the D segments that are not yet
-        written."""
+        """What the window will write, in order: [b, h, stm + T, c]; it begins with the tokens in the STM, which are not
+        written yet."""
         if not self.hidden:
             stream = torch.cat([inputs.keys, inputs.values], -1)
             return stream if self.memory.backprop else stream.detach()
