@@ -82,7 +82,7 @@ class LocalAttention(nn.Module):
         if self.rotary:
             cos, sin = rotary_angles(self.stm + T, d, self.rotary, q.device)
             q, keys = rotate(q, cos[self.stm:], sin[self.stm:]), rotate(keys, cos, sin)
-            attended = [self._placed(memory, cos[:T:L], sin[:T:L]) for memory in attended]
+            attended = [self._rotated(memory, cos[:T:L], sin[:T:L]) for memory in attended]
         q = q.reshape(b, K * G, S, L, d).transpose(1, 2).flatten(0, 1)  # [b*S, H, L, d]
         keys, values = (by_segment(x, self.stm + L, L, S) for x in (keys, values))
         mask: Tensor | None = None
@@ -100,8 +100,8 @@ class LocalAttention(nn.Module):
                 q, keys, values, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, enable_gqa=G > 1)
         return z.view(b, S, K * G, L, d).permute(1, 3, 0, 2, 4).reshape(T, b, K * G * d)
 
-    def _placed(self, memory: Attended, cos: Tensor, sin: Tensor) -> Attended:
-        """The keys that each segment sees, turned to the place of its oldest token in sight (angles [S, d])."""
+    def _rotated(self, memory: Attended, cos: Tensor, sin: Tensor) -> Attended:
+        """The keys that each segment sees, rotated to the position of its oldest token in sight (angles [S, d])."""
         if memory.each != memory.length:
             raise UserError("memories whose keys several segments see need relative positions")
         cos, sin = (x.repeat_interleave(memory.length, 0) for x in (cos, sin))
