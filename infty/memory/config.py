@@ -118,7 +118,7 @@ class MemoryConfig:
         _require(self.sigma_floor > 0, "sigma_floor", f"{self.sigma_floor} must be > 0")
         _require(self.kl_weight >= 0 and self.kl_sigma > 0, "kl_weight", "must be >= 0, with kl_sigma > 0")
         _require(not self.has_policy or self.contraction in POLICIES, "contraction",
-                 f"'{self.contraction}' is no policy; there are {', '.join(POLICIES)}, or a number")
+                 f"'{self.contraction}' is not a policy; choose {', '.join(POLICIES)}, or a number")
         _require(self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}")
         _require(self.contraction != "learned" or self.backprop, "contraction", "'learned' needs backprop: true")
         # Drawn left edges of bins are half a bin off and rough, and a policy draws them again at every segment.

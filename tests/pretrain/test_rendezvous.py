@@ -101,7 +101,7 @@ def test_every_failure_to_meet_is_one_sentence():
         port = str(taken.getsockname()[1])
         said = meet(**two, MASTER_PORT=port)
         assert said.startswith(f"port {port} of ") and "export another MASTER_PORT" in said
-    assert "not all of 2 processes have come to 127.0.0.1" in meet(**two, MASTER_PORT=port)
+    assert "not all of 2 processes have connected to 127.0.0.1" in meet(**two, MASTER_PORT=port)
     other = two | {"RANK": "1", "LOCAL_WORLD_SIZE": "1"}
     assert "loopback address" in meet(**other, MASTER_PORT=port)
     said = meet(**other | {"MASTER_ADDR": "no-such-host.invalid"}, MASTER_PORT=port)
