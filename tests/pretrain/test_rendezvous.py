@@ -43,7 +43,7 @@ def test_several_hosts_do_not_meet_on_loopback(loopback_name, monkeypatch):
     monkeypatch.setattr(rendezvous, "_source_address", lambda _: "10.1.2.3")
     assert rendezvous.offer({}, one_host=False)["MASTER_ADDR"] == "10.1.2.3"
     monkeypatch.setattr(rendezvous, "_source_address", lambda _: None)
-    with pytest.raises(UserError, match=r"no address of its own but loopback.*export MASTER_ADDR"):
+    with pytest.raises(UserError, match=r"no address but loopback.*export MASTER_ADDR"):
         rendezvous.offer({}, one_host=False)
 
 
