@@ -8,7 +8,7 @@ BOOKS  ?=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.infty-installed
 
-.PHONY: help demo test test-fast lint env check clean
+.PHONY: help demo test test-fast check format lint types env machine clean
 
 help:
 	@echo "make demo          books in, trained model out, in about 10 minutes on 2 CPU cores"
@@ -16,7 +16,8 @@ help:
 	@echo "make test          run all tests"
 	@echo "make test-fast     run those that start no processes and no Slurm, in about 2 minutes"
 	@echo "make env           only make the environment ($(VENV));  VENV=folder, PYTHON=python3.12"
-	@echo "make lint          check style"
+	@echo "make check         formatting, lint and types: what a change must pass beside the tests"
+	@echo "make format        format what is set to be formatted, and sort imports"
 	@echo "make clean         remove what these commands made ($(VENV), and $(DEMO) if the demo made it)"
 
 demo: $(STAMP)
@@ -28,19 +29,29 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest tests -m "not multiprocess and not slurm" $(ARGS)
 
+check: lint types
+
 lint: $(STAMP)
+	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --select I --fix --quiet .
+	@$(BIN)/ruff format .
 
 env: $(STAMP)
 
-check:
+machine:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: install Python 3.10 or newer, or name one: make demo PYTHON=/path/to/python3"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V): infty needs Python 3.10 or newer (make demo PYTHON=python3.12)"; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)"; exit 2; }
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "error: a C++ compiler is missing: install one (Debian, Ubuntu: apt-get install g++)"; exit 2; }
 	@if [ -e "$(VENV)" ] && [ ! -e "$(VENV)/.infty" ]; then echo "error: $(VENV) exists and was not made by this Makefile; leaving it alone. Name another: make demo VENV=.venv2"; exit 2; fi
 
-$(STAMP): pyproject.toml | check
+$(STAMP): pyproject.toml | machine
 	@echo "making the environment in $(VENV) (once; about 1.5 GB)"
 	@mkdir -p $(VENV) && touch $(VENV)/.infty
 	@$(PYTHON) -m venv $(VENV)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from infty.errors import UserError
-from infty.memory.config import MemoryConfig
+from infty.memory.config import LEFT_OUT, LeftOut, MemoryConfig
 from infty.memory_kinds import section_of
 
 # What each family means for the fields that a config may leave out.
@@ -27,9 +27,9 @@ class ModelConfig:
     hidden_size: int = 768
     layers: int = 12
     heads: int = 12
-    kv_heads: int | None = None
+    kv_heads: LeftOut[int] = LEFT_OUT
     """Heads that share keys and values in groups; left out: as many as heads."""
-    ffn_size: int | None = None
+    ffn_size: LeftOut[int] = LEFT_OUT
     """Left out: 4 x hidden (gelu) or 8/3 x hidden rounded up to a multiple of 64 (swiglu)."""
     segment_length: int = 512
     """Tokens in a segment [L]: the unit in which the long-term memory is written."""
@@ -37,12 +37,12 @@ class ModelConfig:
     """Tokens before the segment whose keys and values are attended to; a multiple of segment_length."""
     stm_layers: tuple[int, ...] | None = None
     """Layers (from 0) that have a short-term memory; left out: all."""
-    norm: Literal["layernorm", "rmsnorm"] | None = None
-    activation: Literal["gelu", "swiglu"] | None = None
-    positions: Literal["learned", "rotary", "relative", "none"] | None = None
+    norm: LeftOut[Literal["layernorm", "rmsnorm"]] = LEFT_OUT
+    activation: LeftOut[Literal["gelu", "swiglu"]] = LEFT_OUT
+    positions: LeftOut[Literal["learned", "rotary", "relative", "none"]] = LEFT_OUT
     """`relative`: Transformer-XL's (Dai et al., arXiv 1901.02860)."""
-    bias: bool | None = None
-    tie_embeddings: bool | None = None
+    bias: LeftOut[bool] = LEFT_OUT
+    tie_embeddings: LeftOut[bool] = LEFT_OUT
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     dropout: float = 0.0
@@ -62,7 +62,7 @@ class ModelConfig:
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.ffn_size is None:
-            wide = 4 * self.hidden_size if self.activation == "gelu" else -(-8 * self.hidden_size // 192) * 64
+            wide = 4 * self.hidden_size if self.activation == "gelu" else round_up(8 * self.hidden_size // 3, 64)
             object.__setattr__(self, "ffn_size", wide)
         self._validate()
 
@@ -101,7 +101,7 @@ class ModelConfig:
         """Rows of the embedding: vocab_size rounded up to a multiple of vocab_multiple."""
         if self.vocab_size is None:
             raise UserError("model.vocab_size is not known yet: give it, or a dataset to take it from")
-        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+        return round_up(self.vocab_size, self.vocab_multiple)
 
     def sections(self) -> dict[str, Any]:
         """Every memory beyond the short-term one, by name: its section of the config."""
@@ -137,8 +137,13 @@ class ModelConfig:
         return cls(**values)
 
 
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below `number`."""
+    return -(-number // multiple) * multiple
+
+
 def _plain(value: Any) -> Any:
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}

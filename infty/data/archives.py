@@ -115,12 +115,12 @@ class _Zstandard(io.RawIOBase):
 
         if "not enough memory" in str(error).lower():
             return UserError(
-                f"{self._path}: unpacking it takes more memory than there is (it was made with a "
-                "large window, zstd --long): use fewer --workers, or pack it anew without --long"
+                f"{self._path}: unpacking it takes more memory than is available (it was made with a "
+                "large window, zstd --long): use fewer --workers, or recompress it without --long"
             )
         if "too much memory for decoding" in str(error):
             return LimitError(
-                "a zstd window of more than the 2 GiB that can be unpacked: pack it anew with "
+                "a zstd window of more than the 2 GiB that can be unpacked: recompress it with "
                 "--long=31 or less"
             )
         try:
@@ -129,7 +129,7 @@ class _Zstandard(io.RawIOBase):
             return OSError(BYTES_AFTER if self._frames else DAMAGED)
         if frame.dict_id:
             return LimitError(
-                "packed with a zstd dictionary, which is not at hand: pack it anew without"
+                "packed with a zstd dictionary, which is not available: recompress it without one"
             )
         return OSError(DAMAGED)
 

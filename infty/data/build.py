@@ -122,7 +122,7 @@ def merge(job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, 
                 inexact.append(entry["name"])
     if not writer.names:
         reasons = ", ".join([f"{d['name']}: {d['problem']}" for d in left_out[:5]] + ["..."] * (len(left_out) > 5))
-        raise UserError(f"no usable document for {output.name} ({reasons}): give other input, and delete "
+        raise UserError(f"no usable document for {output.name} ({reasons}): choose other input, and delete "
                         f"{job.folder.parent}")
     return writer.finish({"left_out": left_out, "inexact": inexact})
 

@@ -132,7 +132,7 @@ def _check_index(path: Path, documents: int) -> None:
         begins_well = f.read(9) == b"MMIDIDX\0\0"
     size, expected = path.stat().st_size, 34 + 12 * documents + 8 * (documents + 1)
     if not begins_well or size != expected:
-        raise UserError(f"{path} cannot be read: it is no index of {documents} documents (cut short or changed?); "
+        raise UserError(f"{path} cannot be read: it is not an index of {documents} documents (cut short or changed?); "
                         "prepare the dataset again or copy it again")
 
 
@@ -166,7 +166,7 @@ def _wrong_value(info: DatasetInfo) -> str | None:
         values = getattr(info, name)
         kind = str if name == "names" else int
         if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-            return f"{name} is no list of {'names' if kind is str else 'numbers'}"
+            return f"{name} is not a list of {'names' if kind is str else 'numbers'}"
         if len(values) != info.documents and (values or name == "names"):
             return f"{name} has {len(values)} entries for {info.documents} documents"
     return None if isinstance(info.report, dict) else f"report is {info.report!r}"

@@ -113,10 +113,10 @@ class LaneSchedule:
         lanes that were kept. Raises UserError when the state belongs to other data.
         """
         if state["documents"] != len(self.lengths):
-            raise UserError(f"the saved reading is of a dataset with {state['documents']} documents, this one has "
-                            f"{len(self.lengths)}: resume with the dataset the run began with")
+            raise UserError(f"the saved position belongs to a dataset with {state['documents']} documents, this one "
+                            f"has {len(self.lengths)}: resume with the dataset the run began with")
         if state["segment_length"] != self.segment_length:
-            raise UserError(f"the saved reading is in segments of {state['segment_length']} tokens, the config has "
+            raise UserError(f"the saved position counts segments of {state['segment_length']} tokens, the config has "
                             f"model.segment_length {self.segment_length}")
         self.seed, self.epoch, self.index = state["seed"], state["epoch"], state["index"]
         self.predictions, self.padding = state["predictions"], state["padding"]

@@ -66,7 +66,7 @@ class Request:
         count = self.validation_documents
         if self.validation is not None:
             if count:
-                raise UserError("--validation and --validation-documents exclude each other: give one")
+                raise UserError("--validation and --validation-documents are mutually exclusive: give one")
             return train, sources.find(self.validation, "--validation", self.own_folders)
         if count and not all(s.one_document for s in train):
             raise UserError("--validation-documents holds out text files, and the input has files of many documents: "

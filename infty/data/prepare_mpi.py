@@ -53,7 +53,7 @@ def prepare(request: Request, progress: Progress, tell: Callable[[str], None]) -
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "error: stopped; run the same command again to go on"
+        return "error: stopped; rerun the same command to continue"
     if hasattr(error, "exit_code"):
         return f"{error}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -39,7 +39,7 @@ def difference(folder: Path, options: dict[str, Any], parts: dict[str, list[Sour
     """
     before = _read(folder / RECORD)
     if before is None:
-        return f"it has no {RECORD} that can be read, as when an earlier version of infty made it"
+        return f"it has no {RECORD} that can be read (was it made by an earlier version of infty?)"
     changed = [
         f"{name} was {before['options'].get(name)!r} and is {value!r} now"
         for name, value in options.items()

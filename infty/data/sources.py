@@ -90,7 +90,7 @@ def _find(folder: Path, option: str, avoid: frozenset[Path]) -> list[Source]:
     else:
         paths = [path for path, problem in _walk(folder, avoid) if problem is None]
     if not paths:
-        raise UserError(f"{option} {folder} holds no {', '.join(names)} file and is no Hugging Face dataset")
+        raise UserError(f"{option} {folder} holds no {', '.join(names)} file and is not a Hugging Face dataset")
     return sorted((_file_source(path, folder) for path in paths), key=lambda s: s.name)
 
 
@@ -114,7 +114,7 @@ def ignored(folder: Path, avoid: frozenset[Path] = frozenset()) -> list[dict[str
         return []
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
         mine = _dataset_files(folder)
-        found = [(path, "no part of the dataset") for path, _ in _walk(folder, avoid) if path.name not in mine]
+        found = [(path, "not part of the dataset") for path, _ in _walk(folder, avoid) if path.name not in mine]
     else:
         found = [(path, problem) for path, problem in _walk(folder, avoid) if problem is not None]
     return sorted(({"name": str(path.relative_to(folder)), "problem": problem} for path, problem in found),
@@ -146,7 +146,7 @@ def _walk(folder: Path, avoid: frozenset[Path]) -> Iterator[tuple[Path, str | No
         real = os.path.realpath(here)
         if real in seen:
             if here.is_symlink():
-                yield here, "a link to a folder that is read already"
+                yield here, "a link to a folder that is already read"
             continue
         seen.add(real)
         try:

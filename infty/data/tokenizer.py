@@ -340,7 +340,7 @@ def _why_not_trained(error: str, vocab_size: int) -> str:
         return (f"--vocab-size {vocab_size} is too large for so little text, which has pieces for {most[1]} tokens at "
                 f"most. Give more text, or a --vocab-size of {most[1]} or less")
     if "sentences_.empty()" in error:
-        return "there is no line of text to train a tokenizer on. Give more text"
+        return "there is no text to train a tokenizer on. Give more text"
     return f"cannot train a vocabulary of {vocab_size} tokens on these texts: {error.splitlines()[-1]}"
 
 

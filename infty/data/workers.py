@@ -47,8 +47,8 @@ class Workers:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise UserError("a worker process was killed, perhaps for want of memory: run the same command again, "
-                            "with fewer --workers") from error
+            raise UserError("a worker process was killed, perhaps because memory ran out: rerun the same "
+                            "command with fewer --workers") from error
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def _already_done(output: Path, options: dict[str, Any], parts: dict[str, list[S
 def partial_folder(output: Path) -> Path:
     """Where an output is made. Raises UserError when the output has no name."""
     if output.name in ("", ".."):
-        raise UserError(f"--output {output} names no folder that could be made: give its name")
+        raise UserError(f"--output {output} is not a name for a new folder: give one")
     return output.with_name(output.name + ".partial")
 
 

@@ -21,7 +21,14 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from infty.hf.arguments_infty import LOSS, VARLEN, document_starts, one_cache, refuse_others, token_mask
+from infty.hf.arguments_infty import (
+    LOSS,
+    VARLEN,
+    document_starts,
+    one_cache,
+    refuse_others,
+    token_mask,
+)
 from infty.hf.cache_infty import CACHE, InftyCache, InftyLayerState
 from infty.hf.configuration_infty import InftyConfig
 from infty.hf.generation_infty import InftyGenerationMixin

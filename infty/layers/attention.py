@@ -82,32 +82,33 @@ class LocalAttention(nn.Module):
         if self.rotary:
             cos, sin = rotary_angles(self.stm + T, d, self.rotary, q.device)
             q, keys = rotate(q, cos[self.stm:], sin[self.stm:]), rotate(keys, cos, sin)
-            attended = [self._placed(memory, cos[:T:L], sin[:T:L]) for memory in attended]
+            attended = [self._rotated(memory, cos[:T:L], sin[:T:L]) for memory in attended]
         q = q.reshape(b, K * G, S, L, d).transpose(1, 2).flatten(0, 1)  # [b*S, H, L, d]
         keys, values = (by_segment(x, self.stm + L, L, S) for x in (keys, values))
-        mask = self._mask(seen, bool(attended))
-        for memory in attended:
-            keys, values, mask = before(memory, keys, values, mask)
-        if self.relative is not None:
-            q, bias = self.relative(q, keys.shape[2] - L)
-            mask = bias.masked_fill(~mask, float("-inf"))
+        mask: Tensor | None = None
+        if self.stm or self.relative is not None or attended:  # otherwise plain causality says it all
+            visible = self._mask(seen)
+            for memory in attended:
+                keys, values, visible = before(memory, keys, values, visible)
+            if self.relative is not None:
+                q, bias = self.relative(q, keys.shape[2] - L)
+                visible = bias.masked_fill(~visible, float("-inf"))
+            mask = visible
         dropout = self.dropout if self.training else 0.0
         with randomness.sharded():
             z = F.scaled_dot_product_attention(
                 q, keys, values, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, enable_gqa=G > 1)
         return z.view(b, S, K * G, L, d).permute(1, 3, 0, 2, 4).reshape(T, b, K * G * d)
 
-    def _placed(self, memory: Attended, cos: Tensor, sin: Tensor) -> Attended:
-        """The keys that each segment sees, turned to the place of its oldest token in sight (angles [S, d])."""
+    def _rotated(self, memory: Attended, cos: Tensor, sin: Tensor) -> Attended:
+        """The keys that each segment sees, rotated to the position of its oldest token in sight (angles [S, d])."""
         if memory.each != memory.length:
             raise UserError("memories whose keys several segments see need relative positions")
         cos, sin = (x.repeat_interleave(memory.length, 0) for x in (cos, sin))
         return memory._replace(keys=rotate(memory.keys, cos, sin))
 
-    def _mask(self, seen: Tensor, always: bool) -> Tensor | None:
-        """True where a token may look, [b*S, 1, L, stm+L]; None where plain causality says it all, if it may be."""
-        if self.stm == 0 and self.relative is None and not always:
-            return None
+    def _mask(self, seen: Tensor) -> Tensor:
+        """True where a token may look, [b*S, 1, L, stm+L]."""
         L, stm = self.segment_length, self.stm
         key = torch.arange(stm + L, device=seen.device)
         causal = key <= torch.arange(L, device=seen.device)[:, None] + stm

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 
 from infty.config import ModelConfig
 from infty.layers.attention import LocalAttention
-from infty.layers.memories.base import Inputs, Reading
+from infty.layers.memories.base import Inputs, Memory, Reading
 from infty.layers.mlp import MLP
 from infty.memory_kinds import memory_of
 from infty.parallel.region import Region, mark_stream
@@ -54,7 +56,8 @@ class Block(nn.Module):
     def fields(self, dtype: torch.dtype) -> Tree:
         """What is declared of the layer's state (infty.tree); `dtype` is that of the run."""
         return Tree({"attention": self.attention.fields(dtype),
-                     "memories": {name: memory.fields(dtype) for name, memory in self.memories.items()}})
+                     "memories": {name: cast(Memory, memory).fields(dtype)
+                                  for name, memory in self.memories.items()}})
 
     def forward(self, x: Tensor, state: Tree, how: Pass) -> tuple[Tensor, Tensor | None, tuple]:
         """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, penalty, (state, figures)).
@@ -81,7 +84,8 @@ class Block(nn.Module):
         figures = {f"{name}.{key}": value for name, reading in readings.items()
                    for key, value in (reading.figures or {}).items()}
         new = Tree({"attention": short_term, "memories": {name: r.state for name, r in readings.items()}})
-        return x, sum(penalties) if penalties else None, (new.map(Tensor.detach), figures)
+        penalty = reduce(torch.add, penalties) if penalties else None
+        return x, penalty, (new.map(Tensor.detach), figures)
 
     def _read(self, inputs: Inputs, states: Tree, attends: bool) -> dict[str, Reading]:
         """What the memories say that local attention sees, or those that it does not see."""

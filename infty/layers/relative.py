@@ -20,9 +20,13 @@ class RelativePositions(nn.Module):
         self.size, self.head_size = config.hidden_size, config.head_size
         self.project = ColumnParallelLinear(
             config.hidden_size, config.heads * config.head_size, normal(f"{layer}.relative", config.init_std))
-        for name in ("content", "position"):
-            full = normal(f"{layer}.relative.{name}", config.init_std)(torch.empty(config.heads, config.head_size))
-            self.register_parameter(f"bias_{name}", sharded_parameter(full))
+        self.bias_content = self._bias(config, f"{layer}.relative.content")
+        self.bias_position = self._bias(config, f"{layer}.relative.position")
+
+    @staticmethod
+    def _bias(config: ModelConfig, name: str) -> nn.Parameter:
+        full = normal(name, config.init_std)(torch.empty(config.heads, config.head_size))
+        return sharded_parameter(full)
 
     def forward(self, q: Tensor, before: int) -> tuple[Tensor, Tensor]:
         """q [n, H/tp, L, d], queries after `before` keys -> q + u, and what to add to the scores (already divided by

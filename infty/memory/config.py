@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from infty.errors import UserError
+
+T = TypeVar("T")
+if TYPE_CHECKING:
+    LeftOut = Annotated[T, "may be left out"]
+else:
+    LeftOut = T | None
+"""The type of a field that a config may leave out (null) and that is always filled in once the dataclass is made."""
+LEFT_OUT: Any = None
 
 PER_LAYER = ("basis", "widths", "ridge", "contraction", "sticky", "samples", "bins", "explore",
              "attention_span")
 """What may differ from layer to layer."""
-POLICIES = ("uniform", "doubling", "learned")
+ContractionPolicy = Literal["uniform", "doubling", "learned"]
+POLICIES = get_args(ContractionPolicy)
 WARPS = ("off", "quantile", "multinomial")
 
 
@@ -22,7 +31,7 @@ class MemoryConfig:
     kind: Literal["continuous"] = "continuous"
     basis: int = 512
     """Number of Gaussian basis functions [N]; a multiple of the number of widths."""
-    widths: tuple[float, ...] | None = None
+    widths: LeftOut[tuple[float, ...]] = LEFT_OUT
     """Widths s of the basis functions; every centre carries one function of each. Left out: one, 0.75 / basis."""
     ridge: float = 0.5
     """Ridge penalty of the regression [lambda]."""
@@ -30,7 +39,7 @@ class MemoryConfig:
     """What is stored: each head's own keys and values, or its slice of the hidden state (the paper)."""
     content: Literal["normed", "residual"] = "normed"
     """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
-    contraction: float | Literal["uniform", "doubling", "learned"] = "uniform"
+    contraction: float | ContractionPolicy = "uniform"
     """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts as
     `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
     sticky: Literal["off", "quantile", "multinomial"] | None = None
@@ -94,7 +103,7 @@ class MemoryConfig:
         _require(len(self.widths) > 0 and all(w > 0 for w in self.widths), "widths",
                  "need at least one, all > 0")
         _require(self.ridge > 0, "ridge", f"{self.ridge} must be > 0")
-        if not self.has_policy:
+        if not isinstance(self.contraction, str):
             _require(0 < self.contraction < 1, "contraction", f"{self.contraction} must lie between 0 and 1")
         _require(self.sticky_heads == "shared" or self.signal == "heads", "sticky_heads",
                  "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)")
@@ -120,7 +129,7 @@ class MemoryConfig:
         _require(self.sigma_floor > 0, "sigma_floor", f"{self.sigma_floor} must be > 0")
         _require(self.kl_weight >= 0 and self.kl_sigma > 0, "kl_weight", "must be >= 0, with kl_sigma > 0")
         _require(not self.has_policy or self.contraction in POLICIES, "contraction",
-                 f"'{self.contraction}' is no policy; there are {', '.join(POLICIES)}, or a number")
+                 f"'{self.contraction}' is not a policy; choose {', '.join(POLICIES)}, or a number")
         _require(self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}")
         _require(self.contraction != "learned" or self.backprop, "contraction", "'learned' needs backprop: true")
         # Drawn left edges of bins are half a bin off and rough, and a policy draws them again at every segment.

@@ -6,6 +6,7 @@ business (sticky.py); every policy works with every warp.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,8 +81,12 @@ class Doubling:
         return Plan(count / room, (count + 1) / room, ~full)
 
 
+NAMED: dict[str, Callable[[], Policy]] = {"uniform": Uniform, "doubling": Doubling, "learned": Uniform}
+"""What a config can name: `infty.memory.config.ContractionPolicy` lists the same names."""
+
+
 def policy(contraction: float | str) -> Policy:
     """The policy a config names: a number in (0, 1), 'uniform', 'doubling' or 'learned' (uniform, at a rate)."""
     if isinstance(contraction, str):
-        return {"uniform": Uniform, "doubling": Doubling, "learned": Uniform}[contraction]()
+        return NAMED[contraction]()
     return Constant(contraction)

@@ -14,9 +14,10 @@ family computes in float32 (float64 for float64 inputs) and is differentiable in
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,6 +49,17 @@ class Density(Protocol):
     def outside(self) -> Tensor:
         """Share of each density's mass that lies outside [0, 1], where there is nothing to read: [..., T]."""
         ...
+
+
+@runtime_checkable
+class Located(Density, Protocol):
+    """Densities that are made from a mean and a variance, [..., T] each."""
+
+    @property
+    def mu(self) -> Tensor: ...
+
+    @property
+    def variance(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,7 @@ def statistics(place: Density, bins: int) -> dict[str, Tensor]:
     mean density (nats, at most log(bins)), averaged over lanes and heads; mean `mu` and `sigma` where there are any."""
     figures = {"outside": place.outside().mean(),
                "entropy": torch.special.entr(place.histogram(bins)).sum(-1).mean()}
-    if not isinstance(place, Gibbs):
+    if isinstance(place, Located):
         figures |= {"mu": place.mu.float().mean(), "sigma": place.variance.float().sqrt().mean()}
     return figures
 
@@ -199,7 +211,8 @@ def _on_grid(size: int, widths: tuple[float, ...], points: int, dtype: torch.dty
         return GaussianBasis(size, widths).evaluate((cells + 0.5) / points, dtype)
 
 
-FAMILIES = {"gaussian": Gaussian, "truncated": Truncated, "sparsemax": Sparsemax}
+FAMILIES: dict[str, Callable[[Tensor, Tensor], Located]] = {
+    "gaussian": Gaussian, "truncated": Truncated, "sparsemax": Sparsemax}
 """Families that are made from a mean and a variance; `Gibbs` is made from queries and keys."""
 
 

@@ -1,7 +1,7 @@
 """Putting signals on the grid of a write: samples of the old one, cell averages of the new tokens.
 
 Both are products with matrices that have a few entries in each row (bands.py). The dense matrices are what the formulas
-say; they are used where functions are wide, and where gradients reach the places of samples and tokens (a learned
+say; they are used where functions are wide, and where gradients reach the positions of samples and tokens (a learned
 contraction). Which form runs depends on the configuration alone, never on what lanes hold.
 """
 
@@ -67,8 +67,8 @@ def heads_apart(operator: Tensor, x: Tensor) -> Tensor:
 
 def band_of(size: int, widths: tuple[float, ...]) -> int | None:
     """How many consecutive functions of a basis lie within REACH widths of any point; None: too many for a band."""
-    places = size // len(widths)
-    band = (math.floor(2 * REACH * max(widths) * max(places - 1, 1)) + 1) * len(widths)
+    count = size // len(widths)  # of centers
+    band = (math.floor(2 * REACH * max(widths) * max(count - 1, 1)) + 1) * len(widths)
     return band if band * BAND_GAIN <= size else None
 
 
@@ -80,12 +80,12 @@ def touched(cells: int, tokens: int) -> int:
 def banded(basis: GaussianBasis, times: Tensor, width: int, dtype: torch.dtype) -> Band:
     """The band of psi(times [b, g, P]), `width` functions wide."""
     each = len(basis.each)
-    places = basis.size // each
-    near = torch.ceil(times * (places - 1) - REACH * max(basis.each) * (places - 1)).long()
-    first = near.clamp(0, places - width // each) * each
+    count = basis.size // each  # of centers
+    near = torch.ceil(times * (count - 1) - REACH * max(basis.each) * (count - 1)).long()
+    first = near.clamp(0, count - width // each) * each
     centers, widths = placement(basis.size, basis.each, times.device)
     index = first.unsqueeze(-1) + torch.arange(width, device=times.device)
-    spread = widths[:width]  # the same at every place
+    spread = widths[:width]  # the same at every center
     z = ((times.unsqueeze(-1) - centers[index]) / spread).to(dtype)
     return Band(first, torch.exp(-0.5 * z * z) / (spread * math.sqrt(2 * math.pi)).to(dtype))
 

@@ -14,7 +14,12 @@ from infty import tree
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.layers.block import Block, Pass, make_norm
-from infty.layers.linear import ColumnParallelLinear, PositionEmbedding, VocabParallelEmbedding, normal
+from infty.layers.linear import (
+    ColumnParallelLinear,
+    PositionEmbedding,
+    VocabParallelEmbedding,
+    normal,
+)
 from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
 from infty.tree import Field, Tree, fresh
@@ -27,7 +32,7 @@ class Output:
     state: Tree
     """The lanes' state after the window."""
     nll_sum: Tensor | None
-    """float32 scalar: weighted sum of the tokens' negative log-likelihoods, without any regulariser."""
+    """float32 scalar: weighted sum of the tokens' negative log-likelihoods, without any penalty."""
     token_nll: Tensor | None
     """float32 [b, S, L]: every token's negative log-likelihood."""
     token_correct: Tensor | None
@@ -94,7 +99,7 @@ class InftyLM(nn.Module):
 
         tokens, labels int64 [b, S, L]; weights float32 [b, S, L] (0 where a prediction does not count); reset bool
         [b, S] marks segments that begin a document. Returns (loss, Output): with labels, the loss is the float32 sum
-        over tokens of weight * nll plus the regulariser, for the caller to divide; without labels, it is this rank's
+        over tokens of weight * nll plus the penalties, for the caller to divide; without labels, it is this rank's
         share of the logits, float32 [b, S, L, V/tp], and the output has no losses.
         """
         b, S, L = tokens.shape

@@ -77,7 +77,7 @@ def collect(engine: Engine, folder: Path, run: dict[str, Any]) -> Snapshot:
 
 
 def write(snapshot: Snapshot) -> tuple[dict[str, Any], str | None]:
-    """Write this rank's files and see them to the disk; no collective. Returns their digests by name, and what went
+    """Write and fsync this rank's files; no collective. Returns their digests by name, and what went
     wrong."""
     try:
         snapshot.partial.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def publish(snapshot: Snapshot, digests: dict[str, Any], problem: str | None) ->
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{'; '.join(agreed[0])}. No checkpoint was written at {final.name}; earlier ones are "
-                        "unharmed. Mend this and start the same command again")
+                        "unharmed. Fix this and rerun the same command")
 
 
 def _collect(engine: Engine) -> dict[str, dict[str, Tensor]]:
@@ -158,7 +158,7 @@ def _layout() -> dict[str, int]:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file and see it to the disk. Raises OSError, also where safetensors has an error of its own.
+    """Write a file and fsync it. Raises OSError, also where safetensors has an error of its own.
 
     It gets the permissions of any new file (the umask's); safetensors makes its files for their owner's eyes only.
     """
@@ -211,7 +211,7 @@ def _contradiction(folder: Path, text: bytes, rank: int, world: int) -> str | No
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} is damaged"
     if version != FORMAT:
-        raise UserError(f"{folder} has the format {version}, this version of infty reads {FORMAT}: go on with the "
+        raise UserError(f"{folder} has the format {version}, this version of infty reads {FORMAT}: continue with the "
                         "version that wrote it, or give another run.folder; nothing was changed")
     if RUN not in files:
         return f"its {MANIFEST} is damaged"
@@ -354,7 +354,7 @@ class Reader:
 def load(engine: Engine, folder: Path, kept_lanes: list[int]) -> Reader:
     """Put a checkpoint into the engine: weights, moments, memories of `kept_lanes`, random streams.
 
-    Raises UserError when it is the checkpoint of another model.
+    Raises UserError when it is a checkpoint of a different model.
     """
     reader = Reader(folder)
     _check_model(engine, reader)
@@ -378,8 +378,8 @@ def _check_model(engine: Engine, reader: Reader) -> None:
     changes = [c for c in configs.differences(configs.load(reader.folder / CONFIG), engine.config)
                if c.startswith("model.") and not _FREE.match(c)]
     if changes:
-        raise UserError(f"{reader.folder} is the checkpoint of another model: {'; '.join(changes)}. Use the config it "
-                        f"was made with ({reader.folder / CONFIG}) or another run.folder")
+        raise UserError(f"{reader.folder} is a checkpoint of a different model: {'; '.join(changes)}. Use the config "
+                        f"it was made with ({reader.folder / CONFIG}) or another run.folder")
 
 
 def _check_shapes(engine: Engine, reader: Reader) -> None:
@@ -392,8 +392,8 @@ def _check_shapes(engine: Engine, reader: Reader) -> None:
     saved = {name: list(reader.shape(name)) for name in reader.names()}
     if saved != expected:
         odd = next(n for n in sorted(saved.keys() | expected.keys()) if saved.get(n) != expected.get(n))
-        raise UserError(f"{reader.folder} is the checkpoint of another model: {odd} has shape {saved.get(odd)} there, "
-                        f"{expected.get(odd)} in this config. Use the config it was made with "
+        raise UserError(f"{reader.folder} is a checkpoint of a different model: {odd} has shape {saved.get(odd)} "
+                        f"there, {expected.get(odd)} in this config. Use the config it was made with "
                         f"({reader.folder / CONFIG}) or another run.folder")
 
 

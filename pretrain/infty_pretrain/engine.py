@@ -25,7 +25,7 @@ class StepResult:
     """What a step did, the same on every rank."""
 
     loss: float
-    """Mean negative log-likelihood of the tokens that count and were read, nats, without regulariser. Not finite where
+    """Mean negative log-likelihood of the tokens that count and were read, nats, without penalties. Not finite where
     `skipped` is `loss`."""
     grad_norm: float
     """Global norm before clipping; not finite in a skipped step."""

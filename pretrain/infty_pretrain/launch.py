@@ -169,8 +169,8 @@ def device_index(launch: Launch, visible: int) -> int:
         return launch.local_rank
     if visible == 1:
         return 0
-    raise UserError(f"process {launch.local_rank} of its node finds {visible} GPUs: start at most one process a GPU, "
-                    f"or look at CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})")
+    raise UserError(f"process {launch.local_rank} of its node finds {visible} GPUs: start at most one process per GPU, "
+                    f"or check CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})")
 
 
 def _tell_deepspeed(index: int) -> None:

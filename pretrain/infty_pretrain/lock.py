@@ -26,7 +26,7 @@ def take(folder: Path, tell: Callable[[str], None] = print, patience: float = PA
     try:
         file = open(folder / NAME, "a+")  # noqa: SIM115 - held open
     except PermissionError as error:
-        raise UserError(f"run.folder: {refused(error)}. To go on with somebody else's run, have its owner make the "
+        raise UserError(f"run.folder: {refused(error)}. To continue somebody else's run, have its owner make the "
                         "folder writable for the group (chmod -R g+rwX), or copy it") from error
     deadline, told = time.monotonic() + patience, False
     while True:
@@ -37,7 +37,7 @@ def take(folder: Path, tell: Callable[[str], None] = print, patience: float = PA
             file.seek(0)
             owner = file.read().strip() or "another process"
             if time.monotonic() >= deadline:
-                raise UserError(f"{folder} is in use by {owner}: let it end, or give this run another "
+                raise UserError(f"{folder} is in use by {owner}: wait until it ends, or give this run another "
                                 "run.folder") from None
             if not told:
                 tell(f"waiting for {owner}, which works in {folder}")

@@ -76,8 +76,8 @@ class Monitor:
         row: dict[str, Any] = {}
         if result.quarantined:
             row["quarantined"] = list(result.quarantined)
-            self.say(f"step {step}: lane {', '.join(map(str, result.quarantined))} had numbers that are not finite: "
-                     "left out of the step, goes on with an empty memory")
+            self.say(f"step {step}: lane {', '.join(map(str, result.quarantined))} had non-finite numbers: "
+                     "left out of the step, continues with an empty memory")
         if result.skipped:
             row["skipped"] = result.skipped
             figure = f" ({result.loss:.4f})" if math.isfinite(result.loss) else ""
@@ -148,7 +148,7 @@ class Monitor:
 
     def saved(self, checkpoint: Saved) -> None:
         """Record a checkpoint that is in place."""
-        self.say(f"saved {checkpoint.path.name}: training stood still for {checkpoint.stall:.2f} s, writing took "
+        self.say(f"saved {checkpoint.path.name}: training paused for {checkpoint.stall:.2f} s, writing took "
                  f"{checkpoint.written:.2f} s")
         if self.rank == 0 and self.writer is not None:
             step = int(checkpoint.path.name.removeprefix("step-"))

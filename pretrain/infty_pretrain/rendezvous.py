@@ -47,8 +47,8 @@ def own_address() -> str:
         named = []
     found = next((a for a in named if not _is_loopback(a)), None) or _source_address(_ELSEWHERE)
     if found is None:
-        raise UserError(f"{host} knows no address of its own but loopback, where processes of other hosts cannot meet "
-                        "it: export MASTER_ADDR, an address of that host that the others reach")
+        raise UserError(f"{host} has no address but loopback, where other hosts cannot reach it: "
+                        "export MASTER_ADDR, an address of that host that the others can reach")
     return found
 
 
@@ -102,11 +102,11 @@ def _explain(error: Exception, rank: int, world: int, address: str, port: str, a
     if "EACCES" in str(error):
         return f"port {port} may not be used on {host}: export a MASTER_PORT of 1024 or more"
     if rank == 0:
-        return (f"after {TOGETHER.total_seconds() / 60:.0f} minutes not all of {world} processes have come to "
-                f"{address}:{port} ({host}): look at what the others say, and whether MASTER_ADDR is {host}")
-    loopback = ("; that is the loopback address, which every host has for itself: export an address of rank 0's host "
-                "that the others reach") if all(map(_is_loopback, addresses)) else ""
-    return (f"rank {rank} on {host} finds nobody at MASTER_ADDR={address}, MASTER_PORT={port} "
+        return (f"after {TOGETHER.total_seconds() / 60:.0f} minutes not all of {world} processes have connected to "
+                f"{address}:{port} ({host}): check what the others say, and that MASTER_ADDR is {host}")
+    loopback = ("; that is the loopback address, which means another machine on every host: export an "
+                "address of rank 0's host that the others can reach") if all(map(_is_loopback, addresses)) else ""
+    return (f"rank {rank} on {host} gets no answer at MASTER_ADDR={address}, MASTER_PORT={port} "
             f"({', '.join(addresses)}){loopback or ': is that the host of rank 0, is it reachable, has it started?'}")
 
 

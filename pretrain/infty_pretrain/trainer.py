@@ -38,7 +38,7 @@ def validate(config: Config, world: int) -> Config:
     if config.data.validation is not None:
         held_out = Documents.open(config.data.validation)
         if held_out.info.tokenizer_fingerprint != documents.info.tokenizer_fingerprint:
-            raise UserError(f"data.validation ({config.data.validation}) was made with another tokenizer than "
+            raise UserError(f"data.validation ({config.data.validation}) was made with a different tokenizer than "
                             f"data.train ({config.data.train}): prepare them together")
     config.check_layout(world)
     _check_folder(config.run.folder)
@@ -52,8 +52,8 @@ def crowding(lengths: np.ndarray, lanes: int) -> str | None:
         return None
     most = math.ceil(lanes / usable)
     return (f"batch.lanes: {lanes} lanes for {usable} document(s): {lanes - usable} of them begin with a document that "
-            f"another lane reads, too, so that a step holds up to {most} rows that are the same and teach nothing new; "
-            f"{usable} lanes or fewer would do, or more documents")
+            f"another lane also reads, so that a step holds up to {most} identical rows, which teach nothing new: use "
+            f"{usable} lanes or fewer, or more documents")
 
 
 def _check_folder(folder: Path) -> None:
@@ -64,7 +64,7 @@ def _check_folder(folder: Path) -> None:
         others = {p.name for p in folder.iterdir() if not p.name.startswith("config.yaml" + files.PARTIAL)} - {
             lock.NAME, REPORT, "stop"}
         if others:
-            raise UserError(f"run.folder: {folder} holds other things; give a new or empty folder")
+            raise UserError(f"run.folder: {folder} holds other files; give a new or empty folder")
     above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"run.folder: {folder} cannot be made or written: {above} is not a writable folder")
@@ -146,7 +146,7 @@ class Trainer:
         raise UserError(
             f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience: "
             f"{self.config.faults.patience}), the last {WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the "
-            "data, or, if such losses are to be expected, raise faults.spike_sigma; then start again")
+            "data, or, if such losses are expected, raise faults.spike_sigma; then start again")
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
@@ -172,7 +172,7 @@ class Trainer:
 
     def _save(self, ephemeral: bool = False) -> None:
         if self.engine.faults.suspect:
-            self.monitor.say(f"step {self.step} is not saved: its loss is not finite, and the weights may be why")
+            self.monitor.say(f"step {self.step} is not saved: its loss is not finite, perhaps because of the weights")
         if self.engine.faults.suspect or self.last_saved == self.step:
             return
         run = {"step": self.step, "tokens": self.monitor.tokens, "lanes": self.reader.schedule.state(),
@@ -192,8 +192,8 @@ class Trainer:
             self.monitor.saved(checkpoint)
 
     def _stopped(self) -> int:
-        self.monitor.say(f"stopped by {self.stop.reason} after step {self.step}/{self.config.total_steps}; the "
-                         f"checkpoint of step {self.last_saved} is in place, from which the same command goes on")
+        self.monitor.say(f"stopped by {self.stop.reason} after step {self.step}/{self.config.total_steps}; "
+                         f"rerun the same command to resume from the checkpoint of step {self.last_saved}")
         if self.rank == 0:
             self.stop.clear_file()
         self.monitor.close()
@@ -284,7 +284,7 @@ class Trainer:
             f"{self.engine.parameter_count:,} parameters on {groups.data_size() * groups.tensor_size()} process(es) "
             f"({layout}, ZeRO-{c.parallel.zero_stage}, {c.precision}, {self.device.split(':')[0]}); "
             f"{c.batch.lanes} lanes x {c.batch.window_segments} segments x {c.model.segment_length} tokens = "
-            f"{c.tokens_per_step:,} tokens a step; {len(self.train_data)} documents, "
+            f"{c.tokens_per_step:,} tokens per step; {len(self.train_data)} documents, "
             f"{self.train_data.info.tokens:,} tokens")
         if crowded := crowding(self.train_data.lengths, c.batch.lanes):
             self.monitor.say(crowded)

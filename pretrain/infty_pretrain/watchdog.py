@@ -38,7 +38,7 @@ class Report:
     host: str
     phase: str
     ticks: int
-    """How often it has moved on. All ranks make the same moves: who has made fewest is who the others wait for."""
+    """How often it has moved on. All ranks make the same moves: the one with the fewest ticks is being waited for."""
     idle: float
     """Seconds since it moved on."""
     at: float
@@ -121,7 +121,7 @@ def table(reports: dict[int, Report], world: int, limit: float, every: float) ->
     silent = [r for r in range(world) if r not in reports or now - reports[r].at >= 3 * every]
     behind = min((reports[r].ticks for r in reports if r not in silent), default=0)
     late = silent or [r for r in sorted(reports) if reports[r].ticks == behind]
-    lines = [f"no progress for {limit:,.0f} s; this is where everybody is:",
+    lines = [f"no progress for {limit:,.0f} s; where each rank is:",
              f"{'rank':>5}  {'host':<20} {'in':<28} {'since':>9}  {'heard of':>9}"]
     for rank in range(world):
         if rank not in reports:
@@ -130,7 +130,8 @@ def table(reports: dict[int, Report], world: int, limit: float, every: float) ->
         r = reports[rank]
         lines.append(f"{rank:>5}  {r.host:<20} {r.phase:<28} {r.idle + now - r.at:>7.0f} s  {now - r.at:>7.0f} s")
     for rank in late:
-        where = f"on {reports[rank].host} while {reports[rank].phase}" if rank in reports else "before it said a word"
+        heard = reports.get(rank)
+        where = "before its first message" if heard is None else f"on {heard.host} while {heard.phase}"
         what = "does not answer any more; it stopped" if rank in silent else "stands"
         lines.append(f"rank {rank} {what} {where}" + ("" if len(late) == world else "; the others wait for it"))
     return "\n".join(lines)

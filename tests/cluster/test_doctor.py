@@ -51,7 +51,7 @@ def test_wrong_versions_and_devices_say_what_to_do(monkeypatch):
     monkeypatch.setattr(machines.torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(machines.torch.cuda, "get_device_name", lambda _: "GPU")
     assert machines.devices(Launch(1, 4, 1, "slurm")).fine
-    assert "one process a GPU" in machines.devices(Launch(3, 4, 3, "slurm")).advice
+    assert "one process per GPU" in machines.devices(Launch(3, 4, 3, "slurm")).advice
 
 
 def test_a_task_that_sees_one_gpu_has_that_one(monkeypatch):

@@ -211,7 +211,7 @@ def test_what_is_printed_after_sending_can_be_pasted(monkeypatch, tmp_path):
     (("-c", "nowhere.yaml"), "there is no config"),
     (("-c", str(CONFIGS / "pg19-125m.yaml"), "optimizer.lrr=1"), "did you mean"),
     (("-c", str(CONFIGS / "pg19-125m.yaml"), "--nodes", "3"), "batch.lanes"),
-    (("-c", str(CONFIGS / "pg19-125m.yaml"), "--tasks-per-node", "2"), "one task a GPU"),
+    (("-c", str(CONFIGS / "pg19-125m.yaml"), "--tasks-per-node", "2"), "one task per GPU"),
     (("-c", str(CONFIGS / "pg19-7b.yaml"), "parallel.zero_stage=1", "batch.lanes=8", "batch.micro_batch=1",
       "--gpu", "rtx4090-24"), "does not fit"),
     (("--verb", "prepare"), "after --"),

@@ -113,7 +113,7 @@ def test_books_without_spaces(tmp_path):
 def test_a_folder_of_others_is_left_alone(corpus, tmp_path):
     (tmp_path / "books").mkdir()
     (tmp_path / "books/thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="holds other things"):
+    with pytest.raises(UserError, match="holds other files"):
         books(tmp_path / "books", None, 100)
     with pytest.raises(UserError, match="is a file"):
         books(tmp_path / "books/thesis.txt", None, 100)

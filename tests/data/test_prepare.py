@@ -188,7 +188,7 @@ def test_an_empty_output_folder_is_used(prepared, tmp_path):
 
 @pytest.mark.parametrize("options, words", [
     ({"validation_documents": 9}, "only 9 file"),
-    ({"validation": Path("/nowhere"), "validation_documents": 2}, "exclude each other"),
+    ({"validation": Path("/nowhere"), "validation_documents": 2}, "are mutually exclusive"),
     ({"validation": Path("/nowhere")}, "--validation /nowhere does not exist"),
     ({"tokenizer": Path("/nowhere.model")}, "no tokenizer at /nowhere.model")])
 def test_arguments_that_cannot_be(prepared, options, words):
@@ -278,7 +278,7 @@ def test_the_output_may_lie_in_the_input(tmp_path):
     wanted = Request(books, books / "made/data", vocab_size=330)
     for _ in range(2):
         assert run(wanted)["ignored"] == []
-    with pytest.raises(UserError, match="names no folder"):
+    with pytest.raises(UserError, match="is not a name for a new folder"):
         run(Request(books, Path("."), vocab_size=330))
 
 

@@ -44,7 +44,7 @@ def test_prepare(books, tmp_path, options, words, more):
 
 
 @pytest.mark.parametrize("output, words", [
-    ("", "it is empty"), (".", "names no folder"), ("/", "names no folder"), ("a/..", "names no folder"),
+    ("", "it is empty"), (".", "is not a name"), ("/", "is not a name"), ("a/..", "is not a name"),
     ("caf\udce9", "is not UTF-8"), ("x" * 300, "cannot be made"), ("/proc/none/data", "cannot be made")])
 def test_outputs_that_cannot_be(books, output, words):
     assert words in said("prepare", "--input", books, "--output", output)

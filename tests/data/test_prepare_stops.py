@@ -209,8 +209,8 @@ def wait_for(condition, seconds: float = 180) -> None:
 
 @pytest.mark.parametrize("number, to, code, said", [
     (signal.SIGINT, os.killpg, 130, "error: stopped"),  # Ctrl-C reaches the workers too
-    (signal.SIGTERM, os.kill, 85, "run the same command again to go on"),
-    (signal.SIGUSR1, os.killpg, 85, "run the same command again to go on"),
+    (signal.SIGTERM, os.kill, 85, "rerun the same command to continue"),
+    (signal.SIGUSR1, os.killpg, 85, "rerun the same command to continue"),
     (signal.SIGKILL, os.kill, -9, "")])
 def test_signals(prepared, tmp_path, number, to, code, said):
     process = start(tmp_path, "--tokenizer", prepared / "data/train")

@@ -72,7 +72,7 @@ def folders(tmp_path):
 def test_links_to_folders_are_followed_once(tmp_path):
     books = folders(tmp_path)
     assert found(books) == {"deep/a.txt": "a", "linked/b.txt": "b"}
-    problem = "a link to a folder that is read already"
+    problem = "a link to a folder that is already read"
     assert sources.ignored(books) == [{"name": name, "problem": problem} for name in ("again", "deep/above")]
 
 

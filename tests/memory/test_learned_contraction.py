@@ -68,7 +68,7 @@ def test_the_gradient_of_the_rate_by_finite_differences(kind):
 
 
 @pytest.mark.parametrize("values, problem", [
-    ({"contraction": "learned", "backprop": False}, "needs backprop"), ({"contraction": "lerned"}, "is no policy"),
+    ({"contraction": "learned", "backprop": False}, "needs backprop"), ({"contraction": "lerned"}, "is not a policy"),
     ({"sticky": "quantiles"}, "is not one of"),
     ({"overrides": {0: {"density": "gibbs"}}}, r"overrides.0: density cannot differ"),
     ({"overrides": {2: {"basis": 0}}}, r"overrides.2: .*basis"),

@@ -101,7 +101,7 @@ def test_what_may_not_be_read_is_not_damaged(tmp_path, monkeypatch, name):
 def test_a_disk_that_fails_is_no_damage_either(tmp_path, monkeypatch):
     write(tmp_path, 15)
     forbid(monkeypatch, checkpoint.RUN, errno.EIO)
-    with pytest.raises(UserError, match="it may be whole, so nothing was changed"):
+    with pytest.raises(UserError, match="it may be intact, so nothing was changed"):
         checkpoint.newest_valid(tmp_path, pytest.fail)
 
 

@@ -140,7 +140,7 @@ def seen(tmp_path_factory):
 
 @pytest.mark.parametrize("change, words", [
     ("dataset", "another dataset than data.train"), ("tokenizer", "another tokenizer than data.train"),
-    ("width", "the checkpoint of another model"), ("family", "the checkpoint of another model"),
+    ("width", "a checkpoint of a different model"), ("family", "a checkpoint of a different model"),
     ("contraction", "model.memory.contraction"), ("spoilt", "none is whole"),
     ("unreadable", "lanes-00000.safetensors cannot be read")])
 def test_what_does_not_belong_together_is_refused(seen, change, words):

@@ -123,8 +123,8 @@ def test_what_tensorboard_and_the_console_show(tmp_path, data, capsys):
 
 
 @pytest.mark.parametrize("lengths, lanes, words", [
-    ([9, 30], 8, "8 lanes for 2 document(s): 6 of them .* up to 4 rows that are the same"),
-    ([9, 30, 1], 3, "3 lanes for 2 document(s): 1 of them .* up to 2 rows"), ([9, 30], 2, None),
+    ([9, 30], 8, "8 lanes for 2 document(s): 6 of them .* up to 4 identical rows"),
+    ([9, 30, 1], 3, "3 lanes for 2 document(s): 1 of them .* up to 2 identical rows"), ([9, 30], 2, None),
     ([9, 30, 40], 2, None)])
 def test_more_lanes_than_documents_are_told_with_the_numbers(lengths, lanes, words):
     said = crowding(np.array(lengths), lanes)

@@ -99,7 +99,7 @@ def test_what_is_told(root, tmp_path, alone, capsys):
     assert [r.get("quarantined") for r in rows] == [None, [2], None, [2]]
     assert [r["grad_norm"] is None for r in rows] == [False, False, True, False]
     said = capsys.readouterr().out
-    assert "step 2: lane 2 had numbers that are not finite" in said
+    assert "step 2: lane 2 had non-finite numbers" in said
     assert f"step 3: skipped, because the loss is far above recent ones ({rows[2]['loss']:.4f})" in said
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()

@@ -119,10 +119,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, data, name, monkeypatch):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"model__hidden_size": 48}, "another model: .* has shape"),
-    ({"model__layers": 3}, "another model: .* has shape None"),
-    ({"model__memory__contraction": 0.5}, r"another model: model\.memory\.contraction: uniform -> 0\.5"),
-    ({"model__rope_theta": 500.0}, r"another model: model\.rope_theta"),
+    ({"model__hidden_size": 48}, "different model: .* has shape"),
+    ({"model__layers": 3}, "different model: .* has shape None"),
+    ({"model__memory__contraction": 0.5}, r"different model: model\.memory\.contraction: uniform -> 0\.5"),
+    ({"model__rope_theta": 500.0}, r"different model: model\.rope_theta"),
     ({"model__segment_length": 4, "model__stm_length": 4}, "segment_length"),
 ])
 def test_another_model_is_refused(run, data, changes, message):
@@ -148,7 +148,7 @@ def test_other_data_is_refused(run, data, tmp_path):
 
 def test_a_validation_set_of_another_tokenizer_is_refused(tmp_path, data):
     other = small_run.write_dataset(tmp_path / "words", vocabulary=30)
-    with pytest.raises(UserError, match=r"data\.validation.*another tokenizer"):
+    with pytest.raises(UserError, match=r"data\.validation.*different tokenizer"):
         again(tmp_path / "run", data, data__validation=str(other))
     assert not (tmp_path / "run").exists()
 
@@ -156,7 +156,7 @@ def test_a_validation_set_of_another_tokenizer_is_refused(tmp_path, data):
 def test_a_folder_of_something_else_is_left_alone(tmp_path, data):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("It was")
-    with pytest.raises(UserError, match="holds other things"):
+    with pytest.raises(UserError, match="holds other files"):
         again(tmp_path / "thesis", data)
     with pytest.raises(UserError, match="is a file"):
         again(tmp_path / "thesis" / "chapter1.tex", data)

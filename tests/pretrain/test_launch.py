@@ -162,7 +162,7 @@ def test_the_device_is_one_that_is_visible(monkeypatch, local_rank, visible, ind
 
 
 def test_fewer_devices_than_processes_are_told():
-    with pytest.raises(UserError, match="process 3 of its node finds 2 GPUs: start at most one process a GPU"):
+    with pytest.raises(UserError, match="process 3 of its node finds 2 GPUs: start at most one process per GPU"):
         launch.device_index(launch.Launch(3, 4, 3, "env"), 2)
 
 

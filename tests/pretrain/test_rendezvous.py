@@ -43,7 +43,7 @@ def test_several_hosts_do_not_meet_on_loopback(loopback_name, monkeypatch):
     monkeypatch.setattr(rendezvous, "_source_address", lambda _: "10.1.2.3")
     assert rendezvous.offer({}, one_host=False)["MASTER_ADDR"] == "10.1.2.3"
     monkeypatch.setattr(rendezvous, "_source_address", lambda _: None)
-    with pytest.raises(UserError, match=r"no address of its own but loopback.*export MASTER_ADDR"):
+    with pytest.raises(UserError, match=r"no address but loopback.*export MASTER_ADDR"):
         rendezvous.offer({}, one_host=False)
 
 
@@ -101,7 +101,7 @@ def test_every_failure_to_meet_is_one_sentence():
         port = str(taken.getsockname()[1])
         said = meet(**two, MASTER_PORT=port)
         assert said.startswith(f"port {port} of ") and "export another MASTER_PORT" in said
-    assert "not all of 2 processes have come to 127.0.0.1" in meet(**two, MASTER_PORT=port)
+    assert "not all of 2 processes have connected to 127.0.0.1" in meet(**two, MASTER_PORT=port)
     other = two | {"RANK": "1", "LOCAL_WORLD_SIZE": "1"}
     assert "loopback address" in meet(**other, MASTER_PORT=port)
     said = meet(**other | {"MASTER_ADDR": "no-such-host.invalid"}, MASTER_PORT=port)

@@ -65,7 +65,7 @@ def test_stopped_under_torchrun_finished_under_mpirun_evaluated(tmp_path):
     config.write_text(yaml.safe_dump(small_run.values(run, data, run__steps=3000, parallel__tensor=2,
                                                       parallel__zero_stage=3)))
     stop(command("torchrun", "pretrain", "--config", str(config)), run, signal.SIGINT, steps=4)
-    assert "is in place, from which the same command goes on" in run.with_suffix(".log").read_text()
+    assert "rerun the same command to resume from the checkpoint of step" in run.with_suffix(".log").read_text()
     stopped_at = len(small_run.curve(run))
     assert checkpoint.newest_valid(run / "checkpoints").name == f"step-{stopped_at:08d}"
 

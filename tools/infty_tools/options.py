@@ -27,7 +27,7 @@ def new_folder(text: str) -> Path:
     """A folder to make: its name is text, since it is written into what is made."""
     path = any_path(utf8(text))
     if path.name in ("", ".."):
-        raise typer.BadParameter(f"{path} names no folder that could be made: give its name")
+        raise typer.BadParameter(f"{path} is not a name for a new folder: give one")
     return path
 
 

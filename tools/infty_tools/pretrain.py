@@ -17,7 +17,7 @@ from infty_tools.outlast import outlast_readers
 def pretrain(
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the config: section.key=value")] = None,
     config: Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file")] = Path("config.yaml"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the config, stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the config, then stop")] = False,
 ) -> None:
     """Pretrain a model; started again, go on from the newest checkpoint.
 

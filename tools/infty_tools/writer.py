@@ -29,7 +29,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     text = "" if file is None else _read(file)
     text += prompt or ""
     if not text.strip():
-        raise UserError("there is nothing to go on from: give --prompt TEXT or --prompt-file BOOK"
+        raise UserError("there is nothing to continue: give --prompt TEXT or --prompt-file BOOK"
                         + (f" ({file} is empty)" if file else ""))
     return text
 

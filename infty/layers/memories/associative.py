@@ -41,7 +41,8 @@ class Associative(Memory):
         self.strength_weight = sharded_parameter(torch.zeros(K, 2 * d))
         self.strength_bias = sharded_parameter(torch.full((K,), _logit(INITIAL_STRENGTH)))
         self.decay_weight = sharded_parameter(torch.zeros(K, 2 * d))
-        lifetimes = torch.logspace(*(math.log10(tokens) for tokens in LIFETIMES), K)
+        shortest, longest = LIFETIMES
+        lifetimes = torch.logspace(math.log10(shortest), math.log10(longest), K)
         self.decay_bias = sharded_parameter(torch.log(torch.expm1(1 / lifetimes)))
         self.out = RowParallelLinear(config.heads * d, config.hidden_size, zeros)
 

@@ -37,6 +37,8 @@ class DensityMaps(nn.Module):
     def __init__(self, memory: MemoryConfig, heads: int, name: str) -> None:
         """`heads` of the whole layer; weights are drawn from streams that begin with `name`."""
         super().__init__()
+        self.weight_mu: nn.Parameter
+        self.weight_sigma: nn.Parameter
         self.shared = memory.maps == "shared"
         rows = 1 if self.shared else heads
         # Coefficients of a signal of size 1 have size ~1/N, so a pooled key has size ~1 when weights have ~sqrt(N).
@@ -47,7 +49,8 @@ class DensityMaps(nn.Module):
         for part in ("mu", "sigma"):
             full = normal(f"{name}.{part}", std)(torch.empty(rows, memory.basis))
             self.register_parameter(f"weight_{part}", self._parameter(full))
-        self.bias_mu = self.bias_sigma = None
+        self.bias_mu: nn.Parameter | None = None
+        self.bias_sigma: nn.Parameter | None = None
         if memory.map_bias:
             position = (torch.arange(rows) + 0.5) / rows  # heads begin by looking at different places
             self.bias_mu = self._parameter(torch.logit(position))
@@ -149,7 +152,7 @@ class Continuous(Memory):
         signal = MemoryState(**state["signal"])
         place, values, signal = self._segments(q, stream, signal, inputs.seen, inputs.enabled)
         context = self._read(place, values) + touch(*self._of_writing())
-        new = {"signal": Tree(vars(signal))}
+        new: dict[str, Tree | Tensor] = {"signal": Tree(vars(signal))}
         if "pending" in state:
             new["pending"] = stream[:, :, stream.shape[2] - self.stm:].detach().clone()
         return Reading(
@@ -157,8 +160,8 @@ class Continuous(Memory):
             figures=self._statistics(place, signal) if inputs.statistics else None)
 
     def _stream(self, inputs: Inputs, state: Tree) -> Tensor:
-        """What the window will write, in order: [b, h, (D+S)*L, c]; it begins with the D segments that are not yet
-        written."""
+        """What the window will write, in order: [b, h, stm + T, c]; it begins with the tokens in the STM, which are not
+        written yet."""
         if not self.hidden:
             stream = torch.cat([inputs.keys, inputs.values], -1)
             return stream if self.memory.backprop else stream.detach()
@@ -188,7 +191,8 @@ class Continuous(Memory):
                 signal = self.core.with_histogram(signal, self._histogram(place), signal.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
             signal = self.core.write(signal, stream[:, :, s * L:(s + 1) * L], ready, self._seeds(signal), rate)
-        place = tuple(torch.stack(x, 1) for x in zip(*places))
+        first, second = zip(*places)
+        place = torch.stack(first, 1), torch.stack(second, 1)
         return place, torch.stack(values, 1), signal
 
     def _maps(self) -> dict[str, Tensor | None] | None:
@@ -231,10 +235,10 @@ class Continuous(Memory):
         y = projection(whole.to(dtype))
         return y.unflatten(-1, (self.kv_heads, self.config.head_size)).transpose(1, 2)
 
-    def _pool(self, keys: Tensor, maps: dict) -> tuple[Tensor, Tensor]:
+    def _pool(self, keys: Tensor, maps: dict) -> tuple[Tensor, ...]:
         return torch.einsum("pkgn,bknd->pbkgd", maps["pool"], keys).unbind(0)
 
-    def _pool_hidden(self, whole: Tensor, maps: dict) -> tuple[Tensor, Tensor]:
+    def _pool_hidden(self, whole: Tensor, maps: dict) -> tuple[Tensor, ...]:
         """Pool the hidden signal first, then project: O(e^2) a head instead of O(N e^2)."""
         pooled = torch.einsum("pkgn,bne->pbkge", maps["pool"], whole)
         return torch.einsum("pbkge,kde->pbkgd", pooled, maps["projection"]).unbind(0)
@@ -247,9 +251,10 @@ class Continuous(Memory):
         if maps is None:
             return q.flatten(2, 3), keys[0]
         key_mu, key_sigma = (k.flatten(1, 2) for k in keys)
-        place = density.parameters(q.flatten(1, 2), key_mu, key_sigma, maps["bias_mu"], maps["bias_sigma"],
-                                   self.memory.sigma_floor, self.memory.sigma_clamp)
-        return tuple(x.unflatten(1, (self.kv_heads, self.group)).flatten(2) for x in place)
+        mean, variance = density.parameters(q.flatten(1, 2), key_mu, key_sigma, maps["bias_mu"],
+                                            maps["bias_sigma"], self.memory.sigma_floor, self.memory.sigma_clamp)
+        return (mean.unflatten(1, (self.kv_heads, self.group)).flatten(2),
+                variance.unflatten(1, (self.kv_heads, self.group)).flatten(2))
 
     def _density(self, place: tuple[Tensor, Tensor]) -> densities.Density:
         """The family of read densities that the config names."""
@@ -286,7 +291,8 @@ class Continuous(Memory):
     def _statistics(self, place: tuple[Tensor, Tensor], state: MemoryState) -> dict[str, Tensor]:
         """Means over all heads of the layer, and the mean norm of a lane's coefficients."""
         norms = collectives.sum_(state.coefficients.square().sum((1, 2, 3))).sqrt().mean()
-        figures = densities.statistics(self._density(tuple(x.flatten(0, 1) for x in place)), self.memory.bins)
+        together = self._density((place[0].flatten(0, 1), place[1].flatten(0, 1)))
+        figures = densities.statistics(together, self.memory.bins)
         return {"coefficient_norm": norms} | {
             k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size() for k, v in figures.items()}
 

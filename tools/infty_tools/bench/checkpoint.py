@@ -18,7 +18,7 @@ import typer
 from infty.errors import UserError
 
 STEPS, EVERY = 9, 3
-SAID = re.compile(r"training stood still for ([\d.]+) s, writing took ([\d.]+) s")
+SAID = re.compile(r"training paused for ([\d.]+) s, writing took ([\d.]+) s")
 
 
 def checkpoint(
@@ -40,7 +40,7 @@ def checkpoint(
     if hidden % 64:
         raise UserError(f"--hidden {hidden}: must be a multiple of 64")
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--folder {folder}: there is no such folder")
+        raise UserError(f"--folder {folder}: no such folder")
     with tempfile.TemporaryDirectory(prefix="infty-checkpoint-", dir=folder) as place:
         rows = measure(Path(place), hidden, layers, rounds)
     _show(rows)
@@ -92,7 +92,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("written", "training stands still, s", "writing, s", "whole run, s",
+    table = Table("written", "training paused, s", "writing, s", "whole run, s",
                   title=f"checkpoints of {rows[0]['mib']:,.0f} MiB; medians of {len(rows) // 2} run(s) each")
     for overlap in (False, True):
         some = [r for r in rows if r["overlap"] == overlap]

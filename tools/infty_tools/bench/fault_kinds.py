@@ -71,7 +71,7 @@ def _signal(trial: Trial, number: int, ranks: Any) -> bool:
         start.end()
         raise TooLateError
     trial.facts["in a checkpoint"] = bool(trial.folders("*.partial"))
-    greeted = "tokens a step" in start.said()
+    greeted = "tokens per step" in start.said()
     start.signal(number, ranks)
     if greeted:
         ended = start.wait(runs.PATIENCE)
@@ -193,7 +193,7 @@ def _fill_disk(rank: int, *, victim: int, count: int) -> None:
 def stalled(trial: Trial) -> bool:
     """A rank is stopped (SIGSTOP): a disk or a network that does not answer."""
     start, rank = trial.start(), trial.random.randrange(WORLD)
-    start.wait(runs.PATIENCE, lambda: "tokens a step" in start.said())
+    start.wait(runs.PATIENCE, lambda: "tokens per step" in start.said())
     trial.moment(start, (0.0, 0.7))
     start.signal(signal.SIGSTOP, [rank])
     told = start.wait(runs.PATIENCE, lambda: start.codes()[1 - rank] is not None)

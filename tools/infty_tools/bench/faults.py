@@ -19,7 +19,7 @@ from infty.errors import UserError
 def faults(
     tries: Annotated[int, typer.Option(min=1, help="Runs to harm with each kind of fault")] = 25,
     kinds: Annotated[str | None, typer.Option(help="Comma-separated [all]; a word of a name is enough")] = None,
-    seed: Annotated[int, typer.Option(help="Of the moments and places of faults")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for when and where faults strike")] = 0,
     output: Annotated[Path | None, typer.Option(help="Also write every trial to this JSON file")] = None,
 ) -> None:
     """Harm small runs of two processes by the hundreds; report what was noticed, what went on, and what was lost.
@@ -107,7 +107,7 @@ class Harness:
             done = start.wait(5 * runs.PATIENCE)  # the first start also imports everything
             start.end()
             if not done or any(start.codes()):
-                raise UserError(f"a run that nothing happened to ({layout}) failed: {start.said()[-3000:]}")
+                raise UserError(f"an undisturbed run ({layout}) failed: {start.said()[-3000:]}")
             timed = runs.Start(runs.write_config(run.with_suffix(".yaml"), Path(f"{run}-again"), self.data,
                                                              layout), run)
             timed.wait(runs.PATIENCE)
@@ -141,7 +141,7 @@ class Harness:
             if not row["lost"]:
                 shutil.rmtree(run, ignore_errors=True)
             return row | trial.facts
-        raise UserError(f"{kind}: twenty runs were over before it came")
+        raise UserError(f"{kind}: twenty runs ended before the fault came")
 
     def _judge_end(self, kind: str, trial: Any, config: Path, reference: Reference) -> dict[str, Any]:
         """Start again, and compare what comes of it with what would have come of it."""
@@ -156,7 +156,7 @@ class Harness:
         start.end()
         wrong = [] if went_on else [f"the second start did not end well: {start.said()[-2000:]}"]
         if whole is not None and f"resumed from {whole}" not in start.said():
-            wrong.append(f"it did not go on from {whole.name}")
+            wrong.append(f"it did not resume from {whole.name}")
         if went_on:
             wrong += _differences(trial.run, reference, runs.STEPS)
         row = {"went on": went_on, "lost": bool(wrong), "wrong": wrong,
@@ -174,7 +174,7 @@ class Harness:
         step = trial.facts["harmed step"]
         finished = (trial.run / "checkpoints" / f"step-{runs.STEPS:08d}").is_dir()
         if not finished:
-            return {"went on": False, "lost": True, "wrong": ["the run did not come to its end"]}
+            return {"went on": False, "lost": True, "wrong": ["the run did not finish"]}
         got = runs.tensors(trial.run, step)
         if kind == "loss spike":  # the memories read on, and weights and moments stay
             want = {k: v for k, v in reference.at(step - 1).items() if not k.startswith("lane ")}

@@ -35,7 +35,7 @@ def sorting(
     layers: Annotated[int, typer.Option(min=1)] = 2,
     lanes: Annotated[int, typer.Option(min=1, help="Sequences a step")] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate")] = 3e-3,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Systems trained side by side [one a core]")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Systems trained side by side [one per core]")] = None,
     seed: int = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for runs, sorting.json and sorting.png")] = None,
 ) -> None:

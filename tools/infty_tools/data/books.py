@@ -30,7 +30,7 @@ MADE = "books.json"
 
 def books(
     output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH",
-                                         help="Folder to make: output/train and output/validation")],
+                                         help="Folder to create: output/train and output/validation")],
     books: Annotated[Path | None, typer.Option(parser=any_path, metavar="PATH",
                                                help="Your own folder of .txt books, instead of the corpus")] = None,
     min_words: Annotated[int, typer.Option(parser=whole(1, 10**9), metavar="N",
@@ -87,7 +87,7 @@ def _already_here(output: Path, made: dict[str, Any]) -> bool:
         print(f"{output}: {len(list((output / 'train').glob('*.txt')))} books to train on are here already")
         return True
     if inside:
-        raise UserError(f"--output {output} exists and holds other things; give a new folder")
+        raise UserError(f"--output {output} exists and holds other files; give a new folder")
     return False
 
 

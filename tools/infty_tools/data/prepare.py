@@ -25,7 +25,7 @@ def prepare(
     input: Annotated[Path, typer.Option(parser=any_path, metavar="PATH", help="Folder of .txt, .txt.gz, .jsonl(.gz, "
                                         ".zst), or a Hugging Face dataset")],
     output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH",
-                                         help="Folder to make: output/train and output/validation")],
+                                         help="Folder to create: output/train and output/validation")],
     validation: Annotated[Path | None, typer.Option(parser=any_path, metavar="PATH",
                                                     help="Folder or file of held-out documents")] = None,
     validation_documents: Annotated[int, typer.Option(
@@ -45,8 +45,8 @@ def prepare(
         parser=whole(1, 10**9), metavar="N",
         help="Leave out shorter documents; a Chinese character or kana counts as a word, as do four Thai letters")] = 1,
     workers: Annotated[int | None, typer.Option(parser=whole(1, MOST_WORKERS), metavar="N",
-                                                help="Processes; left out: one a core")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read, stop")] = False,
+                                                help="Processes; left out: one per core")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be read, then stop")] = False,
 ) -> None:
     """Turn books into a memory-mapped dataset, one document a book.
 
@@ -116,7 +116,7 @@ class Stopped(typer.Exit):
         super().__init__(STOPPED)
 
     def __str__(self) -> str:
-        return "stopped by a signal; run the same command again to go on"
+        return "stopped by a signal; rerun the same command to continue"
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def inspect(
     info, lengths = documents.info, documents.lengths
     table = Table(show_header=False, box=None)
     for name, value in (("documents", f"{info.documents:,}"), ("tokens", f"{info.tokens:,}"),
-                        ("words", f"{info.words:,}  ({info.tokens / max(1, info.words):.2f} tokens a word)"),
+                        ("words", f"{info.words:,}  ({info.tokens / max(1, info.words):.2f} tokens per word)"),
                         ("tokens a document", f"{lengths.min():,} to {lengths.max():,}, mean {lengths.mean():,.0f}"),
                         ("vocabulary", f"{info.vocab_size:,}, stored as {info.dtype}"),
                         ("left out", f"{len(info.report.get('left_out', [])):,}"),
@@ -225,7 +225,7 @@ def _show_report(output: Path, report: dict[str, Any]) -> None:
             listed = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
             print(f"  left out: {listed} (listed in {output}/report.json)")
         if part.get("inexact"):
-            print(f"  not given back exactly by their tokens: {len(part['inexact']):,} documents, as the tokenizer "
+            print(f"  not recovered exactly from their tokens: {len(part['inexact']):,} documents, as the tokenizer "
                   "does not know all their characters or changes spaces, case or accents (listed in "
                   f"{output}/report.json)")
     problems = Counter(entry["problem"] for entry in report.get("ignored", []))
@@ -241,7 +241,13 @@ class _Progress:
     """Between lines in a log file."""
 
     def __init__(self, enabled: bool) -> None:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self._bars = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
                               TimeRemainingColumn(), transient=True)

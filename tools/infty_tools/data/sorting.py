@@ -32,7 +32,7 @@ MOST = 100_000_000
 
 def sorting(
     output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH",
-                                         help="Folder to make: output/train and output/validation")],
+                                         help="Folder to create: output/train and output/validation")],
     length: Annotated[int, typer.Option(parser=whole(0, 2**63), metavar="N",
                                         help="Tokens that a model reads of a sequence, answer included")] = 4096,
     train: Annotated[int, typer.Option(parser=whole(1, MOST), metavar="N", help="Sequences to train on")] = 8000,

@@ -18,7 +18,7 @@ class Finding:
     fine: bool = True
     advice: str = ""
     warning: bool = False
-    """What is not fine is told, and is no reason to stop."""
+    """Problems are reported, but do not stop the run."""
 
     @property
     def wrong(self) -> bool:

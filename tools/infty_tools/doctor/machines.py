@@ -69,7 +69,7 @@ def devices(here: Launch) -> Finding:
         "devices",
         f"{count} x {name} for a process to choose from",
         visible_gpu(here) is not None,
-        f"process {here.local_rank} of a node that shows {count} GPU(s): start one process a GPU",
+        f"process {here.local_rank} of a node that shows {count} GPU(s): start one process per GPU",
     )
 
 
@@ -105,7 +105,7 @@ def own_gpus(everyones: list[str | None]) -> Finding:
         "a GPU each",
         f"{len(set(owned))} GPU(s) for {len(everyones)} process(es)",
         twice is None,
-        f"ranks {', '.join(map(str, ranks))} have the same GPU: start one process a GPU",
+        f"ranks {', '.join(map(str, ranks))} have the same GPU: start one process per GPU",
     )
 
 
@@ -165,7 +165,7 @@ def communication(here: Launch, everyones: list[str | None]) -> Finding:
     return everywhere(
         Finding(
             "communication",
-            f"{backend} all-reduce among {here.world}: {speed / 1e9:.2f} GB/s a rank",
+            f"{backend} all-reduce among {here.world}: {speed / 1e9:.2f} GB/s per rank",
             right,
             f"a sum over {here.world} ranks came out wrong: the network or a GPU is faulty; run again with --exclude",
         )

@@ -108,7 +108,7 @@ def templates() -> Path:
         if (folder / "header.j2").is_file():
             return folder
     raise UserError(
-        "the templates of batch files are missing from this installation: install infty again"
+        "the templates of batch files are missing from this installation: reinstall infty"
     )
 
 
@@ -167,7 +167,7 @@ def check_lead(job: Job) -> None:
         shorter = (
             f", or --lead-seconds {most} or less"
             if most >= 1
-            else " (and fewer --lead-seconds, if need be)"
+            else " (and fewer --lead-seconds, if necessary)"
         )
         raise UserError(
             f"--lead-seconds {job.lead_seconds} is too much for --time {job.time} ({limit} seconds): the "

@@ -85,7 +85,7 @@ class _Search:
         if not found:
             return "it does not resolve"
         if all(is_loopback(ip) for ip in found) and not self.one_host:
-            return "it is the loopback address, at which several hosts never meet"
+            return "it is the loopback address, at which several hosts cannot meet"
         if not any(is_here(ip) for ip in found):
             return f"it is not an address of {self.nodes[0]}, where rank 0 listens"
         return ""
@@ -97,7 +97,7 @@ class _Search:
         first = self.nodes[0]
         raise NowhereToMeet(
             f"no address of {first} was found that the other nodes can reach ({first} resolves to "
-            f"{', '.join(resolve(first)) or 'nothing'}): correct its name in DNS or /etc/hosts, or "
+            f"{', '.join(resolve(first)) or 'nothing'}): fix its name in DNS or /etc/hosts, or "
             "export MASTER_ADDR in a setup line (infty submit --setup)"
         )
 

@@ -36,7 +36,7 @@ def submit(
         int | None, Option(min=0, help="GPUs in each machine; 0: CPUs only [8]")
     ] = None,
     tasks_per_node: Annotated[
-        int | None, Option(min=1, help="Processes a machine [one a GPU]")
+        int | None, Option(min=1, help="Processes per machine [one per GPU]")
     ] = None,
     cpus_per_task: Annotated[int | None, Option(min=1, help="Cores a process [8]")] = None,
     memory: Annotated[str | None, Option(help="Memory of a node, such as 200G")] = None,
@@ -73,7 +73,7 @@ def submit(
 ) -> None:
     """Send a run to a Slurm cluster, after checking its config, its layout and that it fits.
 
-    The job looks at its nodes first (`infty doctor`), runs one task a GPU, saves and requeues
+    The job looks at its nodes first (`infty doctor`), runs one task per GPU, saves and requeues
     itself before its time limit, on a signal and when a node fails, and goes on from its newest
     checkpoint.
 
@@ -147,11 +147,11 @@ def _profile(path: Path | None) -> dict[str, Any]:
     from infty_tools.slurm.job import read_values
 
     if not path.is_file():
-        raise UserError(f"--profile {path}: there is no such file")
+        raise UserError(f"--profile {path}: no such file")
     values = read_values(path) or {}
     if not isinstance(values, dict):
         raise UserError(
-            f"--profile {path} must hold options, one a line (partition: gpu), not a "
+            f"--profile {path} must hold options, one per line (partition: gpu), not a "
             f"{type(values).__name__}"
         )
     return values
@@ -226,7 +226,7 @@ def _check_plan(config: Config, job: Job, gpu: str) -> None:
         return
     if job.tasks_per_node != job.gpus_per_node:
         raise UserError(
-            f"--tasks-per-node {job.tasks_per_node}: a GPU run has one task a GPU, "
+            f"--tasks-per-node {job.tasks_per_node}: a GPU run has one task per GPU, "
             f"{job.gpus_per_node} a node"
         )
     config, _ = with_vocab(config)
@@ -244,7 +244,7 @@ def _check_plan(config: Config, job: Job, gpu: str) -> None:
     days = config.total_steps * config.tokens_per_step / rate / 86400
     print(
         f"plan for {job.nodes} x {job.gpus_per_node} {gpu}: {plan_report.name(chosen)}; "
-        f"{chosen.total / 2**30:.1f} of {device.memory / 2**30:.1f} GiB a GPU; about {rate:,.0f} tokens/s, "
+        f"{chosen.total / 2**30:.1f} of {device.memory / 2**30:.1f} GiB per GPU; about {rate:,.0f} tokens/s, "
         f"{days:,.1f} days ({config.total_steps:,} steps). More: infty plan"
     )
 

@@ -1,0 +1,142 @@
+"""The recipes of CONTRIBUTING.md, run as they stand, and what `make check` and pre-commit run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import types
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from infty import config as model_config
+from infty.config import ModelConfig
+from infty.errors import UserError
+from infty.memory import config as memory_config
+from infty.memory import contraction, densities
+from infty.memory.basis import GaussianBasis
+from infty.memory.config import MemoryConfig
+from infty.models.lm import InftyLM
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "layers": 1,
+    "heads": 2,
+    "segment_length": 8,
+    "vocab_multiple": 8,
+}
+
+
+def recipe(name: str) -> types.ModuleType:
+    """The module that a recipe's block of code makes."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    block = re.search(rf"```python recipe={name}\n(.*?)```", page, re.DOTALL)
+    module = types.ModuleType(f"recipe_{name}")
+    sys.modules[module.__name__] = module  # where dataclasses look up their annotations
+    exec(compile(block[1], f"CONTRIBUTING.md: {name}", "exec"), module.__dict__)
+    return module
+
+
+def trained(config: ModelConfig) -> InftyLM:
+    """A model after one backward pass over a window of six segments."""
+    torch.manual_seed(1)
+    model = InftyLM(config)
+    tokens = torch.randint(0, config.vocab_size, (2, 6, config.segment_length))
+    reset = torch.zeros(2, 6, dtype=torch.bool)
+    loss, _ = model(tokens, reset, model.initial_state(2), tokens, statistics=True)
+    loss.backward()
+    assert torch.isfinite(loss)
+    return model
+
+
+def test_a_contraction_policy(monkeypatch, single_process):
+    Floor = recipe("policy").Floor
+    monkeypatch.setitem(contraction.NAMED, "floor", Floor)
+    monkeypatch.setattr(memory_config, "POLICIES", (*memory_config.POLICIES, "floor"))
+    plan = contraction.policy("floor").plan(torch.tensor([0, 1, 100]))
+    assert plan.keep.tolist() == [0, 0.5, 15 / 16]
+    trained(ModelConfig(**SMALL, memory=MemoryConfig(basis=16, bins=16, contraction="floor")))
+
+
+def test_every_policy_can_be_named_in_a_config():
+    assert set(contraction.NAMED) == set(memory_config.POLICIES)
+
+
+def test_a_density(monkeypatch, single_process):
+    Box = recipe("density").Box
+    basis = GaussianBasis(8, (0.1,))
+    mu, sigma = 0.6, 0.15
+    box = Box(torch.tensor([[[mu]]]), torch.tensor([[[sigma**2]]]))
+    half = 3**0.5 * sigma
+    t = torch.linspace(mu - half, mu + half, 10_001, dtype=torch.float64)
+    expected = basis.evaluate(t, torch.float64).mean(0)
+    torch.testing.assert_close(
+        box.expectation(basis)[0, 0, 0].double(), expected, rtol=1e-3, atol=1e-4
+    )
+    assert box.outside().item() == pytest.approx(0, abs=1e-6)
+    assert {"mu", "sigma"} <= densities.statistics(box, 4).keys()
+    assert box.histogram(4).sum().item() == pytest.approx(1)
+    monkeypatch.setitem(densities.FAMILIES, "box", Box)
+    model = trained(ModelConfig(**SMALL, memory=MemoryConfig(basis=16, bins=16, density="box")))
+    assert model.blocks[0].memories["memory"].maps.weight_mu.grad.abs().sum() > 0
+
+
+def test_every_density_of_a_mean_and_a_variance_can_be_named_in_a_config():
+    named = typing.get_args(typing.get_type_hints(MemoryConfig)["density"])
+    assert set(densities.FAMILIES) == set(named) - {"gibbs", "joint"}
+
+
+def test_a_model_family(monkeypatch, single_process):
+    monkeypatch.setattr(model_config, "FAMILIES", dict(model_config.FAMILIES))
+    recipe("family")
+    config = ModelConfig(**SMALL, family="plain", memory=MemoryConfig(basis=16, bins=16))
+    assert (config.positions, config.tie_embeddings) == ("none", True)
+    assert trained(config).head is None
+
+
+def test_every_family_can_be_named_in_a_config():
+    named = typing.get_args(typing.get_type_hints(ModelConfig)["family"])
+    assert set(model_config.FAMILIES) == set(named)
+
+
+def test_a_verb(tmp_path):
+    app = typer.Typer()
+    app.command()(recipe("verb").lines)
+    (tmp_path / "book.txt").write_text("one\n\nthree\n")
+    done = CliRunner().invoke(app, [str(tmp_path / "book.txt"), "--least", "1"])
+    assert (done.exit_code, done.stdout) == (0, "2\n")
+    missing = CliRunner().invoke(app, [str(tmp_path / "none.txt")])
+    assert isinstance(missing.exception, UserError)
+
+
+def test_make_check_runs_what_continuous_integration_and_the_hooks_run():
+    def commands(target: str) -> str:
+        asked = ["make", "-n", target]
+        return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    said = commands("check")
+    tools = ("ruff format", "ruff check", "mypy")
+    assert all(tool in said for tool in tools)
+    assert "ruff format --check" in said  # it changes nothing
+    assert "make check" in (ROOT / ".ci" / "run").read_text()
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    entries = [hook["entry"] for hook in hooks]
+    assert all(any(tool in entry for entry in entries) for tool in tools)
+    for entry in entries:
+        assert entry.startswith(".venv-infty/bin/"), entry
+
+
+def test_the_pages_name_files_that_exist():
+    """What CONTRIBUTING.md calls a file or a folder of the repository is one."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:infty|pretrain|tools|tests)/[\w/.]+)`", page)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
