@@ -139,7 +139,7 @@ def test_verification_notices_a_wrong_weight(tmp_path, vocabulary):
     with torch.no_grad():
         logits = training_logits(trained, padded)[:, export_verify.columns(ids.shape[1])]
         assert "Verified" in export_verify.compare(exporter._reference(), ids, logits)
-        trained.blocks[1].memory.out.weight.mul_(1.1)
+        trained.blocks[1].memories["memory"].out.weight.mul_(1.1)
         logits = training_logits(trained, padded)[:, export_verify.columns(ids.shape[1])]
     with pytest.raises(UserError, match="not the trained one"):
         export_verify.compare(exporter._reference(), ids, logits)

@@ -11,6 +11,7 @@ import torch
 from infty.config import ModelConfig
 from infty.hf.cache_infty import InftyCache
 from infty.hf.configuration_infty import InftyConfig
+from infty.hf.kinds_infty import sections_of
 from infty.hf.modeling_infty import InftyForCausalLM
 from infty.memory.config import MemoryConfig
 from infty.models.lm import InftyLM
@@ -248,7 +249,8 @@ def test_half_precision_and_autocast_stay_within_rounding(name):
     half = model.bfloat16()(ids)
     for out in (automatic, half):
         assert (out.logits.float() - expected).abs().max() < 0.03 * expected.abs().max()
-        assert all(s.memory.coefficients.dtype == torch.float32 for s in out.past_key_values.states)
+        assert all(leaf.dtype == torch.float32 for s in out.past_key_values.states
+                   for leaf in (s.memories["memory"].kept["signal"]["coefficients"],))
 
 
 def test_config_survives_json_and_names_all_of_the_training_config(tmp_path):
@@ -257,16 +259,15 @@ def test_config_survives_json_and_names_all_of_the_training_config(tmp_path):
         first.save_pretrained(tmp_path)
         again = InftyConfig.from_pretrained(tmp_path)
         assert again.to_diff_dict() == first.to_diff_dict(), name
-        assert again.memory_config == config.memory
-        assert [again.stm_of(i) for i in range(config.layers)] == [config.stm_of(i) for i in range(config.layers)]
-        assert [again.has_memory(i) for i in range(config.layers)] == [config.has_memory(i)
-                                                                       for i in range(config.layers)]
+        for i in range(config.layers):
+            assert sections_of(again, i) == config.memories_of(i)
+            assert again.stm_of(i) == config.stm_of(i)
         assert again.eos_token_id == 2 and again.tie_word_embeddings == config.tie_embeddings
 
 
 def test_a_new_model_has_finite_logits_and_initialised_maps():
     model = InftyForCausalLM(convert_config(VARIANTS["per head"]))
-    maps = model.model.layers[0].memory.maps
+    maps = model.model.layers[0].memories["memory"].maps
     assert 0.05 < maps.weight_mu.std() < 0.15
     torch.testing.assert_close(torch.sigmoid(maps.bias_mu).detach(), torch.tensor([0.125, 0.375, 0.625, 0.875]))
     assert torch.isfinite(model(tokens(1, 30)).logits).all()

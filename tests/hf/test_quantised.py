@@ -102,7 +102,7 @@ def test_bitsandbytes_keeps_the_memory(name, how, tmp_path):
     model.save_pretrained(tmp_path)
     quantised = InftyForCausalLM.from_pretrained(
         tmp_path, quantization_config=BitsAndBytesConfig(**how), device_map="cpu", dtype=torch.float32).eval()
-    assert quantised.model.layers[0].memory.out.weight.dtype in (torch.int8, torch.uint8)
+    assert quantised.model.layers[0].memories["memory"].out.weight.dtype in (torch.int8, torch.uint8)
     keeps_the_memory(model, quantised, tokens(2, 64))
 
 

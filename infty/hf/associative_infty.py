@@ -1,0 +1,71 @@
+"""The associative memory of a layer in the transformers model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from infty.hf.memory_infty import Ended, InftyMemory, Inputs, Reading
+from infty.hf.state_infty import PartState
+from infty.memory.associative import answers, initial_biases, segment_map, told
+from infty.memory.sections import AssociativeConfig
+from infty.tree import Field, Tree
+
+if TYPE_CHECKING:
+    from infty.hf.configuration_infty import InftyConfig
+
+
+class InftyAssociativeMemory(InftyMemory):
+    """`infty.layers.memories.associative`, a piece at a time."""
+
+    def __init__(self, config: InftyConfig, layer: int, memory: AssociativeConfig) -> None:
+        super().__init__(config, layer, memory)
+        for name in ("strength", "decay"):
+            self.register_parameter(f"{name}_weight", nn.Parameter(torch.zeros(self.kv_heads, 2 * self.head_size)))
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(self.kv_heads)))
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def initialise(self) -> None:
+        """The output starts at zero: a model with a fresh memory is the model without one."""
+        for starts_at_zero in (self.strength_weight, self.decay_weight, self.out.weight):
+            init.zeros_(starts_at_zero)
+        for bias, fresh in zip((self.strength_bias, self.decay_bias), initial_biases(self.kv_heads)):
+            init.copy_(bias, fresh)
+
+    @classmethod
+    def describe(cls, memory: AssociativeConfig) -> str:
+        return "a matrix a key/value head and layer, written by the gated delta rule"
+
+    @classmethod
+    def projections(cls, memory: AssociativeConfig) -> tuple[str, ...]:
+        return ("out",)
+
+    def fields(self, dtype: torch.dtype) -> Tree:
+        """One matrix a key/value head, in float32."""
+        return Tree({"matrix": Field((self.kv_heads, self.head_size, self.head_size), torch.float32)})
+
+    def read(self, inputs: Inputs, state: PartState) -> Reading:
+        # Mathematics of the memory is done in float32, also when the rest of the model is autocast.
+        with torch.autocast(inputs.q.device.type, enabled=False):
+            z = answers(inputs.q, state.kept["matrix"][:, :, None])  # [b, K, G, t, d]
+        z = z.flatten(1, 2).transpose(1, 2).flatten(2)
+        return Reading(state, update=self.out(z.to(inputs.normed.dtype)))
+
+    def write(self, ended: Ended, state: PartState) -> PartState:
+        if not ended.enabled:
+            return state
+        keys, values = (x[:, :, :self.segment_length] for x in (ended.keys, ended.values))
+        if not self.memory.backprop:
+            keys, values = keys.detach(), values.detach()
+        matrix = state.kept["matrix"]
+        with torch.autocast(keys.device.type, enabled=False):
+            kept, added = segment_map(*told(keys, values, (self.strength_weight, self.strength_bias),
+                                            (self.decay_weight, self.decay_bias)))
+            written = kept @ matrix + added
+        return state.keep(matrix=torch.where(self.ready(ended)[:, None, None, None], written, matrix))
+
+
+__all__ = ["InftyAssociativeMemory"]
