@@ -110,7 +110,8 @@ def test_the_model_cards_code_runs_as_it_stands(tmp_path, monkeypatch):
     assert "`memory.out`." in card and "`</s>`" in card
 
 
-@pytest.mark.parametrize("name, dtype", [("paper with stm", "float32"), ("gpt2 untied", "bfloat16")])
+@pytest.mark.parametrize("name, dtype", [
+    ("paper with stm", "float32"), ("gpt2 untied", "bfloat16"), ("joint and facts", "float32")])
 def test_exported_logits_equal_the_training_models(name, dtype, tmp_path, vocabulary, monkeypatch):
     alone = export_verify.run_alone
     monkeypatch.setattr(export_verify, "run_alone", lambda *given: results.append(alone(*given)) or results[-1])

@@ -18,7 +18,7 @@ from infty_tools.writer import Writer, choose
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-NAMES = ["llama", "gpt2", "paper with stm", "hidden", "no memory"]
+NAMES = ["llama", "gpt2", "paper with stm", "hidden", "no memory", "joint", "gist and facts"]
 
 
 def by_hand(model, ids: torch.Tensor, count: int) -> torch.Tensor:
@@ -130,7 +130,7 @@ def test_padding_of_rows_that_ended_is_not_read(name):
     model, ids, cache = twin(name), tokens(3, 13), InftyCache()
     ends = torch.arange(6)
     torch.manual_seed(0)
-    got = model.generate(ids, cache=cache, eos_token_id=ends.tolist(), pad_token_id=0, max_new_tokens=24,
+    got = model.generate(ids, cache=cache, eos_token_id=ends.tolist(), pad_token_id=0, max_new_tokens=48,
                          do_sample=True, temperature=5.0)
     going_on = ~torch.isin(got[:, 13:], ends)
     assert len(set(going_on.cumprod(1).sum(1).tolist())) == 3

@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small import VARIANTS as TRAINED
 
 from infty.config import ModelConfig
+from infty.errors import UserError
 from infty.hf.cache_infty import InftyCache
 from infty.hf.configuration_infty import InftyConfig
-from infty.hf.kinds_infty import sections_of
+from infty.hf.kinds_infty import section_of, sections_of
 from infty.hf.modeling_infty import InftyForCausalLM
 from infty.memory.config import MemoryConfig
+from infty.memory.sections import AssociativeConfig
 from infty.models.lm import InftyLM
 from infty_tools.export_weights import convert_config, convert_weights
 
@@ -49,8 +52,13 @@ VARIANTS = {
     "unlike layers": replace(LLAMA, memory=replace(MEMORY, overrides={
         0: {"basis": 8, "widths": (0.1,), "contraction": 0.75}, 1: {"contraction": "doubling", "bins": 8}})),
     "no memory": replace(LLAMA, memory=None),
+    **{name: replace(TRAINED[name], init_std=0.1) for name in ("joint", "joint-gpt2", "associative")},
+    "gist and facts": replace(TRAINED["gist and facts"], init_std=0.1, memory=MEMORY),
+    "joint and facts": replace(TRAINED["joint"], init_std=0.1, memories={
+        "facts": AssociativeConfig(layers=(1,)), "gist": replace(MEMORY, signal="hidden", layers=(0,))}),
 }
-SOME = ["llama", "gpt2", "paper with stm", "hidden", "per head", "gibbs"]
+SOME = ["llama", "gpt2", "paper with stm", "hidden", "per head", "gibbs", "joint", "gist and facts"]
+WITHOUT_TWIN = ["relative", "transformer-xl", "compressive", "compressive as published"]
 
 
 def pair(config: ModelConfig) -> tuple[InftyLM, InftyForCausalLM]:
@@ -59,7 +67,7 @@ def pair(config: ModelConfig) -> tuple[InftyLM, InftyForCausalLM]:
     trained = InftyLM(config)
     with torch.no_grad():
         for name, p in trained.named_parameters():
-            if p.dim() == 1:
+            if p.dim() == 1 or not p.any():
                 p.add_(0.3 * torch.randn_like(p))
             elif name in ("embedding.weight", "head.weight"):
                 p[config.vocab_size:] = 7.0  # must not matter
@@ -99,6 +107,33 @@ def test_logits_equal_the_training_models_over_six_segments(config):
     trained, model = pair(config)
     ids = tokens(3, 6 * config.segment_length)
     close(model(ids).logits, training_logits(trained, ids))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in TRAINED if name not in WITHOUT_TWIN])
+def test_every_model_that_training_is_tested_with_has_a_twin(name):
+    trained, model = pair(replace(TRAINED[name], init_std=0.1))
+    ids = tokens(2, 48)
+    close(model(ids).logits, training_logits(trained, ids))
+
+
+@pytest.mark.parametrize("name", WITHOUT_TWIN)
+def test_what_has_no_twin_is_refused(name):
+    with pytest.raises(UserError, match="cannot be exported"):
+        convert_config(TRAINED[name])
+
+
+def test_a_kind_of_memory_without_a_twin_is_refused():
+    with pytest.raises(UserError, match=r"memory 'mean' is average.*only continuous and associative"):
+        section_of("mean", {"kind": "average"})
+    with pytest.raises(UserError, match="compressive"):
+        InftyForCausalLM(InftyConfig(memories={"memory": {"kind": "compressive"}}))
+
+
+def test_an_export_of_a_version_before_is_refused():
+    with pytest.raises(UserError, match=r"before memories had names.*export its checkpoint again"):
+        InftyConfig(memory={"basis": 16})
+    assert InftyConfig(memory=None).memories is None
 
 
 @torch.no_grad()
@@ -218,7 +253,7 @@ def test_memory_can_be_switched_off():
     close(model(ids, memory_enabled=False).logits, expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "constant"])
+@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "constant", "joint", "gist and facts"])
 def test_loss_and_gradients_equal_the_training_models_in_one_window(name):
     config = VARIANTS[name]
     trained, model = pair(config)
@@ -239,7 +274,7 @@ def test_loss_and_gradients_equal_the_training_models_in_one_window(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "gibbs"])
+@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "gibbs", "joint", "gist and facts"])
 def test_half_precision_and_autocast_stay_within_rounding(name):
     """bf16 has 8 bits: 0.4 % a product. The memory itself computes in float32 whatever the weights are."""
     model, ids = twin(name), tokens(2, 40)
@@ -249,8 +284,9 @@ def test_half_precision_and_autocast_stay_within_rounding(name):
     half = model.bfloat16()(ids)
     for out in (automatic, half):
         assert (out.logits.float() - expected).abs().max() < 0.03 * expected.abs().max()
-        assert all(leaf.dtype == torch.float32 for s in out.past_key_values.states
-                   for leaf in (s.memories["memory"].kept["signal"]["coefficients"],))
+        kept = [memory.kept.named() for s in out.past_key_values.states for memory in s.memories.values()]
+        assert all(x.dtype == torch.float32 for leaves in kept for name, x in leaves.items()
+                   if name in ("signal.coefficients", "matrix"))
 
 
 def test_config_survives_json_and_names_all_of_the_training_config(tmp_path):

@@ -15,7 +15,7 @@ from infty.hf.modeling_infty import InftyForCausalLM
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-MEMORIES = ["llama", "hidden", "paper with stm", "gibbs", "gibbs hidden", "learned"]
+MEMORIES = ["llama", "hidden", "paper with stm", "gibbs", "gibbs hidden", "learned", "joint", "gist and facts"]
 
 
 class Int8Linear(nn.Module):
