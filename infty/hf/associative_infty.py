@@ -24,7 +24,9 @@ class InftyAssociativeMemory(InftyMemory):
     def __init__(self, config: InftyConfig, layer: int, memory: AssociativeConfig) -> None:
         super().__init__(config, layer, memory)
         for name in ("strength", "decay"):
-            self.register_parameter(f"{name}_weight", nn.Parameter(torch.zeros(self.kv_heads, 2 * self.head_size)))
+            self.register_parameter(
+                f"{name}_weight", nn.Parameter(torch.zeros(self.kv_heads, 2 * self.head_size))
+            )
             self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(self.kv_heads)))
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
@@ -32,7 +34,9 @@ class InftyAssociativeMemory(InftyMemory):
         """The output starts at zero: a model with a fresh memory is the model without one."""
         for starts_at_zero in (self.strength_weight, self.decay_weight, self.out.weight):
             init.zeros_(starts_at_zero)
-        for bias, fresh in zip((self.strength_bias, self.decay_bias), initial_biases(self.kv_heads)):
+        for bias, fresh in zip(
+            (self.strength_bias, self.decay_bias), initial_biases(self.kv_heads)
+        ):
             init.copy_(bias, fresh)
 
     @classmethod
@@ -45,7 +49,9 @@ class InftyAssociativeMemory(InftyMemory):
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """One matrix a key/value head, in float32."""
-        return Tree({"matrix": Field((self.kv_heads, self.head_size, self.head_size), torch.float32)})
+        return Tree(
+            {"matrix": Field((self.kv_heads, self.head_size, self.head_size), torch.float32)}
+        )
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         # Mathematics of the memory is done in float32, also when the rest of the model is autocast.
@@ -57,15 +63,23 @@ class InftyAssociativeMemory(InftyMemory):
     def write(self, ended: Ended, state: PartState) -> PartState:
         if not ended.enabled:
             return state
-        keys, values = (x[:, :, :self.segment_length] for x in (ended.keys, ended.values))
+        keys, values = (x[:, :, : self.segment_length] for x in (ended.keys, ended.values))
         if not self.memory.backprop:
             keys, values = keys.detach(), values.detach()
         matrix = state.kept["matrix"]
         with torch.autocast(keys.device.type, enabled=False):
-            kept, added = segment_map(*told(keys, values, (self.strength_weight, self.strength_bias),
-                                            (self.decay_weight, self.decay_bias)))
+            kept, added = segment_map(
+                *told(
+                    keys,
+                    values,
+                    (self.strength_weight, self.strength_bias),
+                    (self.decay_weight, self.decay_bias),
+                )
+            )
             written = kept @ matrix + added
-        return state.keep(matrix=torch.where(self.ready(ended)[:, None, None, None], written, matrix))
+        return state.keep(
+            matrix=torch.where(self.ready(ended)[:, None, None, None], written, matrix)
+        )
 
 
 __all__ = ["InftyAssociativeMemory"]

@@ -1,8 +1,8 @@
-"""The continuous memory of a layer in the transformers model: how its heads read, and what is written."""
+"""The continuous memory of a layer in the transformers model: how its heads read, and what is
+written."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 
 
 class InftyDensityMaps(InftyModule):
-    """From a memory's keys to each head's two pooled keys, for the mean and the variance of its read densities."""
+    """From a memory's keys to each head's two pooled keys, for the mean and the variance of its
+    read densities."""
 
     def __init__(self, memory: MemoryConfig, heads: int) -> None:
         super().__init__()
         self.memory, self.heads, self.rows = memory, heads, reading.map_rows(memory, heads)
-        self.weight_mu, self.weight_sigma = (nn.Parameter(torch.empty(self.rows, memory.basis)) for _ in range(2))
+        self.weight_mu, self.weight_sigma = (
+            nn.Parameter(torch.empty(self.rows, memory.basis)) for _ in range(2)
+        )
         self.bias_mu = self.bias_sigma = None
         if memory.map_bias:
             self.bias_mu, self.bias_sigma = (nn.Parameter(torch.empty(self.rows)) for _ in range(2))
@@ -43,20 +46,27 @@ class InftyDensityMaps(InftyModule):
                 init.copy_(bias, fresh)
 
     def forward(self, part: str) -> Tensor | tuple[Tensor | None, Tensor | None]:
-        """"weights", float32 [2, H, N]; or "biases", float32 [H] each, or None. Always by a call of the module, which
-        is where weights that are kept elsewhere (offloaded, sharded) are fetched."""
+        """"weights", float32 [2, H, N]; or "biases", float32 [H] each, or None. Always by a call of
+        the module, which is where weights that are kept elsewhere (offloaded, sharded) are fetched.
+        """
         if part == "biases":
-            return tuple(None if b is None else b.float().expand(self.heads) for b in (self.bias_mu, self.bias_sigma))
+            return tuple(
+                None if b is None else b.float().expand(self.heads)
+                for b in (self.bias_mu, self.bias_sigma)
+            )
         scale = reading.map_scale(self.memory)
-        return torch.stack([w.float().expand(self.heads, -1) * scale for w in (self.weight_mu, self.weight_sigma)])
+        return torch.stack(
+            [w.float().expand(self.heads, -1) * scale for w in (self.weight_mu, self.weight_sigma)]
+        )
 
 
 class InftyContinuousMemory(InftyMemory):
     """`infty.layers.memories.continuous`, a piece at a time.
 
-    Of a segment it holds what it will write with `signal: hidden`, and for the sticky histogram what the densities of
-    its tokens were made from: `place`, mean and variance, [b, H, w] each; or, with a gibbs density, queries
-    [b, H, w, d]. Of its state it makes pooled keys (with a gibbs density, all keys) and values.
+    Of a segment it holds what it will write with `signal: hidden`, and for the sticky histogram
+    what the densities of its tokens were made from: `place`, mean and variance, [b, H, w] each; or,
+    with a gibbs density, queries [b, H, w, d]. Of its state it makes pooled keys (with a gibbs
+    density, all keys) and values.
     """
 
     def __init__(self, config: InftyConfig, layer: int, memory: MemoryConfig) -> None:
@@ -64,7 +74,7 @@ class InftyContinuousMemory(InftyMemory):
         self.hidden = memory.signal == "hidden"
         self.signal_heads = config.num_attention_heads if self.hidden else self.kv_heads
         self.channels = config.head_dim * (1 if self.hidden else 2)
-        self.core = operators(memory, self.segment_length)
+        self.core = ContinuousMemory(memory, self.segment_length)
         self.gibbs = memory.density == "gibbs"
         self.maps = None if self.gibbs else InftyDensityMaps(memory, config.num_attention_heads)
         e, width = config.hidden_size, self.kv_heads * config.head_dim
@@ -72,7 +82,9 @@ class InftyContinuousMemory(InftyMemory):
             self.key, self.value = nn.Linear(e, width, bias=False), nn.Linear(e, width, bias=False)
         if memory.gate:
             self.gate = nn.Linear(3 * e, e)
-        self.output_gate = nn.Parameter(torch.zeros(config.num_attention_heads)) if memory.output_gate else None
+        self.output_gate = (
+            nn.Parameter(torch.zeros(config.num_attention_heads)) if memory.output_gate else None
+        )
         self.log_rate = nn.Parameter(torch.zeros(1)) if memory.contraction == "learned" else None
         self.out = nn.Linear(e, e, bias=False)
 
@@ -87,18 +99,25 @@ class InftyContinuousMemory(InftyMemory):
 
     @classmethod
     def describe(cls, memory: MemoryConfig) -> str:
-        return (f"{memory.basis} basis functions a head and layer, contraction {memory.contraction}, "
-                f"sticky: {memory.sticky}")
+        return (
+            f"{memory.basis} basis functions a head and layer, contraction {memory.contraction}, "
+            f"sticky: {memory.sticky}"
+        )
 
     @classmethod
     def projections(cls, memory: MemoryConfig) -> tuple[str, ...]:
         return ("out", "key", "value") if memory.signal == "hidden" else ("out",)
 
     def fields(self, dtype: torch.dtype) -> Tree:
-        """The signal; with `signal: hidden` also the tokens in the short-term memory, which are not written yet."""
-        fields: dict[str, Tree | Field] = {"signal": self.core.fields(self.signal_heads, self.channels)}
+        """The signal; with `signal: hidden` also the tokens in the short-term memory, which are not
+        written yet."""
+        fields: dict[str, Tree | Field] = {
+            "signal": self.core.fields(self.signal_heads, self.channels)
+        }
         if self.hidden and self.delay:
-            fields["pending"] = Field((self.signal_heads, self.delay * self.segment_length, self.channels), dtype)
+            fields["pending"] = Field(
+                (self.signal_heads, self.delay * self.segment_length, self.channels), dtype
+            )
         return Tree(fields)
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:
@@ -108,7 +127,9 @@ class InftyContinuousMemory(InftyMemory):
             if not len(state.made):
                 state = self._prepared(state, q.dtype, dtype)
             place = self._place(q, state.made)
-            z = self._density(place, state.made).read(state.made["values"], self.core.basis)  # [b, K, G*t, d]
+            z = self._density(place, state.made).read(
+                state.made["values"], self.core.basis
+            )  # [b, K, G*t, d]
             z = z.unflatten(2, (self.group, -1)).flatten(1, 2)
             if self.output_gate is not None:
                 z = z * self.output_gate.float()[:, None, None]
@@ -127,13 +148,19 @@ class InftyContinuousMemory(InftyMemory):
         return state.extend(inputs.piece, **held)
 
     def _prepared(self, state: PartState, values: torch.dtype, dtype: torch.dtype) -> PartState:
-        """Pool the memory's keys and project its values: once for each state of the memory, not for each token.
+        """Pool the memory's keys and project its values: once for each state of the memory, not for
+        each token.
 
-        values: dtype of values that are read as they were written; dtype: of what projections are given.
+        values: dtype of values that are read as they were written; dtype: of what projections are
+        given.
         """
         B, d = state.kept["signal"]["coefficients"], self.head_size
         whole = B.transpose(1, 2).flatten(2) if self.hidden else None  # [b, N, e]
-        made = {"values": self._projected(self.value, whole, dtype) if self.hidden else B[..., d:].to(values)}
+        made = {
+            "values": self._projected(self.value, whole, dtype)
+            if self.hidden
+            else B[..., d:].to(values)
+        }
         if self.gibbs:
             made["keys"] = self._projected(self.key, whole, dtype) if self.hidden else B[..., :d]
             return state.make(**made)
@@ -142,8 +169,12 @@ class InftyContinuousMemory(InftyMemory):
             # Pooled first, then projected by all heads' keys, of which each head takes its own.
             pooled = reading.pooled_hidden(maps, whole)
             # Quantised projections take no more than three dimensions.
-            projected = self.key(pooled.to(dtype).flatten(0, 3)).view(*pooled.shape[:4], self.kv_heads, d)
-            pooled = projected.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).float()  # [2, b, K, G, d]
+            projected = self.key(pooled.to(dtype).flatten(0, 3)).view(
+                *pooled.shape[:4], self.kv_heads, d
+            )
+            pooled = (
+                projected.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).float()
+            )  # [2, b, K, G, d]
         else:
             pooled = reading.pooled(maps, B[..., :d])
         made["key_mu"], made["key_sigma"] = pooled.unbind(0)
@@ -155,15 +186,19 @@ class InftyContinuousMemory(InftyMemory):
         return y.unflatten(-1, (self.kv_heads, self.head_size)).transpose(1, 2)
 
     def _place(self, q: Tensor, made: Tree) -> tuple[Tensor, ...]:
-        """What the densities of q [b, K, G, t, d] are made from: mean and variance, float32 [b, K, G*t] each; for a
-        gibbs density the queries, [b, K, G*t, d]."""
+        """What the densities of q [b, K, G, t, d] are made from: mean and variance, float32 [b, K,
+        G*t] each; for a gibbs density the queries, [b, K, G*t, d]."""
         if self.gibbs:
             return (q.flatten(2, 3),)
-        return reading.place(self.memory, q, made["key_mu"], made["key_sigma"], *self.maps("biases"))
+        return reading.place(
+            self.memory, q, made["key_mu"], made["key_sigma"], *self.maps("biases")
+        )
 
     def _density(self, place: tuple[Tensor, ...], made: Tree) -> Density:
         """The family of read densities that the config names."""
-        return reading.density_of(self.memory, (*place, made["keys"]) if self.gibbs else place, self.core.basis)
+        return reading.density_of(
+            self.memory, (*place, made["keys"]) if self.gibbs else place, self.core.basis
+        )
 
     def write(self, ended: Ended, state: PartState) -> PartState:
         L, piece = self.segment_length, ended.piece
@@ -184,7 +219,9 @@ class InftyContinuousMemory(InftyMemory):
         if ended.enabled:
             with torch.autocast(stream.device.type, enabled=False):
                 rate = None if self.log_rate is None else self.log_rate.float().exp()
-                signal = self.core.write(signal, stream[:, :, :L], self.ready(ended), self._seeds(signal), rate)
+                signal = self.core.write(
+                    signal, stream[:, :, :L], self.ready(ended), self._seeds(signal), rate
+                )
         return state.keep(signal=Tree(vars(signal)), **kept)
 
     def _seeds(self, signal: MemoryState) -> Tensor | None:
@@ -194,7 +231,8 @@ class InftyContinuousMemory(InftyMemory):
         return seed(self.memory.sticky_seed, signal.written, self.layer)
 
     def _histogram(self, state: PartState) -> Tensor:
-        """Where the segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for each signal head."""
+        """Where the segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for
+        each signal head."""
         held = (state.held(f"place_{i}") for i in range(1 if self.gibbs else 2))
         place = tuple(x.unflatten(1, (self.kv_heads, self.group)).flatten(2, 3) for x in held)
         return reading.histogram(self.memory, self._density(place, state.made), self.kv_heads)
@@ -205,12 +243,6 @@ class InftyContinuousMemory(InftyMemory):
         if self.memory.gate:
             x = x * torch.sigmoid(self.gate(reading.neighbours(h)))
         return x.unflatten(-1, (self.signal_heads, -1)).transpose(1, 2)
-
-
-@lru_cache(maxsize=64)
-def operators(memory: MemoryConfig, segment_length: int) -> ContinuousMemory:
-    """What writes the signal, without parameters."""
-    return ContinuousMemory(memory, segment_length)
 
 
 __all__ = ["InftyContinuousMemory", "InftyDensityMaps"]

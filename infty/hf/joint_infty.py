@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class InftyJointMemory(InftyMemory):
-    """`infty.layers.memories.continuous_joint`, a piece at a time. Of its state it makes keys and values."""
+    """`infty.layers.memories.continuous_joint`, a piece at a time. Of its state it makes keys and
+    values."""
 
     attends = True
 
@@ -35,8 +36,10 @@ class InftyJointMemory(InftyMemory):
 
     @classmethod
     def describe(cls, memory: MemoryConfig) -> str:
-        return (f"{memory.basis} points of a continuous signal a head and layer, in one softmax with the tokens in "
-                f"sight, contraction {memory.contraction}")
+        return (
+            f"{memory.basis} points of a continuous signal a head and layer, in one softmax with "
+            f"the tokens in sight, contraction {memory.contraction}"
+        )
 
     @classmethod
     def projections(cls, memory: MemoryConfig) -> tuple[str, ...]:
@@ -48,19 +51,20 @@ class InftyJointMemory(InftyMemory):
         return Tree({"signal": self.core.fields(self.kv_heads, 2 * self.head_size)})
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:
+        signal = MemoryState(**state.kept["signal"])
         if not len(state.made):
-            signal = self.core.at_centers(MemoryState(**state.kept["signal"]))
-            keys, values = attending.points(signal, self.log_sharpness, inputs.q.dtype)
+            points = self.core.at_centers(signal)
+            keys, values = attending.points(points, self.log_sharpness, inputs.q.dtype)
             state = state.make(keys=keys, values=values)
-        written = (inputs.piece.segments > self.delay) & inputs.enabled
-        attended = Attended(state.made["keys"], state.made["values"], written, attending.prior(self.memory.basis))
+        prior = attending.prior(self.memory.basis)
+        attended = Attended(state.made["keys"], state.made["values"], signal.written > 0, prior)
         return Reading(state, attended=attended)
 
     def write(self, ended: Ended, state: PartState) -> PartState:
         if not ended.enabled:
             return state
         signal = MemoryState(**state.kept["signal"])
-        stream = torch.cat([ended.keys, ended.values], -1)[:, :, :self.segment_length]
+        stream = torch.cat([ended.keys, ended.values], -1)[:, :, : self.segment_length]
         if not self.memory.backprop:
             stream = stream.detach()
         signal = self.core.write(signal, stream, self.ready(ended))

@@ -1,4 +1,5 @@
-"""The kinds of memory that a transformers model may have. A new one is a class of `memory_infty` and a line here."""
+"""The kinds of memory that a transformers model may have. A new one is a class of `memory_infty`
+and a line here."""
 
 from __future__ import annotations
 
@@ -22,11 +23,15 @@ TWINS: dict[str, tuple[type, type[InftyMemory]]] = {
 
 
 def section_of(name: str, values: dict[str, Any]) -> Any:
-    """The section of the memory that a config calls `name`, checked. Raises UserError for a kind without a twin."""
+    """The section of the memory that a config calls `name`, checked. Raises UserError for a kind
+    without a twin."""
     kind = values.get("kind", "continuous")
     if kind not in TWINS:
-        raise UserError(f"the memory '{name}' is {kind}, and a transformers model cannot have one: only "
-                        f"{' and '.join(TWINS)} memories can be exported (`infty evaluate` reads every checkpoint)")
+        raise UserError(
+            f"the memory '{name}' is {kind}, and a transformers model cannot have one: only "
+            f"{' and '.join(TWINS)} memories can be exported (`infty evaluate` reads every "
+            "checkpoint)"
+        )
     section, _ = TWINS[kind]
     return section(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
@@ -38,10 +43,14 @@ def memory_of(section: Any) -> type[InftyMemory]:
 
 
 def sections_of(config: InftyConfig, layer: int) -> dict[str, Any]:
-    """The memories of one layer, by name, each with what is different in this layer. Raises UserError."""
+    """The memories of one layer, by name, each with what is different in this layer. Raises
+    UserError."""
     sections = {name: section_of(name, values) for name, values in (config.memories or {}).items()}
-    return {name: section.of(layer) for name, section in sections.items()
-            if section.layers is None or layer in section.layers}
+    return {
+        name: section.of(layer)
+        for name, section in sections.items()
+        if section.layers is None or layer in section.layers
+    }
 
 
 __all__ = ["TWINS", "memory_of", "section_of", "sections_of"]

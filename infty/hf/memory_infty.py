@@ -1,8 +1,9 @@
-"""The contract of a layer's memories in the transformers model: read a piece, write where a segment ends.
+"""The contract of a layer's memories in the transformers model: read a piece, write where a segment
+ends.
 
-It is that of `infty.layers.memories.base` for text that comes in pieces of any length: a memory is a module without
-state, which goes in and comes out. A new kind of memory has a twin when it has a class here and a line in
-`kinds_infty`.
+It is that of `infty.layers.memories.base` for text that comes in pieces of any length: a memory is
+a module without state, which goes in and comes out. A new kind of memory has a twin when it has a
+class here and a line in `kinds_infty`.
 """
 
 from __future__ import annotations
@@ -21,18 +22,17 @@ if TYPE_CHECKING:
 
 
 class Inputs(NamedTuple):
-    """What a memory may read of a piece: b rows, t tokens, K key/value heads and G query heads for each."""
+    """What a memory may read of a piece: b rows, t tokens, K key/value heads and G query heads for
+    each."""
 
     q: Tensor
     """[b, K, G, t, d]: the attention's queries, unrotated."""
     normed: Tensor
-    """[b, t, e]: the layer's input after its first norm. Its dtype is what projections are given: a weight's own says
-    nothing when it is quantised."""
+    """[b, t, e]: the layer's input after its first norm. Its dtype is what projections are given: a
+    weight's own says nothing when it is quantised."""
     residual: Tensor
     """[b, t, e]: the layer's input."""
     piece: Piece
-    enabled: bool
-    """False: nothing is remembered."""
 
 
 class Ended(NamedTuple):
@@ -45,11 +45,12 @@ class Ended(NamedTuple):
     piece: Piece
     """The last of the segment; `complete` says in which rows it ends."""
     enabled: bool
+    """False: nothing is written."""
 
 
 class Attended(NamedTuple):
-    """Keys and values that local attention sees before the short-term memory. With rotary positions they stand where
-    the oldest token in sight stands."""
+    """Keys and values that local attention sees before the short-term memory. With rotary positions
+    they stand where the oldest token in sight stands."""
 
     keys: Tensor
     """[b, K, n, d]"""
@@ -61,7 +62,7 @@ class Attended(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a memory gives for a piece: an update of the residual stream, or something to attend to."""
+    """What a memory gives for a piece: an update of the residual stream, or what is attended to."""
 
     state: PartState
     update: Tensor | None = None
@@ -74,8 +75,8 @@ class InftyModule(nn.Module):
     """A module with parameters of its own, outside layers that transformers knows."""
 
     def initialise(self) -> None:
-        """Fill them for a new model, with the functions of `transformers.initialization`, which leave alone what was
-        loaded. The layers in it have been filled before."""
+        """Fill them for a new model, with the functions of `transformers.initialization`, which
+        leave alone what was loaded. The layers in it have been filled before."""
 
 
 class InftyMemory(InftyModule):
@@ -96,12 +97,13 @@ class InftyMemory(InftyModule):
         self.head_size = config.head_dim
 
     def fields(self, dtype: torch.dtype) -> Tree:
-        """What a row keeps from segment to segment: a tree of `infty.tree.Field`. dtype: of the residual stream."""
+        """What a row keeps from segment to segment: a tree of `infty.tree.Field`. dtype: of the
+        residual stream."""
         raise NotImplementedError
 
     def forward(self, given: Inputs | Ended, state: PartState) -> Any:
-        """`read` or `write`: both by a call of the module, which is where weights that are kept elsewhere (offloaded,
-        sharded) are fetched."""
+        """`read` or `write`: both by a call of the module, which is where weights that are kept
+        elsewhere (offloaded, sharded) are fetched."""
         return self.write(given, state) if isinstance(given, Ended) else self.read(given, state)
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:
@@ -109,8 +111,8 @@ class InftyMemory(InftyModule):
         raise NotImplementedError
 
     def write(self, ended: Ended, state: PartState) -> PartState:
-        """Write, in rows whose segment is complete, the segment that leaves the short-term memory. A row's result must
-        not depend on the others."""
+        """Write, in rows whose segment is complete, the segment that leaves the short-term memory.
+        A row's result must not depend on the others."""
         raise NotImplementedError
 
     def ready(self, ended: Ended) -> Tensor:

@@ -151,7 +151,7 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         q, key, value = self.attention.project(h)
         attention = state.attention.extend(piece, key=key, value=value)
         keys, values = self.attention.in_sight(attention)
-        inputs = Inputs(q, h, x, piece, memory_enabled)
+        inputs = Inputs(q, h, x, piece)
         readings = self._read(inputs, state, attends=True)
         y = self.attention.out(self.attention(q, keys, values, piece, [r.attended for r in readings.values()]))
         readings |= self._read(inputs, state, attends=False)

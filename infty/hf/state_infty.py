@@ -15,8 +15,16 @@ from infty.tree import Tree, fresh, reset
 NOTHING = Tree({})
 
 
+class OnDevices:
+    """What accelerate asks of a layer's arguments when layers are spread over devices."""
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Any:
+        """The same on another device."""
+        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
+
+
 @dataclass(frozen=True)
-class PartState:
+class PartState(OnDevices):
     """The state of one part of a layer. Rows of the batch are dimension 0 of every tensor."""
 
     fields: Tree
@@ -24,8 +32,8 @@ class PartState:
     kept: Tree
     """What changes only where a segment ends."""
     segment: Tree = NOTHING
-    """What is held of the segment that is being read, a place for each of its tokens in dimension 2; w of them, of the
-    row that is furthest. Empty before its first token."""
+    """What is held of the segment that is being read, a place for each of its tokens in dimension
+    2; w of them, of the row that is furthest. Empty before its first token."""
     made: Tree = NOTHING
     """What was made of `kept` for reading, or nothing."""
 
@@ -36,7 +44,9 @@ class PartState:
 
     def map(self, f: Callable[[Tensor], Tensor]) -> PartState:
         """Apply f to every tensor."""
-        return replace(self, kept=self.kept.map(f), segment=self.segment.map(f), made=self.made.map(f))
+        return replace(
+            self, kept=self.kept.map(f), segment=self.segment.map(f), made=self.made.map(f)
+        )
 
     def keep(self, **kept: Any) -> PartState:
         """Some of `kept` exchanged; what was made of it is forgotten."""
@@ -47,7 +57,8 @@ class PartState:
         return replace(self, made=Tree(made))
 
     def extend(self, piece: Piece, **new: Tensor) -> PartState:
-        """The segment so far with a piece's tokens [b, x, t, ...] after it, each row at its own place."""
+        """The segment so far with a piece's tokens [b, x, t, ...] after it, each row at its own
+        place."""
         longer = {name: piece.extend(self.held(name), x) for name, x in new.items()}
         return replace(self, segment=self.segment.replace(**longer))
 
@@ -60,16 +71,22 @@ class PartState:
         return replace(self, segment=_first(self.segment, piece.rest))
 
     def start_document(self, rows: Tensor, held: int) -> PartState:
-        """Nothing read in the rows in `rows` (bool [b]), which begin a new document; the others as they were.
+        """Nothing read in the rows in `rows` (bool [b]), which begin a new document; the others as
+        they were.
 
         held: tokens of the segment so far, of the row that is then furthest.
         """
+
         def cleared(x: Tensor) -> Tensor:
             where = rows.to(x.device).view(-1, *[1] * (x.dim() - 1))
             return torch.where(where, 0, x)
 
-        return replace(self, kept=reset(self.kept, self.fields, rows), made=NOTHING,
-                       segment=_first(self.segment, held).map(cleared))
+        return replace(
+            self,
+            kept=reset(self.kept, self.fields, rows),
+            made=NOTHING,
+            segment=_first(self.segment, held).map(cleared),
+        )
 
 
 def _first(segment: Tree, tokens: int) -> Tree:
@@ -77,7 +94,7 @@ def _first(segment: Tree, tokens: int) -> Tree:
 
 
 @dataclass(frozen=True)
-class InftyLayerState:
+class InftyLayerState(OnDevices):
     """One layer's short-term memory and memories, and what they have of the segment being read."""
 
     attention: PartState
@@ -97,11 +114,9 @@ class InftyLayerState:
         return self._each(lambda part: part.end_segment(piece))
 
     def _each(self, f: Callable[[PartState], PartState]) -> InftyLayerState:
-        return InftyLayerState(f(self.attention), {name: f(part) for name, part in self.memories.items()})
-
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> InftyLayerState:
-        """The same on another device: what accelerate asks of a layer's arguments when layers are spread out."""
-        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
+        return InftyLayerState(
+            f(self.attention), {name: f(part) for name, part in self.memories.items()}
+        )
 
 
 __all__ = ["InftyLayerState", "PartState"]

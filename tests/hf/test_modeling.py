@@ -245,8 +245,9 @@ def test_a_reordered_cache_goes_on_as_the_chosen_rows(name):
 
 
 @torch.no_grad()
-def test_memory_can_be_switched_off():
-    trained, model = pair(VARIANTS["llama"])
+@pytest.mark.parametrize("name", ["llama", "joint", "gist and facts"])
+def test_memory_can_be_switched_off(name):
+    trained, model = pair(VARIANTS[name])
     ids = tokens(2, 40)
     segments, reset = ids.unflatten(1, (-1, 8)), torch.tensor([[True] + [False] * 4] * 2)
     expected = trained(segments, reset, trained.initial_state(2), memory_enabled=False)[0].flatten(1, 2)[..., :61]
