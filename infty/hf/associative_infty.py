@@ -23,21 +23,20 @@ class InftyAssociativeMemory(InftyMemory):
 
     def __init__(self, config: InftyConfig, layer: int, memory: AssociativeConfig) -> None:
         super().__init__(config, layer, memory)
-        for name in ("strength", "decay"):
-            self.register_parameter(
-                f"{name}_weight", nn.Parameter(torch.zeros(self.kv_heads, 2 * self.head_size))
-            )
-            self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(self.kv_heads)))
+        heads, size = self.kv_heads, self.head_size
+        self.strength_weight = nn.Parameter(torch.zeros(heads, 2 * size))
+        self.strength_bias = nn.Parameter(torch.zeros(heads))
+        self.decay_weight = nn.Parameter(torch.zeros(heads, 2 * size))
+        self.decay_bias = nn.Parameter(torch.zeros(heads))
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def initialise(self) -> None:
         """The output starts at zero: a model with a fresh memory is the model without one."""
         for starts_at_zero in (self.strength_weight, self.decay_weight, self.out.weight):
             init.zeros_(starts_at_zero)
-        for bias, fresh in zip(
-            (self.strength_bias, self.decay_bias), initial_biases(self.kv_heads)
-        ):
-            init.copy_(bias, fresh)
+        strength, decay = initial_biases(self.kv_heads)
+        init.copy_(self.strength_bias, strength)
+        init.copy_(self.decay_bias, decay)
 
     @classmethod
     def describe(cls, memory: AssociativeConfig) -> str:
@@ -49,9 +48,8 @@ class InftyAssociativeMemory(InftyMemory):
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """One matrix a key/value head, in float32."""
-        return Tree(
-            {"matrix": Field((self.kv_heads, self.head_size, self.head_size), torch.float32)}
-        )
+        shape = (self.kv_heads, self.head_size, self.head_size)
+        return Tree({"matrix": Field(shape, torch.float32)})
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         # Mathematics of the memory is done in float32, also when the rest of the model is autocast.
@@ -67,19 +65,13 @@ class InftyAssociativeMemory(InftyMemory):
         if not self.memory.backprop:
             keys, values = keys.detach(), values.detach()
         matrix = state.kept["matrix"]
+        strength = (self.strength_weight, self.strength_bias)
+        decay = (self.decay_weight, self.decay_bias)
         with torch.autocast(keys.device.type, enabled=False):
-            kept, added = segment_map(
-                *told(
-                    keys,
-                    values,
-                    (self.strength_weight, self.strength_bias),
-                    (self.decay_weight, self.decay_bias),
-                )
-            )
+            kept, added = segment_map(*told(keys, values, strength, decay))
             written = kept @ matrix + added
-        return state.keep(
-            matrix=torch.where(self.ready(ended)[:, None, None, None], written, matrix)
-        )
+        ready = self.ready(ended)[:, None, None, None]
+        return state.keep(matrix=torch.where(ready, written, matrix))
 
 
 __all__ = ["InftyAssociativeMemory"]

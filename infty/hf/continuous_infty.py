@@ -82,9 +82,9 @@ class InftyContinuousMemory(InftyMemory):
             self.key, self.value = nn.Linear(e, width, bias=False), nn.Linear(e, width, bias=False)
         if memory.gate:
             self.gate = nn.Linear(3 * e, e)
-        self.output_gate = (
-            nn.Parameter(torch.zeros(config.num_attention_heads)) if memory.output_gate else None
-        )
+        self.output_gate = None
+        if memory.output_gate:
+            self.output_gate = nn.Parameter(torch.zeros(config.num_attention_heads))
         self.log_rate = nn.Parameter(torch.zeros(1)) if memory.contraction == "learned" else None
         self.out = nn.Linear(e, e, bias=False)
 
@@ -111,13 +111,11 @@ class InftyContinuousMemory(InftyMemory):
     def fields(self, dtype: torch.dtype) -> Tree:
         """The signal; with `signal: hidden` also the tokens in the short-term memory, which are not
         written yet."""
-        fields: dict[str, Tree | Field] = {
-            "signal": self.core.fields(self.signal_heads, self.channels)
-        }
+        signal = self.core.fields(self.signal_heads, self.channels)
+        fields: dict[str, Tree | Field] = {"signal": signal}
         if self.hidden and self.delay:
-            fields["pending"] = Field(
-                (self.signal_heads, self.delay * self.segment_length, self.channels), dtype
-            )
+            tokens = self.delay * self.segment_length
+            fields["pending"] = Field((self.signal_heads, tokens, self.channels), dtype)
         return Tree(fields)
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:
@@ -127,9 +125,8 @@ class InftyContinuousMemory(InftyMemory):
             if not len(state.made):
                 state = self._prepared(state, q.dtype, dtype)
             place = self._place(q, state.made)
-            z = self._density(place, state.made).read(
-                state.made["values"], self.core.basis
-            )  # [b, K, G*t, d]
+            density = self._density(place, state.made)
+            z = density.read(state.made["values"], self.core.basis)  # [b, K, G*t, d]
             z = z.unflatten(2, (self.group, -1)).flatten(1, 2)
             if self.output_gate is not None:
                 z = z * self.output_gate.float()[:, None, None]
@@ -154,31 +151,41 @@ class InftyContinuousMemory(InftyMemory):
         values: dtype of values that are read as they were written; dtype: of what projections are
         given.
         """
-        B, d = state.kept["signal"]["coefficients"], self.head_size
-        whole = B.transpose(1, 2).flatten(2) if self.hidden else None  # [b, N, e]
-        made = {
-            "values": self._projected(self.value, whole, dtype)
-            if self.hidden
-            else B[..., d:].to(values)
-        }
+        signal = state.kept["signal"]["coefficients"]
+        if not self.hidden:
+            keys, read = signal.split(self.head_size, -1)
+            made = {"values": read.to(values)}
+            return state.make(**made, **self._of_keys(keys))
+        whole = signal.transpose(1, 2).flatten(2)  # [b, N, e]
+        made = {"values": self._projected(self.value, whole, dtype)}
+        return state.make(**made, **self._of_hidden(whole, dtype))
+
+    def _of_keys(self, keys: Tensor) -> dict[str, Tensor]:
+        """What is read with, from keys float32 [b, K, N, d]: pooled, [b, K, G, d] each; for a gibbs
+        density all of them."""
         if self.gibbs:
-            made["keys"] = self._projected(self.key, whole, dtype) if self.hidden else B[..., :d]
-            return state.make(**made)
-        maps = self.maps("weights").unflatten(1, (self.kv_heads, self.group))  # [2, K, G, N]
-        if self.hidden:
-            # Pooled first, then projected by all heads' keys, of which each head takes its own.
-            pooled = reading.pooled_hidden(maps, whole)
-            # Quantised projections take no more than three dimensions.
-            projected = self.key(pooled.to(dtype).flatten(0, 3)).view(
-                *pooled.shape[:4], self.kv_heads, d
-            )
-            pooled = (
-                projected.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).float()
-            )  # [2, b, K, G, d]
-        else:
-            pooled = reading.pooled(maps, B[..., :d])
-        made["key_mu"], made["key_sigma"] = pooled.unbind(0)
-        return state.make(**made)
+            return {"keys": keys}
+        return self._pooled(reading.pooled(self._maps(), keys))
+
+    def _of_hidden(self, whole: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The same from a hidden signal float32 [b, N, e]."""
+        if self.gibbs:
+            return {"keys": self._projected(self.key, whole, dtype)}
+        # Pooled first, then projected by all heads' keys, of which each head takes its own.
+        pooled = reading.pooled_hidden(self._maps(), whole)
+        # Quantised projections take no more than three dimensions.
+        projected = self.key(pooled.to(dtype).flatten(0, 3))
+        projected = projected.view(*pooled.shape[:4], self.kv_heads, self.head_size)
+        own = projected.diagonal(dim1=2, dim2=4)  # [2, b, G, d, K]
+        return self._pooled(own.permute(0, 1, 4, 2, 3).float())
+
+    def _maps(self) -> Tensor:
+        """float32 [2, K, G, N]"""
+        return self.maps("weights").unflatten(1, (self.kv_heads, self.group))
+
+    def _pooled(self, keys: Tensor) -> dict[str, Tensor]:
+        key_mu, key_sigma = keys.unbind(0)
+        return {"key_mu": key_mu, "key_sigma": key_sigma}
 
     def _projected(self, projection: nn.Module, whole: Tensor, dtype: torch.dtype) -> Tensor:
         """[b, N, e] -> [b, K, N, d]."""
@@ -190,15 +197,13 @@ class InftyContinuousMemory(InftyMemory):
         G*t] each; for a gibbs density the queries, [b, K, G*t, d]."""
         if self.gibbs:
             return (q.flatten(2, 3),)
-        return reading.place(
-            self.memory, q, made["key_mu"], made["key_sigma"], *self.maps("biases")
-        )
+        biases = self.maps("biases")
+        return reading.place(self.memory, q, made["key_mu"], made["key_sigma"], *biases)
 
     def _density(self, place: tuple[Tensor, ...], made: Tree) -> Density:
         """The family of read densities that the config names."""
-        return reading.density_of(
-            self.memory, (*place, made["keys"]) if self.gibbs else place, self.core.basis
-        )
+        made_from = (*place, made["keys"]) if self.gibbs else place
+        return reading.density_of(self.memory, made_from, self.core.basis)
 
     def write(self, ended: Ended, state: PartState) -> PartState:
         L, piece = self.segment_length, ended.piece
@@ -217,11 +222,9 @@ class InftyContinuousMemory(InftyMemory):
             there = (signal.written > 0) & piece.complete
             signal = self.core.with_histogram(signal, self._histogram(state), there)
         if ended.enabled:
-            with torch.autocast(stream.device.type, enabled=False):
-                rate = None if self.log_rate is None else self.log_rate.float().exp()
-                signal = self.core.write(
-                    signal, stream[:, :, :L], self.ready(ended), self._seeds(signal), rate
-                )
+            seeds = self._seeds(signal)
+            rate = None if self.log_rate is None else self.log_rate.float().exp()
+            signal = self.core.write(signal, stream[:, :, :L], self.ready(ended), seeds, rate)
         return state.keep(signal=Tree(vars(signal)), **kept)
 
     def _seeds(self, signal: MemoryState) -> Tensor | None:

@@ -36,16 +36,17 @@ def in_front(
     """Keys and values [b, K, k, d] and their mask [b, 1, L, k], with a memory's [b, K, n, d] before
     them.
 
-    allowed bool [b, n]: what of the memory is seen; `added` to its scores (the mask is then one of
-    numbers).
+    mask and allowed, [b, n], are True for what is seen; or the mask is one of numbers already, and
+    becomes one with `added`, what the scores of the memory get.
     """
-    if added:
-        allowed = torch.where(allowed, added, -math.inf).to(keys.dtype)
-        mask = (
-            mask
-            if mask.is_floating_point()
-            else torch.zeros_like(mask, dtype=keys.dtype).masked_fill(~mask, -math.inf)
-        )
+    if added or mask.is_floating_point():
+        allowed = _scores(allowed, added, keys.dtype)
+        mask = mask if mask.is_floating_point() else _scores(mask, 0.0, keys.dtype)
     allowed = allowed[:, None, None].expand(-1, -1, mask.shape[2], -1)
     key, value = memory
     return torch.cat([key, keys], 2), torch.cat([value, values], 2), torch.cat([allowed, mask], 3)
+
+
+def _scores(seen: Tensor, added: float, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to scores: `added` where it is True, nothing can be seen elsewhere."""
+    return torch.where(seen, added, -math.inf).to(dtype)

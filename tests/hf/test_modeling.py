@@ -310,6 +310,15 @@ def test_a_new_model_has_finite_logits_and_initialised_maps():
     assert torch.isfinite(model(tokens(1, 30)).logits).all()
 
 
+@pytest.mark.parametrize("name", ["per head", "learned", "joint and facts"])
+def test_memories_of_a_new_model_begin_as_in_training(name):
+    config = VARIANTS[name]
+    made = dict(InftyForCausalLM(convert_config(config)).named_parameters())
+    for key, expected in convert_weights(InftyLM(config).named_parameters(), config).items():
+        if ".memories." in key and (expected.dim() == 1 or not expected.any()):
+            assert torch.equal(made[key], expected), key
+
+
 @pytest.mark.parametrize("problem, call", [
     ("InftyCache", lambda m: m(tokens(1, 4), past_key_values=object())),
     ("two names", lambda m: m(tokens(1, 4), cache=InftyCache(), past_key_values=InftyCache())),
