@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from infty.hf.memory_infty import Ended, InftyMemory, Inputs, Reading
 from infty.hf.state_infty import PartState
-from infty.memory.associative import answers, initial_biases, segment_map, told
+from infty.memory.associative import initial_biases, read, segment_map, told
 from infty.memory.sections import AssociativeConfig
 from infty.tree import Field, Tree
 
@@ -54,7 +54,7 @@ class InftyAssociativeMemory(InftyMemory):
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         # Mathematics of the memory is done in float32, also when the rest of the model is autocast.
         with torch.autocast(inputs.q.device.type, enabled=False):
-            z = answers(inputs.q, state.kept["matrix"][:, :, None])  # [b, K, G, t, d]
+            z = read(inputs.q, state.kept["matrix"][:, :, None])  # [b, K, G, t, d]
         z = z.flatten(1, 2).transpose(1, 2).flatten(2)
         return Reading(state, update=self.out(z.to(inputs.normed.dtype)))
 

@@ -30,11 +30,6 @@ def initial_biases(heads: int) -> tuple[Tensor, Tensor]:
     return torch.full((heads,), strength), torch.log(torch.expm1(1 / lifetimes))
 
 
-def answers(q: Tensor, matrix: Tensor) -> Tensor:
-    """What memories [..., d, c] answer to queries [..., L, d]: float32 [..., L, c]."""
-    return unit(q) @ matrix
-
-
 def told(keys: Tensor, values: Tensor, strength: tuple[Tensor, Tensor],
          decay: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What tokens tell a memory: keys of length 1, values, write strength and log decay, the arguments of
@@ -80,3 +75,10 @@ def segment_map(keys: Tensor, values: Tensor, strength: Tensor, log_decay: Tenso
     decayed = torch.exp(total[..., -1])[..., None, None] * torch.eye(
         keys.shape[-1], dtype=keys.dtype, device=keys.device)
     return decayed - kept @ by_memory, kept @ by_values
+
+
+def read(queries: Tensor, found: Tensor) -> Tensor:
+    """What queries [b, K, G, T, d] of any length read from the matrices that their segments find [b, K, S, d, c]:
+    float32 [b, K, G, T, c], T = S * L."""
+    q = unit(queries).unflatten(3, (found.shape[2], -1))
+    return (q @ found[:, :, None]).flatten(3, 4)

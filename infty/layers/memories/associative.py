@@ -8,7 +8,7 @@ from torch import Tensor
 from infty.config import ModelConfig
 from infty.layers.linear import RowParallelLinear, sharded_parameter, zeros
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
-from infty.memory.associative import answers, initial_biases, segment_map, told
+from infty.memory.associative import initial_biases, read, segment_map, told
 from infty.memory.sections import AssociativeConfig
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
@@ -49,8 +49,7 @@ class Associative(Memory):
         """Read and write all segments of a window; see `Memory.forward`."""
         maps = self._maps(inputs)
         found, matrix = self._segments(maps, state["matrix"], inputs.seen, inputs.enabled)
-        q = inputs.q.unflatten(3, (inputs.seen.shape[1], -1))  # [b, K, G, S, L, d]
-        z = answers(q, found[:, :, None]).permute(3, 4, 0, 1, 2, 5).flatten(3).flatten(0, 1)  # [T, b, H/tp * d]
+        z = read(inputs.q, found).permute(3, 0, 1, 2, 4).flatten(2)  # [T, b, H/tp * d]
         z = z + touch(self.strength_weight, self.strength_bias, self.decay_weight, self.decay_bias)
         figures = self._figures(maps, matrix) if inputs.statistics else None
         return Reading(Tree({"matrix": matrix}), update=self.out(z.to(inputs.q.dtype)), figures=figures)
