@@ -8,12 +8,13 @@ BOOKS  ?=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.infty-installed
 
-.PHONY: help demo test lint env check clean
+.PHONY: help demo test test-fast lint env check clean
 
 help:
 	@echo "make demo          books in, trained model out, in about 10 minutes on 2 CPU cores"
 	@echo "                   BOOKS=folder  use your own .txt books;  DEMO=folder  where results go"
 	@echo "make test          run all tests"
+	@echo "make test-fast     run those that start no processes and no Slurm, in about 2 minutes"
 	@echo "make env           only make the environment ($(VENV));  VENV=folder, PYTHON=python3.12"
 	@echo "make lint          check style"
 	@echo "make clean         remove what these commands made ($(VENV), and $(DEMO) if the demo made it)"
@@ -23,6 +24,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest tests $(ARGS)
+
+test-fast: $(STAMP)
+	@$(BIN)/python -m pytest tests -m "not multiprocess and not slurm" $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

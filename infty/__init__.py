@@ -1,3 +1,3 @@
 """infty: language models with an unbounded continuous memory."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from infty.errors import UserError
 from infty.memory.config import MemoryConfig
-from infty.memory.sections import AssociativeConfig, CompressiveConfig
+from infty.memory.sections import AssociativeConfig, CompressiveConfig, ContinuationConfig
 
 if TYPE_CHECKING:
     from infty.config import ModelConfig
@@ -59,6 +59,7 @@ KINDS: dict[str, Kind] = {
     "continuous": Kind(MemoryConfig, "infty.layers.memories.continuous:Continuous"),
     "compressive": Kind(CompressiveConfig, "infty.layers.memories.compressive:Compressive"),
     "associative": Kind(AssociativeConfig, "infty.layers.memories.associative:Associative"),
+    "continuation": Kind(ContinuationConfig, "infty.layers.memories.continuation:Continuation"),
 }
 
 

@@ -1,11 +1,8 @@
-"""Which signals ask a command to stop, and the status with which it then ends. Imports nothing that is slow."""
+"""Which signals ask a command to stop. Imports nothing that is slow."""
 
 from __future__ import annotations
 
 import signal
-
-REQUEUE = 85
-"""Exit status of a command that was asked to stop before its end: run it again to go on."""
 
 REQUESTS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
             signal.SIGXCPU)

@@ -15,7 +15,42 @@ if not torch.cuda.is_available():  # before anything imports triton, as torch's 
 
 import torch.distributed as dist
 
-torch.set_num_threads(1)
+from support import marks
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in marks.of(item):
+            item.add_marker(mark)
+
+
+@pytest.fixture(scope="session")
+def watch():
+    return marks.Watch()
+
+
+@pytest.fixture(autouse=True)
+def no_processes_without_the_mark(request, watch):
+    """`make test-fast` starts none: what a test starts must be seen from its code (support/marks.py)."""
+    watch.started.clear()
+    yield
+    if watch.started and not request.node.get_closest_marker("multiprocess"):
+        pytest.fail(f"starts {watch.started[0]}: name what starts it in STARTERS of tests/support/marks.py")
+
+
+@pytest.fixture(autouse=True)
+def another_blas():
+    """INFTY_TEST_BLAS=another: products round by their shapes, as on some other machine (test_cpu_kinds.py)."""
+    if os.environ.get("INFTY_TEST_BLAS") != "another":
+        yield
+        return
+    from support.another_blas import AnotherBlas
+
+    with AnotherBlas():
+        yield
 
 
 @pytest.fixture(autouse=True)

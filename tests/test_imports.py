@@ -26,8 +26,8 @@ CARRIED = {"infty.memory": {"torch", "triton", "infty"}, "infty.hf": {"torch", "
 CARRIED_OF_INFTY = ("infty.memory", "infty.hf", "infty.errors", "infty.tree")
 
 # What a batch script runs, outside the container that may hold everything else.
-STANDARD_LIBRARY = ("infty_tools.slurm.supervise", "infty_tools.slurm.verdict", "infty_tools.slurm.controller",
-                    "infty_tools.slurm.rendezvous")
+STANDARD_LIBRARY = ("infty.exit_codes", "infty_tools.slurm.supervise", "infty_tools.slurm.verdict",
+                    "infty_tools.slurm.controller", "infty_tools.slurm.rendezvous")
 # Rooms of the tools; of these, what each may not import: a room on the same level.
 ROOMS = {"infty_tools.slurm": {"infty_tools.doctor"}, "infty_tools.doctor": {"infty_tools.slurm"}}
 
@@ -87,7 +87,7 @@ def test_what_a_batch_script_runs_needs_the_standard_library_alone():
     wrong = [f"{name} imports {i}" for name in STANDARD_LIBRARY for i in imports(name, found[name])
              if i.partition(".")[0] not in sys.stdlib_module_names and not below(i, STANDARD_LIBRARY)]
     assert not wrong
-    for package in ("infty_tools", "infty_tools.slurm"):
+    for package in ("infty", "infty_tools", "infty_tools.slurm"):
         assert not imports(package, found[package])
 
 

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "the king and queen of every distant land shall hear what noble hearts have said before night falls".split()
 
@@ -33,7 +31,6 @@ def write_books(folder: Path) -> None:
         path.write_text("\n".join(names))
 
 
-@pytest.mark.multiprocess
 def test_the_six_steps(tmp_path):
     write_books(tmp_path / "books")
     (tmp_path / "configs").symlink_to(ROOT / "configs")

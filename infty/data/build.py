@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from infty import files
 from infty.data import sources
 from infty.data.documents import PREFIX, TOKENIZER, DatasetInfo, Documents
 from infty.data.sources import Source
@@ -59,19 +59,11 @@ def make_shard(job: Job, tokenizer: Tokenizer, index: int, source: Source) -> No
     dtype = token_dtype(tokenizer.vocab_size)
     documents: list[dict[str, Any]] = []
     found: list[str] = []
-    partial = path.with_suffix(f".partial{os.getpid()}")
-    try:
-        with open(partial, "wb") as f:
-            for text in sources.read(source, job.field):
-                documents.append(_write_document(f, text, tokenizer, dtype, job.min_words))
-                found.append(text.found)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path.with_suffix(".tokens"))
-        partial.write_text(json.dumps({**made_from, "digest": sources.digest(found), "documents": documents}))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.whole(path.with_suffix(".tokens")) as partial, open(partial, "wb") as f:
+        for text in sources.read(source, job.field):
+            documents.append(_write_document(f, text, tokenizer, dtype, job.min_words))
+            found.append(text.found)
+    files.write_whole(path, json.dumps({**made_from, "digest": sources.digest(found), "documents": documents}))
 
 
 def facts(source: Source) -> dict[str, Any]:
@@ -86,17 +78,6 @@ def read_record(path: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def write_whole(path: Path, value: Any) -> None:
-    """Write JSON aside and rename: a reader finds all of it or none."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as f:
-        json.dump(value, f, indent=1)
-        f.write("\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)
 
 
 def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.dtype,
@@ -180,24 +161,9 @@ class DatasetWriter:
             self.tokenizer.fingerprint, sum(self.words), self.names, self.words, report,
             self.counted_from if any(self.counted_from) else [])
         info.save(self.output)
-        sync(self.output)
+        files.sync_tree(self.output)
         Documents.open(self.output).verify()
         return info
-
-
-def sync(folder: Path) -> None:
-    """Force a folder and everything in it to disk."""
-    for path in (folder, *folder.rglob("*")):
-        sync_one(path)
-
-
-def sync_one(path: Path) -> None:
-    """Force one file, or a folder's list of names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _documents(job: Job, index: int, dtype: np.dtype) -> Iterator[tuple[dict[str, Any], np.ndarray]]:

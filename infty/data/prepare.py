@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from infty import files
 from infty.data import build, record, sources
 from infty.data.build import Job
 from infty.data.documents import TOKENIZER, DatasetInfo
@@ -152,7 +153,7 @@ def make_tokenizer(request: Request, place: Workplace, plan: Plan, progress: Pro
         progress("training the tokenizer", 0, 0)
         with Workers(1) as child:  # training does not listen to signals: this process does
             list(child.map(_train, [(request, plan.train, final)]))
-        build.write_whole(stamp, texts)
+        files.write_json(stamp, texts)
     return folder
 
 
@@ -204,7 +205,7 @@ def finish(request: Request, place: Workplace, job: Job, plan: Plan, progress: P
             report["datasets"][name] = _summary(build.merge(job, tokenizer, indices, place.result / name, seen))
     digests = [build.read_record(build.shard_path(job, i))["digest"] for i in range(len(plan.sources))]
     record.write(place.result, plan.options, plan.parts, digests)
-    build.write_whole(place.result / REPORT, report)
+    files.write_json(place.result / REPORT, report)
     place.publish()
     return report
 

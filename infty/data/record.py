@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from infty import files
 from infty.data import sources
-from infty.data.build import facts, write_whole
+from infty.data.build import facts
 from infty.data.sources import Source
 
 RECORD = "sources.json"
@@ -28,7 +29,7 @@ def write(
         name: [{**facts(s), "digest": next(following)} for s in found]
         for name, found in parts.items()
     }
-    write_whole(folder / RECORD, {"options": options, **values})
+    files.write_json(folder / RECORD, {"options": options, **values})
 
 
 def difference(folder: Path, options: dict[str, Any], parts: dict[str, list[Source]]) -> str | None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infty import files
 from infty.errors import UserError
 
 if TYPE_CHECKING:
@@ -325,9 +326,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: str | Path)
     except RuntimeError as error:
         raise UserError(_why_not_trained(str(error), vocab_size)) from error
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{path}.partial")
-    partial.write_bytes(model.getvalue())
-    partial.replace(path)
+    files.write_whole(Path(path), model.getvalue())
 
 
 def _why_not_trained(error: str, vocab_size: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from infty import files
 from infty.data import build, record
 from infty.data.sources import Source
 from infty.errors import UserError
@@ -76,8 +77,8 @@ class Workplace:
             raise UserError(f"--output {self.output} cannot be made: {error}") from error
 
     def _begin(self, fingerprint: str, tell: Callable[[str], None]) -> None:
-        ours = {"plan.json", "plan.json.partial", "lock"}
-        if self.folder.is_dir() and not self._plan.is_file() and not {p.name for p in self.folder.iterdir()} <= ours:
+        if self.folder.is_dir() and not self._plan.is_file() and not all(
+                p.name == "lock" or p.name.startswith("plan.json") for p in self.folder.iterdir()):
             raise UserError(f"{self.folder} exists and was not made by infty prepare; move it away, or give another "
                             "--output")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ class Workplace:
             tell(f"going on with {self.folder}")
             shutil.rmtree(self.result, ignore_errors=True)
         else:
-            build.write_whole(self._plan, {"fingerprint": fingerprint})
+            files.write_json(self._plan, {"fingerprint": fingerprint})
         self.shards.mkdir(exist_ok=True)
         for left in self.shards.glob("*.partial*"):
             left.unlink()
@@ -111,9 +112,9 @@ class Workplace:
 
     def publish(self) -> None:
         """Give the result its name; from here on the output is there, and whole."""
-        build.sync(self.result)
+        files.sync_tree(self.result)
         self.result.rename(self.output)
-        build.sync_one(self.output.parent)
+        files.sync(self.output.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:

@@ -23,6 +23,8 @@ class Pass:
 
     seen: Tensor
     """int64 [b, S]: segments of its document before each segment."""
+    embedded: Tensor
+    """[T, b, e]: the embeddings of the tokens, before positions and dropout, all tokens."""
     memory_enabled: bool = True
     statistics: bool = False
 
@@ -63,7 +65,7 @@ class Block(nn.Module):
         h = self.region.enter(self.attention_norm(x))
         q, keys, values = self.attention.project(h)
         keys, values, short_term = self.attention.remember(keys, values, state["attention"])
-        inputs = Inputs(q, keys, values, h, x, how.seen, self.attention, self.region, how.memory_enabled,
+        inputs = Inputs(q, keys, values, h, x, how.embedded, how.seen, self.attention, self.region, how.memory_enabled,
                         how.statistics)
         readings = self._read(inputs, state["memories"], attends=True)
         attended = [reading.attended for reading in readings.values()]

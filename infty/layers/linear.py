@@ -46,6 +46,11 @@ def zeros(weight: Tensor) -> Tensor:
     return nn.init.zeros_(weight)
 
 
+def eye(weight: Tensor) -> Tensor:
+    """Fill with the identity: an output that begins as what it is given."""
+    return weight if weight.is_meta else nn.init.eye_(weight)
+
+
 def _settings() -> ModelParallelConfig:
     return ModelParallelConfig(
         tensor_model_parallel_size=groups.tensor_size(),

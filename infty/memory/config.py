@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from infty.errors import UserError
 
-PER_LAYER = ("basis", "widths", "ridge", "contraction", "sticky", "samples", "bins", "explore")
+PER_LAYER = ("basis", "widths", "ridge", "contraction", "sticky", "samples", "bins", "explore",
+             "attention_span")
 """What may differ from layer to layer."""
 POLICIES = ("uniform", "doubling", "learned")
 WARPS = ("off", "quantile", "multinomial")
@@ -32,9 +33,11 @@ class MemoryConfig:
     contraction: float | Literal["uniform", "doubling", "learned"] = "uniform"
     """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts as
     `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
-    sticky: Literal["off", "quantile", "multinomial"] = "quantile"
+    sticky: Literal["off", "quantile", "multinomial"] | None = None
     """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper, for a constant
-    contraction)."""
+    contraction). Left out: `quantile` for `uniform` and `learned`; `off` for a constant contraction and `doubling`,
+    which rewrite so much at once that a warp which follows attention amplifies rounding errors, and for `density:
+    joint`, whose reads are not known when the signal is written."""
     sticky_heads: Literal["shared", "per_head"] = "shared"
     """One density of past attention for the layer, or one for each head (needs `signal: heads`)."""
     sticky_seed: int = 0
@@ -44,6 +47,10 @@ class MemoryConfig:
     explore: float = 0.1
     """Uniform mass mixed into that density, so that nothing unread vanishes at once. With a policy, attention
     decides only about the room that new tokens take, of which this share is taken evenly."""
+    attention_span: int | None = None
+    """With a policy: segments over which past attention is averaged, each part of it moving with what was read. Shorter
+    spans react faster, and let the feedback from attention to warp to attention amplify rounding errors; None: an
+    eighth of the number of basis functions."""
     samples: int | None = None
     """Samples of the signal taken at each write [M]; None: two for each basis function."""
     precision: Literal["float32", "float64"] = "float32"
@@ -80,6 +87,8 @@ class MemoryConfig:
         if self.widths is None:
             # As narrow as the centres are close: the regression is well-conditioned and all N functions count.
             object.__setattr__(self, "widths", (0.75 / self.basis,))
+        if self.sticky is None:
+            object.__setattr__(self, "sticky", self._usual_warp())
         _require(self.basis % max(1, len(self.widths)) == 0, "basis",
                  f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})")
         _require(len(self.widths) > 0 and all(w > 0 for w in self.widths), "widths",
@@ -91,6 +100,8 @@ class MemoryConfig:
                  "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)")
         _require(self.signal == "hidden" or not self.gate, "gate", "true needs signal: hidden")
         _require(0 <= self.explore <= 1, "explore", f"{self.explore} must lie in [0, 1]")
+        _require(self.attention_span is None or self.attention_span >= 1, "attention_span",
+                 f"{self.attention_span} must be at least 1 segment")
         _require(self.bins >= 2, "bins", f"{self.bins} must be at least 2")
         _require(self.samples is None or self.samples >= 2, "samples", f"{self.samples} must be at least 2")
         # One sample a function leaves the highest frequencies undetermined: rewriting then amplifies them.
@@ -117,6 +128,10 @@ class MemoryConfig:
                  f"'multinomial' forgets a book within some dozen segments under contraction: {self.contraction}; use "
                  "'quantile', or the paper's constant contraction, such as 0.5")
         self._validate_overrides()
+
+    def _usual_warp(self) -> str:
+        steady = self.contraction in ("uniform", "learned") and self.density != "joint"
+        return "quantile" if steady else "off"
 
     def _validate_overrides(self) -> None:
         if self.overrides is None:
@@ -160,6 +175,8 @@ class MemoryConfig:
         changes = dict((self.overrides or {}).get(layer, {}))
         if "basis" in changes and "widths" not in changes and self.widths == (0.75 / self.basis,):
             changes["widths"] = None  # left out: as narrow as the layer's own centres are close
+        if "contraction" in changes and "sticky" not in changes and self.sticky == self._usual_warp():
+            changes["sticky"] = None  # left out: the one for the layer's own contraction
         return dataclasses.replace(self, overrides=None, **changes)
 
 

@@ -23,8 +23,8 @@ class ContinuousMemory:
     """Writes to a `MemoryState`. Has no parameters and no state of its own.
 
     Its operators are solved in float64 once for a configuration, kept by the functions below for every device, and
-    shared by all layers; nothing that a model goes through can change them. One lane's result never depends on another
-    lane.
+    shared by all layers; nothing that a model goes through can change them. What is in one lane never changes another,
+    to the bit; another number or order of lanes or heads may change the rounding (docs/exactness.md).
     """
 
     def __init__(self, config: MemoryConfig, segment_length: int) -> None:
@@ -34,6 +34,8 @@ class ContinuousMemory:
         self.paper = not config.has_policy
         self.dtype = getattr(torch, config.precision)
         self.samples = samples_of(config)
+        # What a warp moves by one function is all that is read there: the more functions, the slower it must be.
+        self.span = config.attention_span or max(1, config.basis // 8)
 
     def fields(self, heads: int, channels: int) -> Tree:
         """What is declared of a `MemoryState`: the zero signal with a uniform histogram begins a document."""
@@ -57,7 +59,12 @@ class ContinuousMemory:
                            torch.where(where, 0, state.written))
 
     def with_histogram(self, state: MemoryState, histogram: Tensor, where: Tensor) -> MemoryState:
-        """Replace the histogram [b, g, D] of the lanes in `where` (bool [b])."""
+        """Take in where a segment's reads fell, [b, g, D], in the lanes of `where` (bool [b]).
+
+        A constant share is warped by the last segment's reads alone, as the paper's is; a policy by a running average.
+        """
+        if not self.paper:
+            histogram = sticky.averaged(state.histogram, histogram, self.span)
         new = torch.where(where[:, None, None], histogram.to(state.histogram.dtype), state.histogram)
         return MemoryState(state.coefficients, new, state.written)
 
@@ -84,13 +91,18 @@ class ContinuousMemory:
     def _write(self, state: MemoryState, x: Tensor, active: Tensor, seeds: Tensor | None,
                rate: Tensor | None) -> MemoryState:
         before = state.coefficients if self.config.backprop else state.coefficients.detach()
-        x, old = x.to(self.dtype), before.to(self.dtype)
+        x, old, histogram = x.to(self.dtype), before.to(self.dtype), state.histogram
         if self.paper:
             new = self._write_paper(state, old, x, seeds)
         else:
-            new = self._write_grid(state, old, x, seeds, self.policy.plan(state.written, rate))
+            plan = self.policy.plan(state.written, rate)
+            room = None if self.config.sticky == "off" else self.room(state, plan)
+            new = self._write_grid(old, x, plan, room)
+            if room is not None:
+                moved = sticky.carried(histogram, room, plan.keep, plan.end, plan.append).to(histogram.dtype)
+                histogram = torch.where(active[:, None, None], moved, histogram)
         new = torch.where(active[:, None, None, None], new.float(), before)
-        return MemoryState(new, state.histogram, state.written + active)
+        return MemoryState(new, histogram, state.written + active)
 
     def _write_paper(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None) -> Tensor:
         """Constant share: old samples and new tokens side by side in one regression."""
@@ -100,16 +112,20 @@ class ContinuousMemory:
             later = later + torch.matmul(operator["carry"], old)
         else:
             u = torch.arange(1, self.samples + 1, device=x.device, dtype=torch.float64) / self.samples
-            warp = self._warp(state, u.expand(len(x), 1, -1), seeds)
+            warp = self._drawn(state, u.expand(len(x), 1, -1), seeds)
             later = later + torch.matmul(operator["old"].T, sample(self.basis, warp, None, old))
         first = torch.matmul(operator["first"].T, x)
         return torch.where((state.written == 0)[:, None, None, None], first, later)
 
-    def _write_grid(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None, plan: Plan) -> Tensor:
-        """Any share: both signals are put on a fixed grid of cells, and one operator fits the grid."""
+    def _write_grid(self, old: Tensor, x: Tensor, plan: Plan, room: Tensor | None) -> Tensor:
+        """Any share: both signals are put on a fixed grid of cells, and one operator fits the grid.
+
+        room: see `room`; None samples the old signal evenly.
+        """
         weight, u = old_cells(plan.keep, self.samples)
         weight = torch.where(plan.append[:, None], 0.0, weight)  # what stays as it is is not sampled
-        warp = self._warp(state, u[:, None], seeds, plan)
+        u = u[:, None]
+        warp = u if room is None else sticky.quantiles(room, u)
         new = self._fitted(grid(self.basis, warp, weight, old, plan.keep, plan.end, x, self.samples))
         return torch.where(plan.append[:, None, None, None], new + old, new) if self.policy.appends else new
 
@@ -131,11 +147,10 @@ class ContinuousMemory:
             even = (1 - (1 - even) * (1 - keep))[:, None, None]
         return sticky.mixed(state.histogram, even)
 
-    def _warp(self, state: MemoryState, u: Tensor, seeds: Tensor | None, plan: Plan | None = None) -> Tensor:
-        """Where the samples that go to u [b, 1, n] of the old signal's room are taken from: [b, g, n]."""
-        if self.config.sticky == "off":
-            return u
-        density = self.room(state, plan)
+    def _drawn(self, state: MemoryState, u: Tensor, seeds: Tensor | None) -> Tensor:
+        """With a constant share: where the samples that go to u [b, 1, n] of the old signal's room are taken from,
+        float64 [b, g, n]."""
+        density = self.room(state)
         if self.config.sticky == "quantile":
             return sticky.quantiles(density, u)
         return sticky.multinomial(density, u, state.written if seeds is None else seeds, self.samples)

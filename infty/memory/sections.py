@@ -76,6 +76,35 @@ class AssociativeConfig:
         """Every model can have one."""
 
 
+@dataclass(frozen=True)
+class ContinuationConfig:
+    """A memory of what followed: from the hidden state before a token to the token, by the gated delta rule."""
+
+    kind: Literal["continuation"] = "continuation"
+    key_size: int = 128
+    """Channels of a head's keys: how many contexts a head keeps apart."""
+    layers: tuple[int, ...] | None = None
+    """Layers (from 0) that have one; left out: all. The last one is where a prediction helps."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError."""
+        _require(self.key_size > 0, "key_size", f"{self.key_size} must be > 0")
+
+    @property
+    def learns_to_write(self) -> bool:
+        """Yes: keys, strength and decay."""
+        return True
+
+    def of(self, layer: int) -> ContinuationConfig:
+        """The section for one layer."""
+        return self
+
+    def check(self, model: Any) -> None:
+        """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
+        _require(model.tie_embeddings, "kind", "continuation stores the tokens' embeddings, which predict tokens only "
+                 "where input and output share them: needs model.tie_embeddings: true")
+
+
 def _require(condition: bool, key: str, problem: str) -> None:
     if not condition:
         raise UserError(f"model.memory.{key}: {problem}")

@@ -15,7 +15,8 @@ class MemoryState:
     coefficients: Tensor
     """float32 [b, h, N, c]: coefficients B of the basis functions, one signal a lane and head."""
     histogram: Tensor
-    """float32 [b, g, D]: where past attention fell; rows sum to 1. g is 1 (shared) or h (one a head)."""
+    """float32 [b, g, D]: where past attention fell, in places of the signal as it lies now; rows sum to 1. g is 1
+    (shared) or h (one a head)."""
     written: Tensor
     """int64 [b]: segments of the current document that have been written."""
 

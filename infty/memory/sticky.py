@@ -2,7 +2,12 @@
 
 `u` in [0, 1] says how far along its new room a sample lies; the warp answers where it is taken from. The
 identity gives the plain contraction. Sticky memories use the inverse distribution function of past attention,
-so that what was read much keeps much room. No gradient flows to the density of past attention.
+so that regions that are read often keep more room. No gradient flows to the density of past attention.
+
+Attention decides the warp, the warp moves the signal, and the signal decides attention: a loop whose gain is the
+number of basis functions over the segments so far. With a policy the histogram is therefore a slow running average
+(`averaged`) that moves with the signal (`carried`): under `uniform` a perturbation then does not grow (`infty bench
+growth`); under `doubling`, and with a constant share, it still does.
 """
 
 from __future__ import annotations
@@ -18,6 +23,42 @@ def mixed(histogram: Tensor, explore: float | Tensor) -> Tensor:
     """
     histogram = histogram.double()  # float32 rows sum to 1 only nearly, which would shift every quantile
     return (1 - explore) * histogram / histogram.sum(-1, keepdim=True) + explore / histogram.shape[-1]
+
+
+@torch.no_grad()
+def averaged(past: Tensor, histogram: Tensor, span: float) -> Tensor:
+    """The running average of attention `past`, with one segment's histogram taken in at the rate 1 / span.
+
+    Both [b, g, D]; returns the dtype of `past`. A document begins with the even one, so that what its first segments
+    read moves the warp no faster than what later ones read: there the warp moves the signal most.
+    """
+    return (past + (histogram.double() - past) / span).to(past.dtype)
+
+
+@torch.no_grad()
+def carried(histogram: Tensor, room: Tensor, keep: Tensor, end: Tensor, append: Tensor) -> Tensor:
+    """Past attention [b, g, D] after a write: what an old part of the signal got goes where that part goes.
+
+    room float64 [b, g, D]: how much of [0, keep] each part of the old signal gets; keep, end float64 [b] and append
+    bool [b]: see `Plan`. New tokens start with an even share. Rows sum to 1; float64.
+    """
+    bins = histogram.shape[-1]
+    edges = torch.arange(bins + 1, device=room.device, dtype=torch.float64) / bins
+    keep, end, append = keep[:, None, None], end[:, None, None], append[:, None, None]
+    moved = quantiles(room, (edges / keep.clamp(min=1e-9)).clamp(max=1))
+    old = _below(histogram.double(), torch.where(append, torch.minimum(edges, keep), moved))
+    share = old / old[..., -1:].clamp(min=1e-30) * keep + (edges - keep).clamp(min=0)
+    mass = torch.minimum(share, end).diff(dim=-1)
+    return mass / mass.sum(-1, keepdim=True)
+
+
+def _below(histogram: Tensor, at: Tensor) -> Tensor:
+    """The mass below each place `at` [..., n] of a density that is constant in each of D bins: [..., n]."""
+    bins = histogram.shape[-1]
+    histogram, at = _broadcast(histogram, at)
+    index = (at * bins).long().clamp(max=bins - 1)
+    lower = (histogram.cumsum(-1) - histogram).gather(-1, index)
+    return lower + histogram.gather(-1, index) * (at * bins - index)
 
 
 def quantiles(histogram: Tensor, u: Tensor) -> Tensor:

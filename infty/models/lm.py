@@ -98,9 +98,11 @@ class InftyLM(nn.Module):
         share of the logits, float32 [b, S, L, V/tp], and the output has no losses.
         """
         b, S, L = tokens.shape
-        how = Pass(segments_seen(state["segments"], reset), memory_enabled, statistics)
-        layers = tree.reset(state, self.fields(), how.seen[:, 0] == 0)["layers"]
-        x = self._embed(tokens, how.seen)
+        seen = segments_seen(state["segments"], reset)
+        embedded = self.embedding(tokens.flatten(1).t())
+        how = Pass(seen, embedded, memory_enabled, statistics)
+        layers = tree.reset(state, self.fields(), seen[:, 0] == 0)["layers"]
+        x = self._positioned(embedded, seen, L)
         new = {}
         penalties = []
         figures = {}
@@ -127,13 +129,11 @@ class InftyLM(nn.Module):
             return checkpoint(block, x, state, how, use_reentrant=False, context_fn=randomness.recompute_context)
         return block(x, state, how)
 
-    def _embed(self, tokens: Tensor, seen: Tensor) -> Tensor:
-        """[b, S, L] -> the residual stream [T, b, e]."""
-        x = self.embedding(tokens.flatten(1).t())
+    def _positioned(self, x: Tensor, seen: Tensor, L: int) -> Tensor:
+        """The tokens' embeddings [T, b, e] -> the residual stream."""
         if self.position is not None:
             # Positions repeat with a period of all that a token can see, so no two tokens in sight share one.
-            L = tokens.shape[2]
-            place = seen[:, :, None] * L + torch.arange(L, device=tokens.device)
+            place = seen[:, :, None] * L + torch.arange(L, device=x.device)
             x = x + self.position(place.flatten(1).t() % self.position.rows)
         x = F.dropout(x, self.config.dropout, self.training)
         return self.region.open(x)

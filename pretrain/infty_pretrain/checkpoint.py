@@ -32,8 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infty import files as whole_files
 from infty.access import unreadable
-from infty.data.build import sync_one
 from infty.errors import UserError
 from infty.parallel import groups, randomness
 from infty.tree import Tree
@@ -108,10 +108,10 @@ def publish(snapshot: Snapshot, digests: dict[str, Any], problem: str | None) ->
         try:
             _write(partial / MANIFEST, lambda path: path.write_text(json.dumps({"format": FORMAT, "files": files},
                                                                                indent=1)))
-            sync_one(partial)
+            whole_files.sync(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            sync_one(final.parent)
+            whole_files.sync(final.parent)
         except OSError as error:
             problems = [_explain(error, final.parent)]
     agreed = [problems]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from infty import files
 from infty.parallel import groups
 from infty_pretrain import flops
 from infty_pretrain.config import Config
@@ -182,9 +183,7 @@ def _forget_after(path: Path, step: int) -> None:
                 rows.append(line)
         except (json.JSONDecodeError, KeyError):
             continue  # the last line of a killed run
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(r + "\n" for r in rows))
-    temporary.replace(path)
+    files.write_whole(path, "".join(row + "\n" for row in rows))
 
 
 def _finite(x: float) -> float | None:

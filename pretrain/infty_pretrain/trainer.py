@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from infty import files
 from infty.access import refused
 from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule
 from infty.errors import UserError
+from infty.exit_codes import STOPPED
 from infty.parallel import groups
-from infty.stopping import REQUEUE
 from infty_pretrain import checkpoint, evaluation, lock, schedule
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
@@ -60,7 +61,8 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run.folder: {folder} is a file")
     if folder.is_dir() and not (folder / "config.yaml").exists():
-        others = {p.name for p in folder.iterdir()} - {lock.NAME, REPORT, "stop", "config.yaml.partial"}
+        others = {p.name for p in folder.iterdir() if not p.name.startswith("config.yaml" + files.PARTIAL)} - {
+            lock.NAME, REPORT, "stop"}
         if others:
             raise UserError(f"run.folder: {folder} holds other things; give a new or empty folder")
     above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -91,7 +93,7 @@ class Trainer:
         self.last_saved, self.last_saved_at = self.step, time.monotonic()
 
     def run(self) -> int:
-        """Train. Returns the exit code: 0 at the end, `REQUEUE` when stopped before it."""
+        """Train. Returns the exit code: 0 at the end, `STOPPED` when stopped before it."""
         self._greet()
         stopped = self._train()
         self.watchdog.tick("saving")
@@ -195,7 +197,7 @@ class Trainer:
         if self.rank == 0:
             self.stop.clear_file()
         self.monitor.close()
-        return REQUEUE
+        return STOPPED
 
     def _resume(self) -> tuple[int, int]:
         """Go on from the newest whole checkpoint, if there is one. Returns (step, tokens)."""
@@ -254,9 +256,7 @@ class Trainer:
         """Have the folder to ourselves; store the resolved config; remove what a killed run was writing. Returns the
         checkpoints that are there, newest first."""
         self._lock = lock.take(self.folder)
-        aside = self.folder / "config.yaml.partial"
-        aside.write_text(self.config.to_yaml())
-        aside.replace(self.folder / "config.yaml")
+        files.write_whole(self.folder / "config.yaml", self.config.to_yaml())
         (self.folder / "stop").unlink(missing_ok=True)
         for leftover in self.checkpoints.glob(f"*{checkpoint.PARTIAL}"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from infty.stopping import REQUEUE
+from infty.exit_codes import STOPPED
 
 BEATS = 4
 """How often a rank tells where it is, in a time after which it would be given up; and at least every MOST seconds."""
@@ -97,7 +97,7 @@ class Watchdog:
             time.sleep(self.every)  # others may still want to read what this process' store holds
         print(f"rank {self.rank} stands here:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
-        os._exit(REQUEUE)
+        os._exit(STOPPED)
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):

@@ -29,7 +29,6 @@ def test_a_laptop_is_fine(tmp_path):
     assert "everything is fine for 1 process" in done.stdout and not list(tmp_path.iterdir())
 
 
-@pytest.mark.multiprocess
 def test_two_processes_and_a_dataset_that_is_not_there(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     done = _doctor("--config", "config.yaml", folder=tmp_path,
@@ -173,7 +172,6 @@ def _speed_of_two(folder: str, speed: float) -> list:
     return [finding.verdict, finding.found, disk.checkpoint_bytes(_config(Path(folder)))]
 
 
-@pytest.mark.multiprocess
 def test_the_speed_of_all_processes_counts(tmp_path):
     """Each has little of a disk that all share, and only its part to write."""
     size = _speed_in_two(tmp_path, 1.0)[0][2]
@@ -199,7 +197,6 @@ def _shared(folders: list[str]) -> list:
     return [mine.fine, both.wrong, both.found, both.advice]
 
 
-@pytest.mark.multiprocess
 def test_a_folder_that_not_every_process_sees(tmp_path):
     from infty_tools import processes
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from infty import hardware
 from infty.errors import UserError
 from infty_pretrain import config as configs
-from infty_tools import plan_search
 from infty_tools.cli import app
-from infty_tools.plan import parse_count
+from infty_tools.plan import search as plan_search
+from infty_tools.plan.command import parse_count
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLUSTERS = {"125m": 1, "1.3b": 4, "7b": 16}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import measured
 import pytest
-from small import VARIANTS
 
 from infty import hardware
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
 from infty.memory.sections import CompressiveConfig
 from infty_pretrain import config as configs
-from infty_tools import plan_activations, plan_memory, plan_search, processes
-from infty_tools.layout_training import window
-from infty_tools.plan_memory import Layout, parameters
+from infty_tools import processes
+from infty_tools.bench.layout_training import window
+from infty_tools.plan import activations as plan_activations
+from infty_tools.plan import memory as plan_memory
+from infty_tools.plan import search as plan_search
+from infty_tools.plan.memory import Layout, parameters
+from support import measured
+from support.small import VARIANTS
 
 MODEL = ModelConfig(vocab_size=2000, hidden_size=384, layers=2, heads=6, segment_length=64, stm_length=64,
                     memory=MemoryConfig(basis=64))
@@ -48,7 +51,6 @@ def _measure(tensor: int) -> tuple[list[dict[str, int]], list[int], list[int]]:
     return states, lanes, [_activations(MODEL, sequence) for sequence in (False, True)] if tensor > 1 else []
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize("tensor", LAYOUTS)
 def test_two_processes(tensor):
     """Weights, masters, moments, gradients and lanes of a rank; the lanes' states that are alive at once,

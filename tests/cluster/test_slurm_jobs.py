@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import slurm_cluster
 
 from infty_tools.slurm import job as jobs
+from support import slurm_cluster, stand_in
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(slurm_cluster.missing() is not None,
-                                                    reason=slurm_cluster.missing() or "")]
-STAND_IN = Path(__file__).with_name("stand_in.py")
+pytestmark = pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")
+STAND_IN = Path(stand_in.__file__)
 EXPORTED = 45000 + os.getpid() % 10000
 """A port that a job is told to use."""
 

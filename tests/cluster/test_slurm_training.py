@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import slurm_cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.multiprocess,
-              pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")]
+from support import slurm_cluster
+
+pytestmark = pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")
 STEPS = 36
 CONFIG = f"""
 run: {{folder: run, steps: {STEPS}}}

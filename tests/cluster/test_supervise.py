@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from infty import exit_codes
 from infty_tools.slurm import controller, supervise
 from infty_tools.slurm.supervise import Journal, Request, Supervisor
 from infty_tools.slurm.verdict import Verdict, verdict
@@ -405,14 +406,14 @@ def test_it_needs_the_standard_library_alone(tmp_path):
         "import sys, json; import infty_tools.slurm.supervise; "
         "print(json.dumps([n.partition('.')[0] for n in sys.modules]))"
     )
-    tools = Path(supervise.__file__).parents[2]
+    packages = (Path(supervise.__file__).parents[2], Path(exit_codes.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-S", "-c", program],
-        env={"PYTHONPATH": str(tools)},
+        env={"PYTHONPATH": os.pathsep.join(map(str, packages))},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
     loaded = set(json.loads(done.stdout)) - {"__main__", "sitecustomize", "usercustomize"}
-    assert loaded <= set(sys.stdlib_module_names) | {"infty_tools"}, loaded
+    assert loaded <= set(sys.stdlib_module_names) | {"infty", "infty_tools"}, loaded

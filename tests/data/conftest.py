@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from small_data import request, run, write_books
+
+from support.small_data import request, run, write_books
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from small_data import contents, infty, text
 
 from infty.errors import UserError
-from infty_tools import books as module
-from infty_tools.books import books
+from infty_tools.data import books as module
+from infty_tools.data.books import books
+from support.small_data import contents, infty, text
 
 HEADER = "The Project Gutenberg EBook\n\n*** START OF THIS PROJECT GUTENBERG EBOOK X ***\n"
 LICENCE = "\n*** END OF THIS PROJECT GUTENBERG EBOOK X ***\nlicence\n"

@@ -7,12 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from small_data import infty
 
 from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule
 from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
+from support.small_data import infty
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import InMemory
 
 from infty.data.lanes import LaneReader, LaneSchedule, Piece, repeated_documents, single_pass
 from infty.errors import UserError
+from support.small_data import InMemory
 
 LENGTHS = [2, 9, 33, 17, 5, 64, 8, 3, 41, 20]
 lengths = st.lists(st.integers(2, 60), min_size=1, max_size=12)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_data import contents, request, run, silent, text, write_books
 
 from infty.data import build, sources
 from infty.data.documents import Documents
 from infty.data.prepare import Request, prepare
 from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
+from support.small_data import contents, request, run, silent, text, write_books
 
 
 def left_out(report: dict, part: str = "train") -> dict[str, str]:

@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
-from small_data import contents, infty, write_books
+
+from support.small_data import contents, infty, write_books
 
 beside = Path(sys.executable).parent / "mpirun"
 MPIRUN = str(beside) if beside.is_file() else shutil.which("mpirun")
 
 pytestmark = [
-    pytest.mark.multiprocess,
     pytest.mark.skipif(MPIRUN is None, reason="mpirun is not installed (pip install 'infty[mpi]')"),
     pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None,
                        reason="mpi4py is not installed (pip install 'infty[mpi]')")]

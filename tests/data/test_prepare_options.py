@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from small_data import write_books
 from typer.testing import CliRunner
 
 from infty.errors import UserError
 from infty_tools.cli import app
+from support.small_data import write_books
 
 
 def said(*arguments: object) -> str:

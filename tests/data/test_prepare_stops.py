@@ -14,14 +14,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_data import contents, infty, request, run, silent, write_books
 
-from infty.data import build, workplace
+from infty import files
 from infty.data import prepare as one_process
+from infty.data import workplace
 from infty.data.documents import Documents
 from infty.data.prepare import Request, prepare
 from infty.data.workers import Workers
 from infty.errors import UserError
+from support.small_data import contents, infty, request, run, silent, write_books
 
 
 class Interruption(Exception):
@@ -141,7 +142,7 @@ def test_tokens_that_do_not_read_back(prepared, tmp_path, monkeypatch):
         raw[7] ^= 4
         (folder / "tokens.bin").write_bytes(bytes(raw))
 
-    monkeypatch.setattr(build, "sync", flip)
+    monkeypatch.setattr(files, "sync_tree", flip)
     with pytest.raises(UserError, match="not the ones that were prepared"):
         run(request(tmp_path, tokenizer=prepared / "data/train"))
     assert not (tmp_path / "data").exists()
@@ -183,7 +184,7 @@ def test_a_full_disk_while_merging(prepared, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "sync", full)
+        patch.setattr(files, "sync_tree", full)
         with pytest.raises(OSError, match="No space"):
             run(wanted)
     assert not wanted.output.exists()
@@ -206,7 +207,6 @@ def wait_for(condition, seconds: float = 180) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize("number, to, code, said", [
     (signal.SIGINT, os.killpg, 130, "error: stopped"),  # Ctrl-C reaches the workers too
     (signal.SIGTERM, os.kill, 85, "run the same command again to go on"),

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule, single_pass
 from infty.errors import UserError
-from infty_tools import sorting
 from infty_tools.cli import app
+from infty_tools.data import sorting
 
 LENGTH, SEGMENT = 128, 32
 

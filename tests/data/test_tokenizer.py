@@ -10,11 +10,11 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import text as some_text
 
 from infty.data.tokenizer import HuggingFaceTokenizer, Tokenizer, as_read, train_sentencepiece
 from infty.errors import UserError
-from infty_tools.export_tokenizer import SAMPLES, compare, fast_tokenizer
+from infty_tools.export.tokenizer import SAMPLES, compare, fast_tokenizer
+from support.small_data import text as some_text
 
 TEXT = some_text(1, 1500)
 # What libraries use for themselves, what files differ in, and what is rare.

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from small_data import contents
+from support.small_data import contents
 
 WITHOUT = """
 import sys

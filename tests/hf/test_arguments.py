@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_modeling import close, tokens, twin
 from transformers.utils import TransformersKwargs
 
 from infty.hf.modeling_infty import InftyForCausalLM
+from support.twins import close, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

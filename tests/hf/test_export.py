@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TEXT, make_run, tokenizer
-from test_modeling import VARIANTS, close, tokens, training_logits
 
 from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
 from infty.models.lm import InftyLM
-from infty_tools import export_verify
-from infty_tools.export_tokenizer import SAMPLES, convert_sentencepiece, fast_tokenizer
-from infty_tools.export_weights import convert_weights
-from infty_tools.exporter import Exporter
-from infty_tools.standalone import HIDE
+from infty_tools.export import verify as export_verify
+from infty_tools.export.exporter import Exporter
+from infty_tools.export.standalone import HIDE
+from infty_tools.export.tokenizer import SAMPLES, convert_sentencepiece, fast_tokenizer
+from infty_tools.export.weights import convert_weights
+from support.runs import TEXT, make_run, tokenizer
+from support.twins import VARIANTS, close, tokens, training_logits
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

@@ -9,14 +9,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from runs import make_run, tokenizer
-from test_documents import alone
-from test_modeling import VARIANTS, close, pair, tokens, twin
+from test_document_borders import alone
 
 from infty.hf.cache_infty import InftyCache
 from infty.hf.configuration_infty import UNLIMITED, InftyConfig
 from infty.hf.modeling_infty import InftyForCausalLM
-from infty_tools.exporter import Exporter
+from infty_tools.export.exporter import Exporter
+from support.runs import make_run, tokenizer
+from support.twins import VARIANTS, close, pair, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

@@ -7,14 +7,14 @@ import re
 
 import pytest
 import torch
-from runs import TEXT, make_run, tokenizer
-from test_modeling import VARIANTS, tokens, twin
 
 from infty.errors import UserError
 from infty.hf.cache_infty import InftyCache
-from infty_tools.exporter import Exporter
+from infty_tools.export.exporter import Exporter
 from infty_tools.generate import generate
 from infty_tools.writer import Writer, choose
+from support.runs import TEXT, make_run, tokenizer
+from support.twins import VARIANTS, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_modeling import VARIANTS, pair, tokens, twin
 from torch import nn
 
 from infty.config import ModelConfig
 from infty.hf.modeling_infty import InftyForCausalLM
+from support.twins import VARIANTS, pair, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

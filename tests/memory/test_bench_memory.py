@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from infty.errors import UserError
-from infty_tools.bench_memory import Sizes, measure, memory
+from infty_tools.bench.memory import Sizes, measure, memory
 
 
 def test_small_figures(tmp_path, capsys):

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from reference import Paper
 
 from infty.config import ModelConfig
 from infty.layers.memories.base import Inputs
@@ -15,6 +14,7 @@ from infty.memory import ContinuousMemory, density, sticky
 from infty.memory.presets import PRESETS, preset
 from infty.parallel.region import Region
 from infty.tree import fresh
+from support.reference import Paper
 
 HEADS, SIZE, TOKENS = 3, 16, 40
 
@@ -126,7 +126,7 @@ def test_the_layer_is_the_papers(name, sticky, delay, backprop, tolerance):
     q = torch.randn(2, HEADS, 1, S * L, SIZE)
     x = h.transpose(0, 1)
     nothing = torch.zeros(2, HEADS, delay * L + S * L, 0)
-    reading = layer(Inputs(q, nothing, nothing, x, x, seen, None, Region(), True, False),
+    reading = layer(Inputs(q, nothing, nothing, x, x, x, seen, None, Region(), True, False),
                     fresh(layer.fields(torch.float32), 2))
     context, divergence = reading.update, reading.penalty
     into = torch.randn(2, S * L, e)

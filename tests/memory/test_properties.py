@@ -43,7 +43,7 @@ def filled(core, lanes, seed, writes=4):
 
 
 def same(a: MemoryState, b: MemoryState, lanes=slice(None)) -> bool:
-    """Equal to the bit."""
+    """Equal to the bit: what is promised of products of the same shape in the same place (docs/exactness.md)."""
     pairs = ((a.coefficients, b.coefficients), (a.histogram, b.histogram), (a.written, b.written))
     return all(torch.equal(x[lanes], y[lanes]) for x, y in pairs)
 
@@ -64,9 +64,17 @@ def test_a_write_is_linear_in_signal_and_tokens(kind, seed):
     torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
 
 
+def close(a: MemoryState, b: MemoryState) -> None:
+    """Equal up to float32 rounding: what is promised of lanes in another order, and of another number of heads."""
+    for x, y in ((a.coefficients, b.coefficients), (a.histogram, b.histogram)):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5 * float(x.abs().max()))
+    assert torch.equal(a.written, b.written)
+
+
 @few
 @given(kinds, st.integers(0, 99), st.permutations(range(4)))
 def test_the_order_of_lanes_does_not_matter(kind, seed, order):
+    """Up to rounding: a product may round its first rows differently from its last."""
     core = memory(*kind)
     state, order = filled(core, 4, seed), torch.tensor(order)
     x = torch.randn(4, H, L, C, generator=torch.Generator().manual_seed(seed))
@@ -74,7 +82,7 @@ def test_the_order_of_lanes_does_not_matter(kind, seed, order):
     seeds = torch.arange(4) + seed
     written = core.write(state, x, active, seeds)
     shuffled = core.write(state.map(lambda t: t[order]), x[order], active[order], seeds[order])
-    assert same(written.map(lambda t: t[order]), shuffled)
+    close(written.map(lambda t: t[order]), shuffled)
 
 
 @few
@@ -252,18 +260,22 @@ def test_draws_need_a_constant_contraction():
 
 @pytest.mark.parametrize(("policy", "warp"), WARPED)
 def test_heads_that_are_sampled_apart_are_memories_of_their_own(policy, warp):
-    """`sticky_heads: per_head` with two heads, and two memories of one head each: equal to the bit."""
+    """`sticky_heads: per_head` with two heads, and two memories of one head each: equal up to rounding.
+
+    Two heads are one wide product, one head is a narrow one: a BLAS may sum them in different orders.
+    """
     both, one = memory(policy, warp, "per_head"), memory(policy, warp)
     state = both.empty(2, H, C)
     alone = [one.empty(2, 1, C) for _ in range(H)]
     everyone = torch.tensor([True, True])
     g = torch.Generator().manual_seed(0)
-    for k in range(4):
+    for _ in range(4):
         x, past = torch.randn(2, H, L, C, generator=g), torch.softmax(3 * torch.randn(2, H, 16, generator=g), -1)
         state = both.write(both.with_histogram(state, past, everyone), x, everyone)
         alone = [one.write(one.with_histogram(s, past[:, i:i + 1], everyone), x[:, i:i + 1], everyone)
                  for i, s in enumerate(alone)]
-        assert all(torch.equal(state.coefficients[:, i:i + 1], s.coefficients) for i, s in enumerate(alone)), k
+        for i, s in enumerate(alone):
+            close(MemoryState(state.coefficients[:, i:i + 1], state.histogram[:, i:i + 1], state.written), s)
 
 
 def test_what_generation_has_cached_can_be_trained_with():

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from reference import F64, basis, first_operator, psi, sticky_times
 
 from infty.memory import ContinuousMemory, MemoryConfig
 from infty.memory.basis import GaussianBasis
 from infty.memory.resample import band_of, banded, coverage, heads_apart, old_cells, pool, sample
+from support.reference import F64, basis, carried, first_operator, psi, sticky_times
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -67,6 +67,7 @@ def by_loops(config, xs, histograms):
     m, s = basis(config.basis, config.widths)
     g = first_operator(cells, m, s, config.ridge)
     B, room = torch.zeros(config.basis, xs[0].shape[1], dtype=F64), 0
+    past = torch.ones(config.bins, dtype=F64) / config.bins
     for k, (x, p) in enumerate(zip(xs, histograms)):
         append = False
         if config.contraction == "uniform":
@@ -77,7 +78,8 @@ def by_loops(config, xs, histograms):
             keep, end = k / room, (k + 1) / room
         grid = torch.zeros(cells, x.shape[1], dtype=F64)
         follow = (1 - config.explore) * (1 - keep)  # attention shares out the room that new tokens take
-        p = follow * p / p.sum() + (1 - follow) / len(p)
+        past = past + (p - past) / config.attention_span
+        p = follow * past + (1 - follow) / len(p)
         for i in range(cells):
             low, high = i / cells, (i + 1) / cells
             if low < keep and not append:
@@ -90,6 +92,7 @@ def by_loops(config, xs, histograms):
             for j in range(len(x)):
                 a, b = (keep + (end - keep) * q / len(x) for q in (j, j + 1))
                 grid[i] += cells * max(0.0, min(b, high) - max(a, low)) * x[j]
+        past = carried(past, p, keep, end, append)
         B = g.T @ grid + (B if append else 0)
     return B
 
@@ -98,7 +101,8 @@ def by_loops(config, xs, histograms):
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_a_document_against_plain_loops(policy, precision):
     torch.manual_seed(0)
-    config = MemoryConfig(basis=128, contraction=policy, bins=16, precision=precision)
+    config = MemoryConfig(basis=128, contraction=policy, sticky="quantile", bins=16, precision=precision,
+                          attention_span=3)
     core = ContinuousMemory(config, 24)
     state = core.empty(1, 1, 3)
     xs = [torch.randn(n, 3) for n in (24, 24, 24, 24, 24, 7)]

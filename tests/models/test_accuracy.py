@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from small import LLAMA
-from test_lm import build, logits
 
 from infty.models.lm import most_likely
 from infty.parallel import groups
 from infty_tools import processes
-from infty_tools.layout_training import window
+from infty_tools.bench.layout_training import window
+from support.small import LLAMA, build, logits
 
 
 def test_it_is_that_of_the_logits(single_process):
@@ -28,7 +26,6 @@ def _split(whole: torch.Tensor) -> torch.Tensor:
     return most_likely(whole.chunk(groups.tensor_size(), -1)[groups.tensor_rank()])
 
 
-@pytest.mark.multiprocess
 def test_a_split_vocabulary_has_the_same_most_likely_token():
     whole = torch.randn(5, 7, 24, generator=torch.Generator().manual_seed(0))
     whole[0, 0] = 1.0  # a tie: the first

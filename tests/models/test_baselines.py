@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import VARIANTS
-from test_lm import build, logits
 from torch import Tensor
 
 from infty.config import ModelConfig
@@ -16,7 +14,8 @@ from infty.errors import UserError
 from infty.layers.memories.base import Inputs
 from infty.memory.sections import CompressiveConfig
 from infty.tree import Tree
-from infty_tools.layout_training import window
+from infty_tools.bench.layout_training import window
+from support.small import VARIANTS, build, logits
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -83,7 +82,8 @@ def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_bef
     q, keys, values = block.attention.project(hidden)
     q = q[:, :, :, stm:]
     memory = block.memories["memory"]
-    inputs = Inputs(q, keys, values, hidden[stm:], hidden[stm:], seen, block.attention, block.region, True, False)
+    x = hidden[stm:]
+    inputs = Inputs(q, keys, values, x, x, x, seen, block.attention, block.region, True, False)
     reading = memory(inputs, Tree({"compressed": old, "pending": memory.content(hidden[:stm])}))
     loss = reading.penalty
     kept = reading.state["compressed"]

@@ -7,19 +7,19 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from infty import hardware
 from infty.models.outline import outline
-from infty_tools import plan_activations, plan_cost, plan_memory, processes
-from infty_tools.plan_memory import Layout
+from infty_tools import processes
+from infty_tools.plan import activations as plan_activations
+from infty_tools.plan import cost as plan_cost
+from infty_tools.plan import memory as plan_memory
+from infty_tools.plan.memory import Layout
+from support import small_run, small_training
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
-sys.path.append(str(Path(__file__).parents[1] / "pretrain"))
-import small_run  # noqa: E402
-import small_training  # noqa: E402
 
 CHANGES = {"parallel__tensor": 2, "parallel__zero_stage": 3, "model__memory": {"kind": "average"},
            "model__memories": {"gist": {"kind": "continuous", "basis": 16, "bins": 16}},
@@ -44,7 +44,6 @@ def runs(root: Path) -> list[int]:
             small_training.train(root / "stopped", root / "data", **CHANGES)]
 
 
-@pytest.mark.multiprocess
 def test_it_trains_split_in_two_and_resumes_to_the_bit(tmp_path):
     small_run.write_dataset(tmp_path / "data")
     assert processes.run(2, runs, tmp_path) == [[0, 85, 0]] * 2

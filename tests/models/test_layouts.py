@@ -11,14 +11,13 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
-from small import LLAMA, VARIANTS
 from typer.testing import CliRunner
 
 from infty.config import ModelConfig
-from infty_tools import bench_layouts, processes
+from infty_tools import processes
+from infty_tools.bench import layouts as bench_layouts
 from infty_tools.cli import app
-
-pytestmark = pytest.mark.multiprocess
+from support.small import LLAMA, VARIANTS
 
 STEPS = 20
 CONFIGS = {name: replace(config, init_std=0.05) for name, config in VARIANTS.items()}
@@ -36,7 +35,7 @@ HALF = [{"tensor": 2, "stage": 3, "bf16": True}, {"tensor": 2, "stage": 1, "bf16
 
 def train_all(configs: dict[str, ModelConfig], layouts: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """Runs in every process: one layout of one config after another."""
-    from infty_tools import layout_training as module
+    from infty_tools.bench import layout_training as module
 
     return {name: [module.train(configs[name], STEPS, **layout) for layout in several]
             for name, several in layouts.items()}
@@ -102,7 +101,7 @@ M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 def growth(partition: bool) -> list[int]:
     """Bytes of a model's parameters, and by how much making it lets this process's memory grow at the most."""
     from infty.models.build import build
-    from infty_tools.plan_memory import total
+    from infty_tools.plan.memory import total
 
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed is given back, and no hole that stays is counted
     before = psutil.Process().memory_info().rss  # of a process that was forked after all imports

@@ -9,29 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import GPT2, LLAMA, VARIANTS
 
-from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.memory.sections import CompressiveConfig
 from infty.models.lm import InftyLM, check_divisible
-from infty_tools.layout_training import window
+from infty_tools.bench.layout_training import window
+from support.small import GPT2, LLAMA, VARIANTS, build, logits
 
 pytestmark = pytest.mark.usefixtures("single_process")
-
-
-def build(config: ModelConfig, seed: int = 1, **options) -> InftyLM:
-    torch.manual_seed(seed)
-    model = InftyLM(config, **options)
-    if getattr(config.memory, "output_gate", False):  # starts at zero: the memory would not show
-        for block in model.blocks:
-            torch.nn.init.normal_(block.memories["memory"].output_gate, std=0.3)
-    return model
-
-
-def logits(model: InftyLM, batch: dict, state=None, **options):
-    state = model.initial_state(len(batch["tokens"])) if state is None else state
-    return model(batch["tokens"], batch["reset"], state, **options)
 
 
 def one_by_one(model: InftyLM, batch: dict) -> tuple[dict, dict]:
@@ -46,29 +31,25 @@ def one_by_one(model: InftyLM, batch: dict) -> tuple[dict, dict]:
     return out.state.named() | {"logits": whole}, state.named() | {"logits": torch.cat(parts, 1)}
 
 
+def close(got: torch.Tensor, expected: torch.Tensor, what: str | None = None) -> None:
+    """Equal up to float32 rounding: windows of other lengths are products of other shapes (docs/exactness.md)."""
+    scale = expected.masked_fill(expected < -1e30, 0).abs().max().item()  # without the vocabulary's padding
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * scale, msg=what and (lambda m: f"{what}: {m}"))
+
+
 @pytest.mark.parametrize("name", VARIANTS)
-def test_one_window_equals_its_segments_one_by_one_to_the_bit(name):
+def test_one_window_equals_its_segments_one_by_one(name):
     config = VARIANTS[name]
-    if config.positions == "rotary":  # angles count from the window's start and round differently: next test
-        config = replace(config, positions="none")
     whole, parts = one_by_one(build(config), window(config, lanes=3, segments=5))
     for key, expected in whole.items():
-        assert torch.equal(parts[key], expected), key
+        close(parts[key], expected, key)
 
 
-def test_one_window_equals_its_segments_with_rotary_positions():
-    whole, parts = one_by_one(build(LLAMA), window(LLAMA, lanes=3, segments=5))
-    for key, expected in whole.items():
-        torch.testing.assert_close(parts[key], expected, rtol=0, atol=1e-5 * expected.abs().max().item(), msg=key)
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)  # to the bit, over windows of all lengths
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(name=st.sampled_from(["gpt2", "hidden-gpt2", "per-head sticky", "learned", "unlike layers"]),
        cuts=st.sets(st.integers(1, 6)), resets=st.sampled_from([0.0, 0.3]), seed=st.integers(1, 10**6))
 def test_however_a_reading_is_cut_into_windows(name, cuts, resets, seed):
     config = VARIANTS[name]
-    if config.positions == "rotary":
-        config = replace(config, positions="none")
     model, batch = build(config), window(config, lanes=2, segments=8, seed=seed, resets=resets)
     with torch.no_grad():
         whole, _ = logits(model, batch)
@@ -77,7 +58,7 @@ def test_however_a_reading_is_cut_into_windows(name, cuts, resets, seed):
         for begin, end in pairwise([0, *sorted(cuts), 7, 8]):
             part, step = logits(model, {k: v[:, begin:end] for k, v in batch.items()}, state)
             state, parts = step.state, [*parts, part]
-    assert torch.equal(torch.cat(parts, 1), whole)
+    close(torch.cat(parts, 1), whole)
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 
 import pytest
-import small_training
 
 from infty import stopping
 from infty.parallel import groups
+from support import small_training
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def alone(single_process, monkeypatch):
     """One process, as a launcher would start it; and the trainer takes signals over, which pytest wants back."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("infty_pretrain.trainer.connect", small_training._join)
+    monkeypatch.setattr("infty_pretrain.trainer.connect", small_training.join)
     before = {n: signal.getsignal(n) for n in stopping.REQUESTS}
     yield
     for number, handler in before.items():

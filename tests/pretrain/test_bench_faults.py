@@ -11,11 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from infty.errors import UserError
-from infty_tools import bench_faults, fault_kinds
-from infty_tools import fault_runs as runs
+from infty_tools.bench import fault_kinds
+from infty_tools.bench import fault_runs as runs
+from infty_tools.bench import faults as bench_faults
 from infty_tools.cli import app
-
-pytestmark = pytest.mark.multiprocess
 
 
 @pytest.fixture(scope="module")

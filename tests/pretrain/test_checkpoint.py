@@ -210,7 +210,6 @@ def publish_apart(root: Path) -> tuple[str, list[str]]:
     return "published", steps(folder)
 
 
-@pytest.mark.multiprocess
 def test_what_not_all_nodes_see_is_no_checkpoint(tmp_path):
     for message, found in processes.run(2, publish_apart, tmp_path):
         assert "weights-00001.safetensors is missing" in message and "a disk that all nodes share" in message

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import small_run
 import yaml
 
 from infty.errors import UserError
 from infty.memory.presets import preset
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
+from support import small_run
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -141,6 +141,7 @@ def test_vocabulary_comes_from_the_dataset():
 def test_differences_are_listed():
     old, new = make(), make(optimizer__lr=1.0, model__memory__contraction=0.5, run__folder="elsewhere")
     assert configs.differences(old, new) == ["model.memory.contraction: uniform -> 0.5",
+                                             "model.memory.sticky: quantile -> off",
                                              "optimizer.lr: 0.003 -> 1.0"]
     assert configs.differences(old, old) == []
     assert configs.differences(old, make(model__memory=None))

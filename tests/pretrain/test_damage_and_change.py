@@ -10,12 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import small_run
 
 from infty.errors import UserError
 from infty_tools import processes
-
-pytestmark = pytest.mark.multiprocess
+from support import small_run
 
 STAGES = [(stage, "fp32") for stage in range(4)] + [(stage, "bf16") for stage in (1, 2, 3)]
 BASE = {"model__dropout": 0.0, "parallel__zero_stage": 1}

@@ -10,8 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import small_run
-import small_training
 import torch
 
 from infty import stopping
@@ -21,6 +19,7 @@ from infty.models.lm import InftyLM
 from infty_pretrain import evaluation, flops
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer, crowding
+from support import small_run, small_training
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

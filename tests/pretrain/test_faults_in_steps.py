@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import math
 
-import fault_cases
 import numpy as np
 import pytest
-import small_run
-import small_training
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,6 +16,7 @@ from infty_pretrain.launch import Launch
 from infty_pretrain.spikes import FaultHistory
 from infty_pretrain.trainer import Trainer
 from infty_tools import processes
+from support import fault_cases, small_run, small_training
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +50,6 @@ def check(steps: list[dict]) -> None:
         assert result.loss * (result.tokens - step["lost"]) / result.tokens == pytest.approx(expected.loss, rel=1e-12)
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize("layout", fault_cases.LAYOUTS)
 def test_a_fault_harms_nothing_else(cases, layout):
     for rank in cases:

@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_run
-import small_training
 import torch
 from safetensors import SafetensorError
 
@@ -22,6 +20,7 @@ from infty_pretrain import checkpoint, evaluation, lock, watchdog
 from infty_pretrain.engine import Engine, _parameter_groups
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
+from support import small_run, small_training
 
 STEPS = 4
 pytestmark = pytest.mark.usefixtures("single_process")

@@ -6,8 +6,6 @@ import json
 import threading
 
 import pytest
-import small_run
-import small_training
 import torch
 from typer.testing import CliRunner
 
@@ -15,6 +13,7 @@ from infty_pretrain import checkpoint
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
 from infty_tools.cli import app
+from support import small_run, small_training
 
 pytestmark = pytest.mark.usefixtures("alone")
 

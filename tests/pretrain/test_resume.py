@@ -1,5 +1,5 @@
 """A run that was stopped and started again is the run that was not: to the bit in the same layout, to float32 rounding
-in any other."""
+in any other (docs/exactness.md)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-import small_run
-import small_training
 import torch
 
 from infty_tools import processes
-
-pytestmark = pytest.mark.multiprocess
+from support import small_run, small_training
 
 STEPS, STOP = 6, 3
 SAME = {  # interrupted and resumed in this layout

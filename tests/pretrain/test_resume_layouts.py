@@ -6,13 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import small_run
-import small_training
 import torch
 
 from infty_tools import processes
-
-pytestmark = pytest.mark.multiprocess
+from support import small_run, small_training
 
 STEPS, STOP = 6, 3
 PLAIN = {"model__dropout": 0.0, "run__steps": STEPS}

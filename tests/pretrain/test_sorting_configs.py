@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from infty.errors import UserError
 from infty_pretrain import config as configs
-from infty_tools import bench_sorting, sorting
+from infty_tools.bench import sorting as bench_sorting
 from infty_tools.cli import app
+from infty_tools.data import sorting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LENGTHS = {"4k": 4096, "8k": 8192, "16k": 16384}

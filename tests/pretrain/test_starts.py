@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_run
 import yaml
+
+from support import small_run
 
 BIN = Path(sys.executable).parent
 SET_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-import small_run
 import yaml
 
 from infty_pretrain import checkpoint
+from support import small_run
 
-pytestmark = pytest.mark.multiprocess
 EARLY = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
 BIN = Path(sys.executable).parent
 

@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-import small_run
 import yaml
 
-from infty.stopping import REQUEUE
+from infty.exit_codes import STOPPED
 from infty_pretrain import checkpoint
+from support import small_run
 
-pytestmark = pytest.mark.multiprocess
 STALL = 8.0  # seconds; longer than an engine takes to start on a busy machine
 
 
@@ -57,7 +56,7 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on(tmp_path, stopped):
             time.sleep(0.1)
         processes[stopped].send_signal(signal.SIGSTOP)
         began = time.monotonic()
-        assert processes[1 - stopped].wait(4 * STALL) == REQUEUE, log_of(log)
+        assert processes[1 - stopped].wait(4 * STALL) == STOPPED, log_of(log)
         assert time.monotonic() - began >= STALL / 2
     finally:
         end(processes)

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from infty import __version__
+from infty import __version__, exit_codes
 from infty.access import refused
 from infty.errors import UserError
 
@@ -23,15 +23,16 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Measure: every figure side by side in one run.")
 
 # verb -> (module, function); a verb whose module is not part of this installation is not offered.
-VERBS = {"prepare": ("prepare", "prepare"), "inspect": ("prepare", "inspect"), "books": ("books", "books"),
-         "sorting": ("sorting", "sorting"),
+VERBS = {"prepare": ("data.prepare", "prepare"), "inspect": ("data.prepare", "inspect"),
+         "books": ("data.books", "books"), "sorting": ("data.sorting", "sorting"),
          "pretrain": ("pretrain", "pretrain"), "evaluate": ("evaluate", "evaluate"),
-         "export": ("export", "export"), "generate": ("generate", "generate"),
-         "plan": ("plan", "plan"), "submit": ("slurm.submit", "submit"),
+         "export": ("export.command", "export"), "generate": ("generate", "generate"),
+         "plan": ("plan.command", "plan"), "submit": ("slurm.submit", "submit"),
          "doctor": ("doctor.command", "doctor")}
-BENCHES = {"memory": ("bench_memory", "memory"), "retention": ("bench_retention", "retention"),
-           "layouts": ("bench_layouts", "layouts"), "faults": ("bench_faults", "faults"),
-           "sorting": ("bench_sorting", "sorting"), "checkpoint": ("bench_checkpoint", "checkpoint")}
+BENCHES = {"memory": ("bench.memory", "memory"), "retention": ("bench.retention", "retention"),
+           "layouts": ("bench.layouts", "layouts"), "faults": ("bench.faults", "faults"),
+           "sorting": ("bench.sorting", "sorting"), "growth": ("bench.growth", "growth"),
+           "checkpoint": ("bench.checkpoint", "checkpoint")}
 
 
 def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:
@@ -66,14 +67,14 @@ def main() -> NoReturn:
         # Outside its standalone mode typer returns the status of an Exit, and turns Ctrl-C into one of 130.
         result = app(args=arguments, prog_name="infty", standalone_mode=False)
         code = result if isinstance(result, int) else 0
-        if code == 130:
+        if code == exit_codes.INTERRUPTED:
             _say("stopped", code)
     except UserError as error:
-        code = _say(str(error), 2)
+        code = _say(str(error), exit_codes.MISTAKE)
     except typer.Exit as leaving:
         code = leaving.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        code = _say("stopped", 130)
+        code = _say("stopped", exit_codes.INTERRUPTED)
     except Exception as error:
         code = _explain(error)
     _end(code)

@@ -23,11 +23,11 @@ from rich.table import Table
 from rich.text import Text
 
 from infty.errors import UserError
-from infty_tools.standalone import HIDE
+from infty.exit_codes import STOPPED
+from infty_tools.export.standalone import HIDE
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 MARKER = ".infty-demo"
-REQUEUE = 85  # what `infty pretrain` ends with when it was stopped and has saved
 PROMPT = "HAMLET.\n"
 # The generating process proves that the export stands alone: it cannot import what trained the model.
 GENERATE = HIDE + """
@@ -176,7 +176,7 @@ class Demo:
             for process in started:  # they got it too: let them save
                 process.wait(timeout=120)
             raise
-        if stop_at is not None and set(codes) <= {0, REQUEUE}:
+        if stop_at is not None and set(codes) <= {0, STOPPED}:
             return
         if any(codes):
             raise UserError(f"`infty {words[0]}` ended with status {max(codes, key=abs)}; what it said is above. "

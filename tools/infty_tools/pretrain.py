@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from infty import stopping
+from infty import exit_codes, stopping
 from infty_tools.outlast import outlast_readers
 
 
@@ -66,13 +66,13 @@ def _end_when_told() -> None:
 
 
 def _end(_number: int, _frame: object) -> None:
-    os._exit(stopping.REQUEUE)
+    os._exit(exit_codes.STOPPED)
 
 
 def _watch(told: int) -> None:
     while signal.getsignal(os.read(told, 1)[0]) is not _end:  # another one, or a handler that came later
         pass
-    os._exit(stopping.REQUEUE)
+    os._exit(exit_codes.STOPPED)
 
 
 def _show(config, here) -> None:

@@ -38,6 +38,8 @@ class Inputs(NamedTuple):
     """[T, b, e]: the layer's input after its first norm, all tokens."""
     residual: Tensor
     """[T, b, e]: the layer's input; under sequence parallelism this rank's tokens (see `region.enter`)."""
+    embedded: Tensor
+    """[T, b, e]: the embeddings of the tokens, before positions and dropout, all tokens."""
     seen: Tensor
     """int64 [b, S]: how many segments of its document come before each segment; 0: a document begins."""
     attention: LocalAttention

@@ -91,8 +91,9 @@ def _own_checkpoints(config: Config) -> list[int]:
 
 
 def checkpoint_bytes(config: Config) -> float:
-    from infty_tools import plan_memory, plan_search
-    from infty_tools.plan import with_vocab
+    from infty_tools.plan import memory as plan_memory
+    from infty_tools.plan import search as plan_search
+    from infty_tools.plan.command import with_vocab
 
     config, _ = with_vocab(config)
     spread = plan_search.of_config(config, dist.get_world_size())

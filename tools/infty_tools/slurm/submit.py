@@ -213,8 +213,9 @@ def _job_name(config: Path) -> str:
 def _check_plan(config: Config, job: Job, gpu: str) -> None:
     """Refuse a layout that is not one, or that does not fit; say how fast it would be."""
     from infty import hardware
-    from infty_tools import plan_report, plan_search
-    from infty_tools.plan import refuse_unless_it_fits, with_vocab
+    from infty_tools.plan import report as plan_report
+    from infty_tools.plan import search as plan_search
+    from infty_tools.plan.command import refuse_unless_it_fits, with_vocab
 
     config.check_layout(job.nodes * job.tasks_per_node)
     if job.gpus_per_node == 0:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import enum
 
-STOPPED = 85
-"""Status of a task that was told to stop and can go on."""
-MISTAKE = 2
-"""Status of a task that refuses what it was given."""
+from infty.exit_codes import MISTAKE, STOPPED
 
 
 class Verdict(enum.Enum):

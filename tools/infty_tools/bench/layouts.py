@@ -78,7 +78,7 @@ def grid(world: int) -> list[dict[str, Any]]:
 
 def several(config: Any, wanted: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
     """Runs in every process: one layout after another."""
-    from infty_tools import layout_training
+    from infty_tools.bench import layout_training
 
     return [layout_training.train(config, steps, **layout) for layout in wanted]
 

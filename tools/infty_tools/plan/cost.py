@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from infty.config import ModelConfig
 from infty.hardware import GPU
-from infty_tools.plan_memory import Layout, memory_costs, parameters
+from infty_tools.plan.memory import Layout, memory_costs, parameters
 
 if TYPE_CHECKING:
     from infty.layers.memories.base import Costs

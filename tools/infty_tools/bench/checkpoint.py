@@ -52,7 +52,7 @@ def measure(place: Path, hidden: int, layers: int, rounds: int) -> list[dict[str
     """A row for each run."""
     from rich.progress import track
 
-    from infty_tools import fault_runs
+    from infty_tools.bench import fault_runs
 
     data = fault_runs.dataset(place)
     rows = []

@@ -101,7 +101,7 @@ def measure(configs: dict[str, dict[str, Any]], folder: Path, length: int, seed:
     from infty_pretrain import launch
 
     launch.quiet()
-    from infty_tools import sorting as task
+    from infty_tools.data import sorting as task
 
     lanes, steps = next((c["batch"]["lanes"], c["run"]["steps"]) for c in configs.values())
     if not (folder / "data").exists():

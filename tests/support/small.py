@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
-from infty.memory.sections import AssociativeConfig, CompressiveConfig
+from infty.memory.sections import AssociativeConfig, CompressiveConfig, ContinuationConfig
+from infty.models.lm import InftyLM
 
 LLAMA = ModelConfig(
     family="llama", vocab_size=61, hidden_size=32, layers=2, heads=4, kv_heads=2, segment_length=8, stm_length=8,
@@ -43,7 +46,27 @@ VARIANTS = {
     "joint-gpt2": replace(GPT2, memory=replace(JOINT, contraction="doubling", basis=24)),
     "associative": replace(LLAMA, memory=AssociativeConfig()),
     "gist and facts": replace(GPT2, stm_length=8, memories={"facts": AssociativeConfig()}),
+    "continuation": replace(LLAMA, tie_embeddings=True, memory=None, memories={
+        "next": ContinuationConfig(key_size=12, layers=(1,))}),
+    "continuation without stm": replace(GPT2, memory=ContinuationConfig(key_size=8)),
     "compressive as published": replace(
         GPT2, positions="relative", stm_length=16,
         memory=CompressiveConfig(length=8, ratio=2, backprop=False, reconstruction_weight=0.5)),
 }
+
+
+def build(config: ModelConfig, seed: int = 1, **options) -> InftyLM:
+    torch.manual_seed(seed)
+    model = InftyLM(config, **options)
+    generator = torch.Generator().manual_seed(seed)
+    for block in model.blocks:
+        for p in block.memories.parameters():  # what starts at zero would hide its memory
+            if not p.any():
+                with torch.no_grad():
+                    p.normal_(0.0, 0.2, generator=generator)
+    return model
+
+
+def logits(model: InftyLM, batch: dict, state=None, **options):
+    state = model.initial_state(len(batch["tokens"])) if state is None else state
+    return model(batch["tokens"], batch["reset"], state, **options)

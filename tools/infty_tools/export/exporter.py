@@ -20,12 +20,12 @@ from infty.models.lm import InftyLM
 from infty_pretrain import checkpoint as checkpoints
 from infty_pretrain import config as configs
 from infty_pretrain.evaluator import find_checkpoint
-from infty_tools import export_verify
-from infty_tools.export import DTYPES
-from infty_tools.export_card import write_card
-from infty_tools.export_code import write_code
-from infty_tools.export_tokenizer import SAMPLES, fast_tokenizer
-from infty_tools.export_weights import convert_config, convert_weights
+from infty_tools.export import verify as export_verify
+from infty_tools.export.card import write_card
+from infty_tools.export.code import write_code
+from infty_tools.export.dtypes import DTYPES
+from infty_tools.export.tokenizer import SAMPLES, fast_tokenizer
+from infty_tools.export.weights import convert_config, convert_weights
 
 AUTO_MAP = {"AutoConfig": "configuration_infty.InftyConfig", "AutoModel": "modeling_infty.InftyModel",
             "AutoModelForCausalLM": "modeling_infty.InftyForCausalLM"}

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from infty import stopping
+from infty.exit_codes import STOPPED
 from infty_tools.options import any_path, any_text_prints, new_folder, utf8, whole
 
 LARGEST_VOCABULARY = 2_000_000
@@ -112,7 +113,7 @@ class Stopped(typer.Exit):
     """A signal asked to stop, as from Slurm: the status says that the same command goes on."""
 
     def __init__(self) -> None:
-        super().__init__(85)
+        super().__init__(STOPPED)
 
     def __str__(self) -> str:
         return "stopped by a signal; run the same command again to go on"

@@ -11,7 +11,7 @@ from infty.errors import UserError
 
 if TYPE_CHECKING:
     from infty_pretrain.config import Config
-    from infty_tools.plan_search import Option
+    from infty_tools.plan.search import Option
 
 GIB = 2**30
 
@@ -36,7 +36,8 @@ def plan(
     from infty import hardware
     from infty_pretrain import config as configs
     from infty_pretrain import launch
-    from infty_tools import plan_report, plan_search
+    from infty_tools.plan import report as plan_report
+    from infty_tools.plan import search as plan_search
 
     launch.quiet()
     device = hardware.find(gpu)
@@ -64,7 +65,7 @@ def with_vocab(config: Config) -> tuple[Config, str | None]:
 def refuse_unless_it_fits(config: Config, chosen: Option, fitting: list[Option], gpu, nodes: int,
                           gpus_per_node: int) -> None:
     """Raise UserError when the config's own layout needs more than a GPU has."""
-    from infty_tools.plan_search import advice
+    from infty_tools.plan.search import advice
 
     if chosen.total > gpu.memory:
         kind, most = max(chosen.bytes.items(), key=lambda item: item[1])

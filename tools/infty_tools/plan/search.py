@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from infty.errors import UserError
 from infty.hardware import GPU
 from infty_pretrain.config import Config
-from infty_tools import plan_activations, plan_cost, plan_memory
-from infty_tools.plan_memory import Layout
+from infty_tools.plan import activations as plan_activations
+from infty_tools.plan import cost as plan_cost
+from infty_tools.plan import memory as plan_memory
+from infty_tools.plan.memory import Layout
 
 
 @dataclass(frozen=True)

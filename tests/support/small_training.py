@@ -7,7 +7,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import small_run
 import torch
 import torch.distributed as dist
 
@@ -15,12 +14,13 @@ from infty.parallel import groups
 from infty_pretrain import trainer
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
+from support import small_run
 
 
 def train(folder: Path, data: Path, stop_at: int | None = None, **changes) -> int:
     """One start of a run, to its end or until a signal in step `stop_at`; returns the exit code."""
     launch = Launch(dist.get_rank(), dist.get_world_size(), dist.get_rank(), "env")
-    trainer.connect = _join
+    trainer.connect = join
     run = Trainer(small_run.config(folder, data, **changes), launch)
     if stop_at is not None:
         plain = run.engine.step
@@ -37,7 +37,7 @@ def train(folder: Path, data: Path, stop_at: int | None = None, **changes) -> in
     return code
 
 
-def _join(_launch: Launch, tensor: int, _stall_minutes: float | None) -> str:
+def join(_launch: Launch, tensor: int, _stall_minutes: float | None) -> str:
     """The processes are connected already; only the layout changes from run to run."""
     groups.initialize(tensor=tensor)
     return "cpu"

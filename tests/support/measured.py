@@ -15,7 +15,7 @@ from infty.tree import Tree
 def training_bytes(config, lanes_window: dict) -> dict[str, int]:
     """Train two steps with the real engine and look at every tensor that is alive before the second update.
 
-    Runs in a process of a group; `lanes_window` is a window of all lanes (see tests/models/small.py).
+    Runs in a process of a group; `lanes_window` is a window of all lanes (see tests/support/small.py).
     """
     from infty_pretrain.engine import Engine
 

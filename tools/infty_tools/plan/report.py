@@ -8,8 +8,9 @@ from rich.table import Table
 
 from infty.hardware import GPU
 from infty_pretrain.config import Config
-from infty_tools import plan_cost, plan_memory
-from infty_tools.plan_search import Option
+from infty_tools.plan import cost as plan_cost
+from infty_tools.plan import memory as plan_memory
+from infty_tools.plan.search import Option
 
 GIB = 2**30
 

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infty_tools import fault_runs as runs
-from infty_tools.fault_runs import STEPS, WORLD, Start
+from infty.exit_codes import STOPPED
+from infty_tools.bench import fault_runs as runs
+from infty_tools.bench.fault_runs import STEPS, WORLD, Start
 
 
 class TooLateError(Exception):
@@ -83,8 +84,8 @@ def _signal(trial: Trial, number: int, ranks: Any) -> bool:
     if number == signal.SIGKILL:
         return ended
     if greeted:
-        return ended and set(codes) <= {0, 85}
-    return all(codes[rank] == 85 for rank in ranks)
+        return ended and set(codes) <= {0, STOPPED}
+    return all(codes[rank] == STOPPED for rank in ranks)
 
 
 def _begun(run: Path, rank: int) -> Path:
@@ -200,7 +201,7 @@ def stalled(trial: Trial) -> bool:
     start.end()
     if not any(codes):
         raise TooLateError
-    return told and codes[1 - rank] == 85 and re.search(rf"rank {rank} (does not answer|stands)", said) is not None
+    return told and codes[1 - rank] == STOPPED and re.search(rf"rank {rank} (does not answer|stands)", said) is not None
 
 
 def nan_lane(trial: Trial) -> bool:

@@ -52,7 +52,7 @@ def faults(
 
 def chosen_kinds(words: str | None) -> list[str]:
     """Names of kinds of faults that have one of the comma-separated words. Raises UserError."""
-    from infty_tools.fault_kinds import KINDS
+    from infty_tools.bench.fault_kinds import KINDS
 
     if words is None:
         return list(KINDS)
@@ -75,7 +75,7 @@ class Reference:
     checkpoints: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def at(self, step: int) -> dict[str, Any]:
-        from infty_tools import fault_runs as runs
+        from infty_tools.bench import fault_runs as runs
 
         if step not in self.checkpoints:
             self.checkpoints[step] = runs.tensors(self.folder, step)
@@ -89,7 +89,7 @@ class Harness:
         from infty_pretrain import launch
 
         launch.quiet()
-        from infty_tools import fault_runs as runs
+        from infty_tools.bench import fault_runs as runs
 
         self.folder, self.random = folder, chance
         self.data = runs.dataset(folder)
@@ -98,7 +98,7 @@ class Harness:
 
     def reference(self, layout: str) -> Reference:
         """The unharmed run of a layout, made when it is first asked for. Raises UserError when it fails."""
-        from infty_tools import fault_runs as runs
+        from infty_tools.bench import fault_runs as runs
 
         if layout not in self.references:
             run = self.folder / f"reference-{len(self.references)}"
@@ -118,8 +118,8 @@ class Harness:
 
     def trial(self, kind: str) -> dict[str, Any]:
         """Harm one run and judge it: a row of plain values."""
-        from infty_tools import fault_kinds as faults
-        from infty_tools import fault_runs as runs
+        from infty_tools.bench import fault_kinds as faults
+        from infty_tools.bench import fault_runs as runs
 
         layout = self.random.choice(list(runs.LAYOUTS))
         reference = self.reference(layout)
@@ -146,8 +146,8 @@ class Harness:
     def _judge_end(self, kind: str, trial: Any, config: Path, reference: Reference) -> dict[str, Any]:
         """Start again, and compare what comes of it with what would have come of it."""
         from infty_pretrain import checkpoint
-        from infty_tools import fault_kinds as faults
-        from infty_tools import fault_runs as runs
+        from infty_tools.bench import fault_kinds as faults
+        from infty_tools.bench import fault_runs as runs
 
         said: list[str] = []
         whole = checkpoint.newest_valid(trial.run / "checkpoints", tell=said.append)
@@ -169,7 +169,7 @@ class Harness:
         """All but what was harmed is as in a run that nothing happened to, when the harmed step is done."""
         import torch
 
-        from infty_tools import fault_runs as runs
+        from infty_tools.bench import fault_runs as runs
 
         step = trial.facts["harmed step"]
         finished = (trial.run / "checkpoints" / f"step-{runs.STEPS:08d}").is_dir()
@@ -191,7 +191,7 @@ class Harness:
 def _differences(run: Path, reference: Reference, step: int) -> list[str]:
     import torch
 
-    from infty_tools import fault_runs as runs
+    from infty_tools.bench import fault_runs as runs
 
     wrong = [] if runs.curve(run) == reference.curve else ["the loss curve differs"]
     got, want = runs.tensors(run, step), reference.at(step)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import small_run
 import torch
 import torch.distributed as dist
 
@@ -16,6 +15,7 @@ from infty.data.lanes import LaneReader, LaneSchedule, Window
 from infty.parallel import groups
 from infty_pretrain import canonical
 from infty_pretrain.engine import Engine, StepResult
+from support import small_run
 
 LAYOUTS = {  # of two processes
     "dp2-zero1-bf16-accumulation": {"parallel__zero_stage": 1, "precision": "bf16", "batch__micro_batch": 1},

@@ -16,7 +16,7 @@ from torch import Tensor
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.models.lm import InftyLM
-from infty_tools.standalone import HIDE
+from infty_tools.export.standalone import HIDE
 
 SEGMENTS = 4
 COLUMNS = 24  # logits compared in every segment

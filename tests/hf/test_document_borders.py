@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_modeling import SOME, VARIANTS, close, pair, tokens, twin
 
 from infty.hf.cache_infty import InftyCache
+from support.twins import SOME, VARIANTS, close, pair, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-DTYPES = ("float32", "bfloat16", "float16")
+from infty_tools.export.dtypes import DTYPES
 
 
 def export(
@@ -36,7 +36,7 @@ def export(
     from rich.console import Console
 
     from infty.errors import UserError
-    from infty_tools.exporter import Exporter, check_free
+    from infty_tools.export.exporter import Exporter, check_free
 
     if here.world > 1:
         raise UserError("infty export runs in one process: start it without a launcher")

@@ -90,6 +90,26 @@ def sticky_times(p, mode, samples, seed=0):
     return torch.tensor(sorted(where), dtype=F64)
 
 
+def carried(histogram, room, keep, end, append):
+    """One row of past attention after a write: every old bin takes its attention to where the bin goes."""
+    bins = len(histogram)
+    out, place, pieces = torch.zeros(bins, dtype=F64), 0.0, []
+    for k in range(bins):
+        if append:  # the part in [0, keep] stays
+            width = max(0.0, min((k + 1) / bins, keep) - k / bins)
+            pieces.append((k / bins, width, float(histogram[k]) * width * bins))
+        else:
+            width = keep * float(room[k])
+            pieces.append((place, width, float(histogram[k])))
+            place += width
+    total = sum(mass for _, _, mass in pieces)
+    pieces = [(left, width, keep * mass / total) for left, width, mass in pieces if width > 0]
+    for left, width, mass in [*pieces, (keep, end - keep, end - keep)]:  # new tokens: an even share
+        for j in range(bins):
+            out[j] += mass * max(0.0, min(left + width, (j + 1) / bins) - max(left, j / bins)) / width
+    return out / out.sum()
+
+
 class Paper:
     """One lane, one signal x [L, e] a segment; read by heads through K and V projections of the signal."""
 

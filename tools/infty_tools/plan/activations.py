@@ -7,7 +7,7 @@ saved tensors of real CPU runs.
 from __future__ import annotations
 
 from infty.config import ModelConfig
-from infty_tools.plan_memory import Layout, memory_costs
+from infty_tools.plan.memory import Layout, memory_costs
 
 
 def activations(config: ModelConfig, layout: Layout, device: str = "cuda") -> float:

@@ -1,0 +1,148 @@
+"""What followed: an associative memory from a context to the token that came next, read to predict the next one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infty.config import ModelConfig
+from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, eye, normal, sharded_parameter
+from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
+from infty.memory.associative import read, segment_map, unit
+from infty.memory.sections import ContinuationConfig
+from infty.parallel import collectives, groups
+from infty.parallel.zero3 import touch
+from infty.tree import Field, Tree
+
+INITIAL_STRENGTH = 0.5
+"""How much of what a context answers a fresh memory replaces when the context comes again."""
+LIFETIMES = 256, 16_384
+"""Tokens after which fresh heads have forgotten all but 1/e, spread evenly in the logarithm between these two."""
+GATE_SCALE = 10.0
+"""What a gate's parameter is multiplied by: it starts at zero and has far to go, in steps of the learning rate."""
+
+
+class Continuation(Memory):
+    """The gated delta rule (arXiv 2412.06464) from the hidden state before a token to that token's embedding.
+
+    With tied embeddings, adding a token's embedding to the residual stream of the last layers raises the token's
+    logit: what is read is a prediction, "in this book, after something like this came ...". That is what a cache of
+    bigrams knows, in constant space and with contexts that are learned. A gate a head starts at zero: a fresh memory
+    changes nothing. Values take no gradient: the memory does not pull at the embeddings it stores.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, name: str) -> None:
+        super().__init__(config, layer, name)
+        self.memory: ContinuationConfig = config.memories_of(layer)[name]
+        self.segment_length = config.segment_length
+        self.stm = config.stm_of(layer)
+        self.delay = self.stm // config.segment_length
+        self.heads = config.heads // groups.tensor_size()
+        self.head_size = config.head_size
+        e, H, k = config.hidden_size, config.heads, self.memory.key_size
+        self.key = ColumnParallelLinear(e, H * k, normal(f"{layer}.{name}.key", e**-0.5))
+        self.strength_weight = sharded_parameter(torch.zeros(H, k + self.head_size))
+        self.strength_bias = sharded_parameter(torch.full((H,), math.log(INITIAL_STRENGTH / (1 - INITIAL_STRENGTH))))
+        self.decay_weight = sharded_parameter(torch.zeros(H, k + self.head_size))
+        shortest, longest = (math.log10(tokens) for tokens in LIFETIMES)
+        self.decay_bias = sharded_parameter(torch.log(torch.expm1(1 / torch.logspace(shortest, longest, H))))
+        self.gate = sharded_parameter(torch.zeros(H))
+        self.out = RowParallelLinear(e, e, eye)
+
+    def fields(self, dtype: torch.dtype) -> Tree:
+        """A matrix a head, and what is in the STM: the keys of one token more, since a token goes with the key before
+        it."""
+        H, k, d = self.heads, self.memory.key_size, self.head_size
+        fields = {"matrix": Field((H, k, d), torch.float32, split=True),
+                  "keys": Field((H, self.stm + 1, k), dtype, split=True)}
+        if self.stm:
+            fields["values"] = Field((H, self.stm, d), dtype, split=True)
+        return Tree(fields)
+
+    @classmethod
+    def costs(cls, config: ModelConfig, layer: int, memory: ContinuationConfig, layout: Layout) -> Costs:
+        return costs(config, layer, memory, layout)
+
+    def forward(self, inputs: Inputs, state: Tree) -> Reading:
+        """Read and write all segments of a window; see `Memory.forward`."""
+        key = self._by_head(self.key(inputs.normed))
+        value = self._by_head(collectives.split(inputs.embedded.detach(), -1)).to(key.dtype)
+        keys = torch.cat([state["keys"].to(key.dtype), key], 2)  # [b, H, stm+1+T, k]
+        values = torch.cat([state["values"].to(key.dtype), value], 2) if self.stm else value  # [b, H, stm+T, d]
+        maps = self._maps(keys, values, inputs.seen)
+        found, matrix = self._segments(maps, state["matrix"], inputs.seen, inputs.enabled)
+        z = read(key[:, :, None], found)[:, :, 0] * (GATE_SCALE * self.gate.float())[:, None, None]
+        z = z.permute(2, 0, 1, 3).flatten(2)  # [T, b, H/tp * d]
+        z = z + touch(self.strength_weight, self.strength_bias, self.decay_weight, self.decay_bias)
+        new = {"matrix": matrix, "keys": _tail(keys, self.stm + 1)}
+        if self.stm:
+            new["values"] = _tail(values, self.stm)
+        return Reading(Tree(new), update=self.out(z.to(inputs.q.dtype)),
+                       figures=self._figures(matrix) if inputs.statistics else None)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[T, b, H/tp * n] -> [b, H/tp, T, n]."""
+        return x.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)
+
+    def _maps(self, keys: Tensor, values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """What writing each segment that leaves the STM does to the matrices: [b, H, S, k, k] and [b, H, S, k, d]."""
+        tokens = seen.shape[1] * self.segment_length
+        before = keys[:, :, :tokens].unflatten(2, (seen.shape[1], -1))
+        # The first token of a document follows nothing.
+        begins = torch.zeros_like(before[:, :1, :, :, :1], dtype=torch.bool)
+        begins[:, :, :, 0] = (seen == self.delay)[:, None, :, None]
+        before = unit(before.masked_fill(begins, 0.0))
+        after = F.rms_norm(values[:, :, :tokens].float(), (self.head_size,), eps=1e-6).unflatten(
+            2, (seen.shape[1], -1))
+        told = torch.cat([before, after], -1)
+        strength = torch.sigmoid(_scores(told, self.strength_weight, self.strength_bias))
+        log_decay = -F.softplus(_scores(told, self.decay_weight, self.decay_bias))
+        return segment_map(before, after, strength, log_decay)
+
+    def _segments(self, maps: tuple[Tensor, Tensor], matrix: Tensor, seen: Tensor,
+                  enabled: bool) -> tuple[Tensor, Tensor]:
+        """The recurrence. Returns the matrices that each segment finds [b, H, S, k, d], and the last."""
+        kept, added = maps
+        found = []
+        for s in range(seen.shape[1]):
+            begins = (seen[:, s] == 0) | (not enabled)
+            matrix = torch.where(begins[:, None, None, None], 0.0, matrix)
+            found.append(matrix)
+            written = kept[:, :, s] @ matrix + added[:, :, s]
+            ready = (seen[:, s] >= self.delay) & enabled
+            matrix = torch.where(ready[:, None, None, None], written, matrix)
+        return torch.stack(found, 2), matrix
+
+    @torch.no_grad()
+    def _figures(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Means over the heads of the layer: their gates, and the size of a lane's matrices."""
+        gate = GATE_SCALE * self.gate.detach().float()
+        size = matrix.square().mean((-2, -1)).sqrt()
+        figures = collectives.sum_(torch.stack([gate.mean(), size.mean()])) / groups.tensor_size()
+        return {"gate": figures[0], "matrix_size": figures[1]}
+
+
+def _scores(told: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[b, H, S, L, n] -> float32 [b, H, S, L]."""
+    return (told * weight.float()[:, None, None]).sum(-1) + bias.float()[:, None, None]
+
+
+def _tail(tokens: Tensor, length: int) -> Tensor:
+    """The last `length` tokens; a copy, or the state would keep the whole window's storage."""
+    return tokens[:, :, tokens.shape[2] - length:].detach().clone()
+
+
+def costs(config: ModelConfig, layer: int, memory: ContinuationConfig, layout: Layout) -> Costs:
+    """See `Memory.costs`."""
+    e, d, L, H, k = config.hidden_size, config.head_size, config.segment_length, config.heads, memory.key_size
+    exact = H * (2.0 * L * k + L * (k + d) + 2.0 * k * (k + d) + 2.0 * k * k * d / L)
+    n = layout.lanes * layout.segments * L
+    w, heads = layout.width, H / layout.tensor
+    systems = 4 * n * heads * (5 * L + 5 * k + 4 * d)
+    matrices = 4 * n / L * heads * k * (k + 2 * d)
+    projected = w * n * e * 2 + 4 * n * heads * (3 * k + 2 * d)
+    return Costs(products=2.0 * e * H * k + 2.0 * e * e, reads=2.0 * H * k * d, exact=exact, moved=4.0 * 4 * H * L,
+                 launches=8, saved=systems + matrices + projected)
