@@ -28,8 +28,9 @@ def section_of(name: str, values: dict[str, Any]) -> Any:
     kind = values.get("kind", "continuous")
     if kind not in TWINS:
         raise UserError(
-            f"the memory '{name}' is {kind}, which has no transformers twin: it cannot be exported, "
-            f"only {' and '.join(TWINS)} memories can be (`infty evaluate` reads every checkpoint)"
+            f"the memory '{name}' is {kind}, which has no transformers twin: it cannot be "
+            f"exported; only {' and '.join(TWINS)} memories can be (`infty evaluate` reads "
+            "every checkpoint)"
         )
     section, _ = TWINS[kind]
     return section(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
