@@ -120,7 +120,7 @@ def reset(state: Tree, fields: Tree, lanes: Tensor) -> Tree:
 
 
 def _wide(lanes: Tensor, x: Tensor) -> Tensor:
-    return lanes.view(-1, *[1] * (x.dim() - 1))
+    return lanes.to(x.device).view(-1, *[1] * (x.dim() - 1))
 
 
 def _same_names(ours: Mapping[str, Any], theirs: Any) -> None:

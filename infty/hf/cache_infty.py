@@ -4,90 +4,16 @@ text."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from infty.memory.state import MemoryState
+from infty.hf.state_infty import InftyLayerState
 
 # What a model's output calls its cache: transformers renamed `past_key_values`, and passes it under the new name.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-
-@dataclass(frozen=True)
-class InftyLayerState:
-    """One layer's memories and what it has of the segment being read. Rows of the batch are dimension 0.
-
-    w is the number of tokens of the current segment that have been read (of the row that is furthest).
-    """
-
-    memory: MemoryState | None = None
-    """The long-term memory."""
-    pending: Tensor | None = None
-    """[b, h, stm, c]: segments in the short-term memory that are not written yet (signal: hidden)."""
-    stm_key: Tensor | None = None
-    """[b, K, stm, d]: keys of the tokens before the segment, unrotated."""
-    stm_value: Tensor | None = None
-    """[b, K, stm, d]."""
-    key: Tensor | None = None
-    """[b, K, w, d]: keys of the segment so far, unrotated."""
-    value: Tensor | None = None
-    """[b, K, w, d]."""
-    content: Tensor | None = None
-    """[b, 1, w, e]: what the segment will add to the long-term memory (signal: hidden)."""
-    place: Tensor | None = None
-    """float32 [b, H, w]: means of the densities with which the segment's tokens read the long-term memory, for the
-    sticky histogram; or, with a gibbs density, [b, H, w, d]: their queries."""
-    variance: Tensor | None = None
-    """float32 [b, H, w]: their variances."""
-    pooled_mu: Tensor | None = None
-    """float32 [b, H, d]: the long-term memory's keys, pooled; they change only when it is written."""
-    pooled_sigma: Tensor | None = None
-    """float32 [b, H, d]."""
-    keys: Tensor | None = None
-    """[b, K, N, d]: with a gibbs density, all of its keys."""
-    readout: Tensor | None = None
-    """[b, K, N, d]: the long-term memory's values."""
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> InftyLayerState:
-        """Apply f to every tensor."""
-        def g(x: Tensor | MemoryState | None) -> Tensor | MemoryState | None:
-            return x.map(f) if isinstance(x, MemoryState) else None if x is None else f(x)
-
-        return InftyLayerState(**{field.name: g(getattr(self, field.name)) for field in fields(self)})
-
-    def with_memory(self, memory: MemoryState | None) -> InftyLayerState:
-        """The long-term memory replaced; what was made of the old one for reading is forgotten."""
-        return replace(self, memory=memory, pooled_mu=None, pooled_sigma=None, keys=None, readout=None)
-
-    def start_document(self, rows: Tensor, held: int) -> InftyLayerState:
-        """Nothing read in the rows in `rows` (bool [b]), which begin a new document; the others as they were.
-
-        held: tokens of the segment so far, of the row that is then furthest.
-        """
-        def cleared(x: Tensor | None, length: int | None = None) -> Tensor | None:
-            if x is None or length == 0:
-                return None
-            where = rows.to(x.device).view(-1, *[1] * (x.dim() - 1))
-            return torch.where(where, 0.0, x if length is None else x[:, :, :length])
-
-        memory = self.memory
-        if memory is not None:
-            where = rows.to(memory.written.device)
-            histogram = torch.where(where[:, None, None], 1 / memory.histogram.shape[-1], memory.histogram)
-            memory = MemoryState(cleared(memory.coefficients), histogram, torch.where(where, 0, memory.written))
-        whole = {name: cleared(getattr(self, name)) for name in ("pending", "stm_key", "stm_value")}
-        segment = {name: cleared(getattr(self, name), held) for name in OF_THE_SEGMENT}
-        return replace(self.with_memory(memory), **whole, **segment)
-
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> InftyLayerState:
-        """The same on another device: what accelerate asks of a layer's arguments when layers are spread out."""
-        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
-
-
-OF_THE_SEGMENT = ("key", "value", "content", "place", "variance")  # fields with a place for each of its tokens
 
 
 class InftyCache(Cache):
@@ -185,4 +111,4 @@ class InftyCache(Cache):
         return f"InftyCache(tokens={self.tokens}, layers={len(self)})"
 
 
-__all__ = ["CACHE", "InftyCache", "InftyLayerState"]
+__all__ = ["CACHE", "InftyCache"]

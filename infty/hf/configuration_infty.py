@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from infty.memory.config import MemoryConfig
+from infty.errors import UserError
 
 UNLIMITED = 2**31 - 1  # tokens
 
@@ -14,8 +14,9 @@ UNLIMITED = 2**31 - 1  # tokens
 class InftyConfig(PretrainedConfig):
     """A pre-norm decoder with a short-term and a long-term memory.
 
-    Decoder fields have the names that transformers gives them; `memory` holds the fields of `MemoryConfig` as plain
-    values, or is None for a model without a long-term memory. Every value is stored, none is derived when loaded.
+    Decoder fields have the names that transformers gives them; `memories` holds the sections of the memories beyond the
+    short-term one as plain values, by name (the one that most models have is called "memory"), or is None for a model
+    without. Every value is stored, none is derived when loaded.
     """
 
     model_type = "infty"
@@ -40,7 +41,7 @@ class InftyConfig(PretrainedConfig):
         rope_theta: float = 10_000.0,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
-        memory: dict[str, Any] | None = None,
+        memories: dict[str, dict[str, Any]] | None = None,
         use_cache: bool = True,
         tie_word_embeddings: bool = False,
         bos_token_id: int | None = None,
@@ -48,6 +49,11 @@ class InftyConfig(PretrainedConfig):
         pad_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
+        """Raises UserError for a model that an earlier version exported."""
+        if kwargs.get("memory") is not None:
+            raise UserError("this model was exported before memories had names (its config.json says `memory`, not "
+                            "`memories`): export its checkpoint again, or load the folder with trust_remote_code=True, "
+                            "which runs the code that lies in it")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -65,7 +71,7 @@ class InftyConfig(PretrainedConfig):
         self.rope_theta = rope_theta
         self.dropout = dropout
         self.initializer_range = initializer_range
-        self.memory = memory
+        self.memories = memories
         self.use_cache = use_cache
         super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
                          tie_word_embeddings=tie_word_embeddings, **kwargs)
@@ -78,21 +84,6 @@ class InftyConfig(PretrainedConfig):
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-    @property
-    def memory_config(self) -> MemoryConfig | None:
-        """The long-term memory's configuration, validated. Raises UserError."""
-        if self.memory is None:
-            return None
-        return MemoryConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.memory.items()})
-
-    def memory_of(self, layer: int) -> MemoryConfig | None:
-        """This layer's long-term memory, with what is different in this layer; None: it has none."""
-        return self.memory_config.of(layer) if self.has_memory(layer) else None
-
-    def has_memory(self, layer: int) -> bool:
-        """Whether this layer has a long-term memory."""
-        return self.memory is not None and (self.memory.get("layers") is None or layer in self.memory["layers"])
 
     def stm_of(self, layer: int) -> int:
         """Length of this layer's short-term memory in tokens."""

@@ -51,6 +51,7 @@ class Piece:
         """The segment so far [b, x, w, ...] with the piece [b, x, t, ...] after it, each row at its own place."""
         if old is None:
             old = new[:, :, :0]
+        old = old.to(new.dtype)  # a cache may go on in another precision
         if self.even:
             return torch.cat([old, new], 2)
         slot = torch.arange(self.width, device=new.device)
@@ -59,10 +60,6 @@ class Piece:
         moved = new.gather(2, index.expand(-1, new.shape[1], -1, *new.shape[3:]))
         padded = torch.cat([old, old.new_zeros(*old.shape[:2], self.width - old.shape[2], *old.shape[3:])], 2)
         return where(slot < self.fill[:, None], padded, moved, dimensions=(0, 2))
-
-    def put_away(self, x: Tensor | None) -> Tensor | None:
-        """What is left of a segment's tokens [b, x, w, ...] after the piece."""
-        return x[:, :, :self.rest] if x is not None and self.rest else None
 
     def where_complete(self, new: Tensor, old: Tensor) -> Tensor:
         return new if self.even else where(self.complete, new, old, dimensions=(0,))

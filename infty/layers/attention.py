@@ -13,8 +13,9 @@ from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal
 from infty.layers.memories.base import Attended
-from infty.layers.positions import rotary_angles, rotate
 from infty.layers.relative import RelativePositions
+from infty.memory.attending import in_front
+from infty.memory.rotary import angles, rotate
 from infty.parallel import groups, randomness
 from infty.tree import Field, Tree
 
@@ -80,7 +81,7 @@ class LocalAttention(nn.Module):
         b, K, G, T, d = q.shape
         L, S = self.segment_length, T // self.segment_length
         if self.rotary:
-            cos, sin = rotary_angles(self.stm + T, d, self.rotary, q.device)
+            cos, sin = angles(torch.arange(self.stm + T, device=q.device), d, self.rotary)
             q, keys = rotate(q, cos[self.stm:], sin[self.stm:]), rotate(keys, cos, sin)
             attended = [self._rotated(memory, cos[:T:L], sin[:T:L]) for memory in attended]
         q = q.reshape(b, K * G, S, L, d).transpose(1, 2).flatten(0, 1)  # [b*S, H, L, d]
@@ -123,12 +124,7 @@ def before(attended: Attended, keys: Tensor, values: Tensor, mask: Tensor) -> tu
     key = by_segment(attended.keys, n, attended.each, segments)
     value = by_segment(attended.values, n, attended.each, segments)
     allowed = torch.arange(n, device=mask.device) >= n - attended.visible.flatten()[:, None]
-    if attended.prior:
-        allowed = torch.where(allowed, attended.prior, -math.inf).to(keys.dtype)
-        mask = mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=keys.dtype).masked_fill(
-            ~mask, -math.inf)
-    allowed = allowed[:, None, None].expand(-1, -1, mask.shape[2], -1)
-    return torch.cat([key, keys], 2), torch.cat([value, values], 2), torch.cat([allowed, mask], 3)
+    return in_front((key, value), allowed, attended.prior, keys, values, mask)
 
 
 def by_segment(x: Tensor, length: int, step: int, segments: int) -> Tensor:

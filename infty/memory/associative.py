@@ -11,9 +11,40 @@ triangular system (the WY form of section 3.3): no loop over tokens, and all seg
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+INITIAL_STRENGTH = 0.5
+"""How much of what a key answers a fresh memory replaces when the key is told again."""
+LIFETIMES = 256, 16_384
+"""Tokens after which fresh heads have forgotten all but 1/e, spread evenly in the logarithm between these two."""
+
+
+def initial_biases(heads: int) -> tuple[Tensor, Tensor]:
+    """Of a fresh memory's write strength and decay: float32 [heads] each."""
+    strength = math.log(INITIAL_STRENGTH / (1 - INITIAL_STRENGTH))
+    lifetimes = torch.logspace(*(math.log10(tokens) for tokens in LIFETIMES), heads)
+    return torch.full((heads,), strength), torch.log(torch.expm1(1 / lifetimes))
+
+
+def told(keys: Tensor, values: Tensor, strength: tuple[Tensor, Tensor],
+         decay: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What tokens tell a memory: keys of length 1, values, write strength and log decay, the arguments of
+    `segment_map`, in float32.
+
+    keys, values [b, K, T, d]; strength and decay: a weight [K, 2d] and a bias [K] each, of a token's key and value.
+    """
+    keys, values = unit(keys), values.float()
+    both = torch.cat([keys, values], -1)
+    return keys, values, torch.sigmoid(_scores(both, *strength)), -F.softplus(_scores(both, *decay))
+
+
+def _scores(both: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[b, K, T, 2d] -> float32 [b, K, T]."""
+    return (both * weight.float()[:, None]).sum(-1) + bias.float()[:, None]
 
 
 def unit(x: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ def test_export_generates_alone(tmp_path, monkeypatch):
     names = {p.name for p in folder.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
             "README.md", "modeling_infty.py", "configuration_infty.py", "cache_infty.py", "pieces_infty.py",
-            "memory_basis.py", "memory_memory.py", "memory_density.py", "infty_errors.py"} <= names
+            "memory_infty.py", "continuous_infty.py", "associative_infty.py", "infty_tree.py",
+            "memory_basis.py", "memory_memory.py", "memory_reading.py", "memory_density.py", "infty_errors.py"} <= names
     assert [p.name for p in folder.parent.iterdir()] == ["first"]
     out = in_another_process(GENERATE, folder, tmp_path / "again", cache=tmp_path / "cache")
     assert out["modules"] == [] and out["dtype"] == "torch.float32" and out["eos"] == 2
@@ -110,7 +111,8 @@ def test_the_model_cards_code_runs_as_it_stands(tmp_path, monkeypatch):
     assert "`memory.out`." in card and "`</s>`" in card
 
 
-@pytest.mark.parametrize("name, dtype", [("paper with stm", "float32"), ("gpt2 untied", "bfloat16")])
+@pytest.mark.parametrize("name, dtype", [
+    ("paper with stm", "float32"), ("gpt2 untied", "bfloat16"), ("joint and facts", "float32")])
 def test_exported_logits_equal_the_training_models(name, dtype, tmp_path, vocabulary, monkeypatch):
     alone = export_verify.run_alone
     monkeypatch.setattr(export_verify, "run_alone", lambda *given: results.append(alone(*given)) or results[-1])
@@ -118,6 +120,8 @@ def test_exported_logits_equal_the_training_models(name, dtype, tmp_path, vocabu
     folder, results = tmp_path / "out", []
     _, report = Exporter(tmp_path / "run", dtype).write(folder)
     assert report.startswith("Verified")
+    card = (folder / "README.md").read_text()
+    assert ("`facts.out`, `gist.out`, `gist.key`, `gist.value`." in card) == (name == "joint and facts")
     assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
     config = trained.config
     ids = export_verify.tokens(config)

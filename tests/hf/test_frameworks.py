@@ -20,7 +20,7 @@ from support.twins import VARIANTS, close, pair, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-SOME = ["llama", "gpt2", "paper with stm", "per head", "learned", "gibbs hidden"]
+SOME = ["llama", "gpt2", "paper with stm", "per head", "learned", "gibbs hidden", "joint", "gist and facts"]
 
 
 def library(name: str):
@@ -56,7 +56,7 @@ def test_trainer_trains_evaluates_and_predicts(how, tmp_path):
     assert trainer.evaluate()["eval_loss"] < expected.loss.item()
 
 
-@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "learned"])
+@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "learned", "joint", "gist and facts"])
 def test_gradient_checkpointing_changes_no_gradient(name):
     model = pair(replace(VARIANTS[name], dropout=0.1))[1].train()
     ids = tokens(2, 40)
@@ -120,14 +120,17 @@ def test_a_device_map_that_spills_to_disk_loads(how, tmp_path):
     close(spilled(tokens(2, 40)).logits, model(tokens(2, 40)).logits)
 
 
-@pytest.mark.parametrize("name", ["hidden", "llama"])
+LORA = {"hidden": ["qkv", "memory.key", "memory.value", "memory.out"], "llama": ["qkv", "memory.out"],
+        "gist and facts": ["qkv", "memory.out", "facts.out"], "joint": ["qkv"]}
+
+
+@pytest.mark.parametrize("name", LORA)
 def test_lora_reaches_every_projection_it_names(name):
     peft = library("peft")
     model = twin(name)
     with torch.no_grad():
         before = model(tokens(2, 40)).logits
-    targets = ["qkv", "memory.key", "memory.value", "memory.out"] if name == "hidden" else ["qkv", "memory.out"]
-    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=LORA[name], r=2, init_lora_weights=False))
     ids = tokens(2, 40)
     adapted(ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapted.parameters() if p.requires_grad)

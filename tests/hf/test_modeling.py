@@ -8,13 +8,21 @@ from dataclasses import replace
 import pytest
 import torch
 
+from infty.errors import UserError
 from infty.hf.cache_infty import InftyCache
 from infty.hf.configuration_infty import InftyConfig
+from infty.hf.kinds_infty import section_of, sections_of
 from infty.hf.modeling_infty import InftyForCausalLM
+from infty.models.lm import InftyLM
 from infty_tools.export.weights import convert_config, convert_weights
+from support.small import VARIANTS as TRAINED
 from support.twins import SOME, VARIANTS, close, pair, tokens, training_logits, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
+
+WITHOUT_TWIN = ["relative", "transformer-xl", "compressive", "compressive as published", "continuation",
+                "continuation without stm"]
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
@@ -22,6 +30,33 @@ def test_logits_equal_the_training_models_over_six_segments(config):
     trained, model = pair(config)
     ids = tokens(3, 6 * config.segment_length)
     close(model(ids).logits, training_logits(trained, ids))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in TRAINED if name not in WITHOUT_TWIN])
+def test_every_model_that_training_is_tested_with_has_a_twin(name):
+    trained, model = pair(replace(TRAINED[name], init_std=0.1))
+    ids = tokens(2, 48)
+    close(model(ids).logits, training_logits(trained, ids))
+
+
+@pytest.mark.parametrize("name", WITHOUT_TWIN)
+def test_what_has_no_twin_is_refused(name):
+    with pytest.raises(UserError, match="cannot be exported"):
+        convert_config(TRAINED[name])
+
+
+def test_a_kind_of_memory_without_a_twin_is_refused():
+    with pytest.raises(UserError, match=r"memory 'mean' is average.*only continuous and associative"):
+        section_of("mean", {"kind": "average"})
+    with pytest.raises(UserError, match="compressive"):
+        InftyForCausalLM(InftyConfig(memories={"memory": {"kind": "compressive"}}))
+
+
+def test_an_export_of_a_version_before_is_refused():
+    with pytest.raises(UserError, match=r"before memories had names.*export its checkpoint again"):
+        InftyConfig(memory={"basis": 16})
+    assert InftyConfig(memory=None).memories is None
 
 
 @torch.no_grad()
@@ -133,15 +168,16 @@ def test_a_reordered_cache_goes_on_as_the_chosen_rows(name):
 
 
 @torch.no_grad()
-def test_memory_can_be_switched_off():
-    trained, model = pair(VARIANTS["llama"])
+@pytest.mark.parametrize("name", ["llama", "joint", "gist and facts"])
+def test_memory_can_be_switched_off(name):
+    trained, model = pair(VARIANTS[name])
     ids = tokens(2, 40)
     segments, reset = ids.unflatten(1, (-1, 8)), torch.tensor([[True] + [False] * 4] * 2)
     expected = trained(segments, reset, trained.initial_state(2), memory_enabled=False)[0].flatten(1, 2)[..., :61]
     close(model(ids, memory_enabled=False).logits, expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "constant"])
+@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "constant", "joint", "gist and facts"])
 def test_loss_and_gradients_equal_the_training_models_in_one_window(name):
     config = VARIANTS[name]
     trained, model = pair(config)
@@ -162,7 +198,7 @@ def test_loss_and_gradients_equal_the_training_models_in_one_window(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "gibbs"])
+@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "gibbs", "joint", "gist and facts"])
 def test_half_precision_and_autocast_stay_within_rounding(name):
     """bf16 has 8 bits: 0.4 % a product. The memory itself computes in float32 whatever the weights are."""
     model, ids = twin(name), tokens(2, 40)
@@ -172,7 +208,9 @@ def test_half_precision_and_autocast_stay_within_rounding(name):
     half = model.bfloat16()(ids)
     for out in (automatic, half):
         assert (out.logits.float() - expected).abs().max() < 0.03 * expected.abs().max()
-        assert all(s.memory.coefficients.dtype == torch.float32 for s in out.past_key_values.states)
+        kept = [memory.kept.named() for s in out.past_key_values.states for memory in s.memories.values()]
+        assert all(x.dtype == torch.float32 for leaves in kept for name, x in leaves.items()
+                   if name in ("signal.coefficients", "matrix"))
 
 
 def test_config_survives_json_and_names_all_of_the_training_config(tmp_path):
@@ -181,19 +219,27 @@ def test_config_survives_json_and_names_all_of_the_training_config(tmp_path):
         first.save_pretrained(tmp_path)
         again = InftyConfig.from_pretrained(tmp_path)
         assert again.to_diff_dict() == first.to_diff_dict(), name
-        assert again.memory_config == config.memory
-        assert [again.stm_of(i) for i in range(config.layers)] == [config.stm_of(i) for i in range(config.layers)]
-        assert [again.has_memory(i) for i in range(config.layers)] == [config.has_memory(i)
-                                                                       for i in range(config.layers)]
+        for i in range(config.layers):
+            assert sections_of(again, i) == config.memories_of(i)
+            assert again.stm_of(i) == config.stm_of(i)
         assert again.eos_token_id == 2 and again.tie_word_embeddings == config.tie_embeddings
 
 
 def test_a_new_model_has_finite_logits_and_initialised_maps():
     model = InftyForCausalLM(convert_config(VARIANTS["per head"]))
-    maps = model.model.layers[0].memory.maps
+    maps = model.model.layers[0].memories["memory"].maps
     assert 0.05 < maps.weight_mu.std() < 0.15
     torch.testing.assert_close(torch.sigmoid(maps.bias_mu).detach(), torch.tensor([0.125, 0.375, 0.625, 0.875]))
     assert torch.isfinite(model(tokens(1, 30)).logits).all()
+
+
+@pytest.mark.parametrize("name", ["per head", "learned", "joint and facts"])
+def test_memories_of_a_new_model_begin_as_in_training(name):
+    config = VARIANTS[name]
+    made = dict(InftyForCausalLM(convert_config(config)).named_parameters())
+    for key, expected in convert_weights(InftyLM(config).named_parameters(), config).items():
+        if ".memories." in key and (expected.dim() == 1 or not expected.any()):
+            assert torch.equal(made[key], expected), key
 
 
 @pytest.mark.parametrize("problem, call", [

@@ -15,7 +15,7 @@ from support.twins import VARIANTS, pair, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-MEMORIES = ["llama", "hidden", "paper with stm", "gibbs", "gibbs hidden", "learned"]
+MEMORIES = ["llama", "hidden", "paper with stm", "gibbs", "gibbs hidden", "learned", "joint", "gist and facts"]
 
 
 class Int8Linear(nn.Module):
@@ -102,7 +102,7 @@ def test_bitsandbytes_keeps_the_memory(name, how, tmp_path):
     model.save_pretrained(tmp_path)
     quantised = InftyForCausalLM.from_pretrained(
         tmp_path, quantization_config=BitsAndBytesConfig(**how), device_map="cpu", dtype=torch.float32).eval()
-    assert quantised.model.layers[0].memory.out.weight.dtype in (torch.int8, torch.uint8)
+    assert quantised.model.layers[0].memories["memory"].out.weight.dtype in (torch.int8, torch.uint8)
     keeps_the_memory(model, quantised, tokens(2, 64))
 
 

@@ -9,8 +9,10 @@ import torch
 from infty.config import ModelConfig
 from infty.hf.modeling_infty import InftyForCausalLM
 from infty.memory.config import MemoryConfig
+from infty.memory.sections import AssociativeConfig
 from infty.models.lm import InftyLM
 from infty_tools.export.weights import convert_config, convert_weights
+from support.small import VARIANTS as TRAINED
 
 MEMORY = MemoryConfig(basis=16, bins=16)
 LLAMA = ModelConfig(family="llama", vocab_size=61, hidden_size=32, layers=2, heads=4, kv_heads=2, segment_length=8,
@@ -42,8 +44,12 @@ VARIANTS = {
     "unlike layers": replace(LLAMA, memory=replace(MEMORY, overrides={
         0: {"basis": 8, "widths": (0.1,), "contraction": 0.75}, 1: {"contraction": "doubling", "bins": 8}})),
     "no memory": replace(LLAMA, memory=None),
+    **{name: replace(TRAINED[name], init_std=0.1) for name in ("joint", "joint-gpt2", "associative")},
+    "gist and facts": replace(TRAINED["gist and facts"], init_std=0.1, memory=MEMORY),
+    "joint and facts": replace(TRAINED["joint"], init_std=0.1, memories={
+        "facts": AssociativeConfig(layers=(1,)), "gist": replace(MEMORY, signal="hidden", layers=(0,))}),
 }
-SOME = ["llama", "gpt2", "paper with stm", "hidden", "per head", "gibbs"]
+SOME = ["llama", "gpt2", "paper with stm", "hidden", "per head", "gibbs", "joint", "gist and facts"]
 
 
 def pair(config: ModelConfig) -> tuple[InftyLM, InftyForCausalLM]:
@@ -52,7 +58,7 @@ def pair(config: ModelConfig) -> tuple[InftyLM, InftyForCausalLM]:
     trained = InftyLM(config)
     with torch.no_grad():
         for name, p in trained.named_parameters():
-            if p.dim() == 1:
+            if p.dim() == 1 or not p.any():
                 p.add_(0.3 * torch.randn_like(p))
             elif name in ("embedding.weight", "head.weight"):
                 p[config.vocab_size:] = 7.0  # must not matter

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from infty.config import ModelConfig
 from infty.layers.linear import RowParallelLinear, sharded_parameter, zeros
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
-from infty.memory.associative import read, segment_map, unit
+from infty.memory.associative import initial_biases, read, segment_map, told
 from infty.memory.sections import AssociativeConfig
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
 from infty.tree import Field, Tree
-
-INITIAL_STRENGTH = 0.5
-"""How much of what a key answers a fresh memory replaces when the key is told again."""
-LIFETIMES = 256, 16_384
-"""Tokens after which fresh heads have forgotten all but 1/e, spread evenly in the logarithm between these two."""
 
 
 class Associative(Memory):
@@ -38,12 +30,11 @@ class Associative(Memory):
         self.kv_heads = config.kv_heads // groups.tensor_size()
         self.head_size = config.head_size
         K, d = config.kv_heads, config.head_size
+        strength, decay = initial_biases(K)
         self.strength_weight = sharded_parameter(torch.zeros(K, 2 * d))
-        self.strength_bias = sharded_parameter(torch.full((K,), _logit(INITIAL_STRENGTH)))
+        self.strength_bias = sharded_parameter(strength)
         self.decay_weight = sharded_parameter(torch.zeros(K, 2 * d))
-        shortest, longest = LIFETIMES
-        lifetimes = torch.logspace(math.log10(shortest), math.log10(longest), K)
-        self.decay_bias = sharded_parameter(torch.log(torch.expm1(1 / lifetimes)))
+        self.decay_bias = sharded_parameter(decay)
         self.out = RowParallelLinear(config.heads * d, config.hidden_size, zeros)
 
     def fields(self, dtype: torch.dtype) -> Tree:
@@ -67,15 +58,12 @@ class Associative(Memory):
         """What writing each segment that leaves the STM does to the matrices: M, C float32 [b, K, S, d, d] each."""
         tokens = inputs.q.shape[3]
         keys = inputs.keys[:, :, :tokens]
-        values = inputs.values[:, :, :tokens].float()
+        values = inputs.values[:, :, :tokens]
         if not self.memory.backprop:
             keys, values = keys.detach(), values.detach()
-        keys = unit(keys)
-        told = torch.cat([keys, values], -1)
-        strength = torch.sigmoid(_scores(told, self.strength_weight, self.strength_bias))
-        log_decay = -F.softplus(_scores(told, self.decay_weight, self.decay_bias))
-        segments = (inputs.seen.shape[1], -1)
-        return segment_map(*(x.unflatten(2, segments) for x in (keys, values, strength, log_decay)))
+        tokens_told = told(keys, values, (self.strength_weight, self.strength_bias),
+                           (self.decay_weight, self.decay_bias))
+        return segment_map(*(x.unflatten(2, (inputs.seen.shape[1], -1)) for x in tokens_told))
 
     def _segments(self, maps: tuple[Tensor, Tensor], matrix: Tensor, seen: Tensor,
                   enabled: bool) -> tuple[Tensor, Tensor]:
@@ -98,15 +86,6 @@ class Associative(Memory):
         figures = torch.stack([matrix.norm(dim=(-2, -1)).mean(), maps[0].diagonal(dim1=-2, dim2=-1).mean()])
         figures = collectives.sum_(figures) / groups.tensor_size()
         return {"matrix_norm": figures[0] / size**0.5, "kept": figures[1]}
-
-
-def _scores(told: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[b, K, T, 2d] -> float32 [b, K, T]."""
-    return (told * weight.float()[:, None]).sum(-1) + bias.float()[:, None]
-
-
-def _logit(p: float) -> float:
-    return math.log(p / (1 - p))
 
 
 def costs(config: ModelConfig, layer: int, layout: Layout) -> Costs:

@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infty.config import ModelConfig
-from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, eye, normal, sharded_parameter
+from infty.layers.linear import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    eye,
+    normal,
+    sharded_parameter,
+)
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
 from infty.memory.associative import read, segment_map, unit
 from infty.memory.sections import ContinuationConfig

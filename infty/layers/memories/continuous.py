@@ -13,7 +13,7 @@ from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal,
 from infty.layers.memories import continuous_costs
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
 from infty.layers.memories.continuous_joint import JointContinuous
-from infty.memory import densities, density, sticky
+from infty.memory import densities, density, reading, sticky
 from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
 from infty.memory.state import MemoryState
@@ -21,18 +21,9 @@ from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
 from infty.tree import Field, Tree
 
-# Spread of a fresh density that has a bias: its standard deviation is about this share of the document.
-INITIAL_SIGMA = 0.05
-# Size of a fresh map's weights, in units in which a pooled key has the size of a key. Small, so that densities begin
-# where their biases say: at 1, the first segments of a document start with gradients fifty times too large.
-INITIAL_WEIGHT = 0.1
-
 
 class DensityMaps(nn.Module):
-    """From a memory's keys to a head's pooled keys: mu = sigmoid(w_mu . s + b) with s = K q / sqrt(d).
-
-    Because w . (K q) = (w^T K) q, the N keys are pooled into two vectors and the scores s are never formed.
-    """
+    """From a memory's keys to a head's pooled keys: mu = sigmoid(w_mu . s + b) with s = K q / sqrt(d)."""
 
     def __init__(self, memory: MemoryConfig, heads: int, name: str) -> None:
         """`heads` of the whole layer; weights are drawn from streams that begin with `name`."""
@@ -40,21 +31,15 @@ class DensityMaps(nn.Module):
         self.weight_mu: nn.Parameter
         self.weight_sigma: nn.Parameter
         self.shared = memory.maps == "shared"
-        rows = 1 if self.shared else heads
-        # Coefficients of a signal of size 1 have size ~1/N, so a pooled key has size ~1 when weights have ~sqrt(N).
-        # Kept as a factor, so that an optimizer step means the same as for other weights.
-        self.scale = 1.0 if self.shared else math.sqrt(memory.basis)
-        # Shared: the paper's, a torch.nn.Linear without bias.
-        std = 1 / math.sqrt(3 * memory.basis) if self.shared else INITIAL_WEIGHT
+        self.scale = reading.map_scale(memory)
+        rows = reading.map_rows(memory, heads)
         for part in ("mu", "sigma"):
-            full = normal(f"{name}.{part}", std)(torch.empty(rows, memory.basis))
+            full = normal(f"{name}.{part}", reading.map_std(memory))(torch.empty(rows, memory.basis))
             self.register_parameter(f"weight_{part}", self._parameter(full))
         self.bias_mu: nn.Parameter | None = None
         self.bias_sigma: nn.Parameter | None = None
         if memory.map_bias:
-            position = (torch.arange(rows) + 0.5) / rows  # heads begin by looking at different places
-            self.bias_mu = self._parameter(torch.logit(position))
-            self.bias_sigma = self._parameter(torch.full((rows,), math.log(math.expm1(INITIAL_SIGMA**2))))
+            self.bias_mu, self.bias_sigma = (self._parameter(full) for full in reading.map_biases(rows))
 
     def _parameter(self, full: Tensor) -> nn.Parameter:
         return nn.Parameter(full) if self.shared else sharded_parameter(full)
@@ -132,15 +117,9 @@ class Continuous(Memory):
             h = h.detach()
         x = collectives.split(h, -1)
         if self.memory.gate:
-            x = x * torch.sigmoid(self.gate(self._neighbours(h)))
+            segments = h.unflatten(0, (-1, self.config.segment_length))
+            x = x * torch.sigmoid(self.gate(reading.neighbours(segments).flatten(0, 1)))
         return x.unflatten(-1, (self.signal_heads, -1)).permute(1, 2, 0, 3)
-
-    def _neighbours(self, h: Tensor) -> Tensor:
-        """[T, b, e] -> [T, b, 3e]: each token beside its neighbours in its segment, zeros outside."""
-        h = h.unflatten(0, (-1, self.config.segment_length))
-        zero = torch.zeros_like(h[:, :1])
-        before, after = torch.cat([zero, h[:, :-1]], 1), torch.cat([h[:, 1:], zero], 1)
-        return torch.cat([before, h, after], -1).flatten(0, 1)
 
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
         """Read and write all segments of a window; see `Memory.forward`.
@@ -235,12 +214,12 @@ class Continuous(Memory):
         y = projection(whole.to(dtype))
         return y.unflatten(-1, (self.kv_heads, self.config.head_size)).transpose(1, 2)
 
-    def _pool(self, keys: Tensor, maps: dict) -> tuple[Tensor, ...]:
-        return torch.einsum("pkgn,bknd->pbkgd", maps["pool"], keys).unbind(0)
+    def _pool(self, keys: Tensor, maps: dict) -> tuple[Tensor, Tensor]:
+        return reading.pooled(maps["pool"], keys).unbind(0)
 
     def _pool_hidden(self, whole: Tensor, maps: dict) -> tuple[Tensor, ...]:
         """Pool the hidden signal first, then project: O(e^2) a head instead of O(N e^2)."""
-        pooled = torch.einsum("pkgn,bne->pbkge", maps["pool"], whole)
+        pooled = reading.pooled_hidden(maps["pool"], whole)
         return torch.einsum("pbkge,kde->pbkgd", pooled, maps["projection"]).unbind(0)
 
     def _place(self, q: Tensor, keys: tuple[Tensor, ...], maps: dict | None) -> tuple[Tensor, Tensor]:
@@ -250,26 +229,15 @@ class Continuous(Memory):
         """
         if maps is None:
             return q.flatten(2, 3), keys[0]
-        key_mu, key_sigma = (k.flatten(1, 2) for k in keys)
-        mean, variance = density.parameters(q.flatten(1, 2), key_mu, key_sigma, maps["bias_mu"],
-                                            maps["bias_sigma"], self.memory.sigma_floor, self.memory.sigma_clamp)
-        return (mean.unflatten(1, (self.kv_heads, self.group)).flatten(2),
-                variance.unflatten(1, (self.kv_heads, self.group)).flatten(2))
+        return reading.place(self.memory, q, *keys, maps["bias_mu"], maps["bias_sigma"])
 
     def _density(self, place: tuple[Tensor, Tensor]) -> densities.Density:
         """The family of read densities that the config names."""
-        if self.maps is None:
-            points = densities.gibbs_points(self.memory.basis, self.memory.bins)
-            return densities.Gibbs(*place, self.core.basis, points)
-        return densities.FAMILIES[self.memory.density](*place)
+        return reading.density_of(self.memory, place, self.core.basis)
 
     def _histogram(self, place: tuple[Tensor, Tensor]) -> Tensor:
         """Where a segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for each signal head."""
-        with torch.no_grad():
-            p = self._density(place).histogram(self.memory.bins)  # [b, K/tp, D]
-            if self.memory.sticky_heads == "per_head":
-                return p
-            return collectives.sum_(p.sum(1, keepdim=True)) / self.config.kv_heads
+        return reading.histogram(self.memory, self._density(place), self.config.kv_heads, collectives.sum_)
 
     def _read(self, place: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
         """One read for all segments: values [b, S, K, N, d] -> [T, b, H/tp * d]."""

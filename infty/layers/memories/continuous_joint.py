@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from infty.config import ModelConfig
 from infty.layers.linear import sharded_parameter
 from infty.layers.memories.base import Attended, Costs, Inputs, Layout, Memory, Reading
 from infty.layers.memories.continuous_costs import joint_costs
+from infty.memory import attending
 from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
 from infty.memory.state import MemoryState
@@ -54,13 +53,12 @@ class JointContinuous(Memory):
         if not self.memory.backprop:
             stream = stream.detach()
         found, signal = self._segments(stream, MemoryState(**state["signal"]), inputs.seen, inputs.enabled)
-        keys, values = found.to(inputs.q.dtype).flatten(2, 3).chunk(2, -1)  # [b, K, S*N, d]
-        keys = keys * self.log_sharpness.exp().to(keys.dtype)[:, None, None]
+        keys, values = attending.points(found.flatten(2, 3), self.log_sharpness, inputs.q.dtype)  # [b, K, S*N, d]
         written = (inputs.seen > self.delay) & inputs.enabled
         points = self.memory.basis
         return Reading(
             Tree({"signal": vars(signal)}),
-            attended=Attended(keys, values, points * written, points, points, -math.log(points)),
+            attended=Attended(keys, values, points * written, points, points, attending.prior(points)),
             figures=self._figures(signal) if inputs.statistics else None)
 
     def _segments(self, stream: Tensor, signal: MemoryState, seen: Tensor,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from infty import __version__
+from infty.hf.kinds_infty import memory_of
 from infty_pretrain.config import Config
 
 CARD = """---
@@ -110,15 +111,16 @@ def write_card(folder: Path, config: Config, run: dict[str, Any], dtype: str, fi
 
 
 def _memory(config: Config) -> str:
-    memory = config.model.memory
-    if memory is None:
-        return "this model has none but its short-term memory"
-    return f"{memory.basis} basis functions a head and layer, contraction {memory.contraction}, sticky: {memory.sticky}"
+    """What the memories are, in words."""
+    described = {name: memory_of(section).describe(section) for name, section in config.model.sections().items()}
+    if len(described) == 1:
+        return next(iter(described.values()))
+    return "; ".join(f"{name}: {words}" for name, words in described.items()) or (
+        "this model has none but its short-term memory")
 
 
 def _lora(config: Config) -> str:
-    """The memory's projections, for `target_modules`."""
-    memory = config.model.memory
-    if memory is None:
-        return ""
-    return ", `memory.out`" + (", `memory.key`, `memory.value`" if memory.signal == "hidden" else "")
+    """The memories' projections, for `target_modules`."""
+    names = [f"{name}.{part}" for name, section in config.model.sections().items()
+             for part in memory_of(section).projections(section)]
+    return "".join(f", `{name}`" for name in names)
