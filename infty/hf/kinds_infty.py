@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from infty.errors import UserError
 from infty.hf.associative_infty import InftyAssociativeMemory
+from infty.hf.continuation_infty import InftyContinuationMemory
 from infty.hf.continuous_infty import InftyContinuousMemory
 from infty.hf.memory_infty import InftyMemory
 from infty.memory.config import MemoryConfig
-from infty.memory.sections import AssociativeConfig
+from infty.memory.sections import AssociativeConfig, ContinuationConfig
 
 if TYPE_CHECKING:
     from infty.hf.configuration_infty import InftyConfig
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 TWINS: dict[str, tuple[type, type[InftyMemory]]] = {
     "continuous": (MemoryConfig, InftyContinuousMemory),
     "associative": (AssociativeConfig, InftyAssociativeMemory),
+    "continuation": (ContinuationConfig, InftyContinuationMemory),
 }
 """The dataclass of a kind's section in a config, and its memory."""
 

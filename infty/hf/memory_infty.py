@@ -32,6 +32,8 @@ class Inputs(NamedTuple):
     weight's own says nothing when it is quantised."""
     residual: Tensor
     """[b, t, e]: the layer's input."""
+    embedded: Tensor
+    """[b, t, e]: the embeddings of the tokens, before positions and dropout."""
     piece: Piece
 
 

@@ -151,14 +151,14 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
 
         return InftyLayerState(part(self.attention), {name: part(memory) for name, memory in self.memories.items()})
 
-    def forward(self, x: Tensor, state: InftyLayerState, piece: Piece,
+    def forward(self, x: Tensor, embedded: Tensor, state: InftyLayerState, piece: Piece,
                 memory_enabled: bool = True) -> tuple[Tensor, InftyLayerState]:
-        """x [b, t, e] -> x and the layer's new state."""
+        """x [b, t, e] -> x and the layer's new state; `embedded` [b, t, e] is what the first layer began with."""
         h = self.attention_norm(x)
         q, key, value = self.attention.project(h)
         attention = state.attention.extend(piece, key=key, value=value)
         keys, values = self.attention.in_sight(attention)
-        inputs = Inputs(q, h, x, piece)
+        inputs = Inputs(q, h, x, embedded, piece)
         readings = self._read(inputs, state, attends=True)
         y = self.attention.out(self.attention(q, keys, values, piece, [r.attended for r in readings.values()]))
         readings |= self._read(inputs, state, attends=False)
@@ -280,6 +280,7 @@ class InftyModel(InftyPreTrainedModel):
     def _read(self, x: Tensor, states: tuple[InftyLayerState, ...], piece: Piece,
               memory_enabled: bool) -> tuple[tuple[Tensor, ...], tuple[InftyLayerState, ...]]:
         """One piece through all layers: what each layer is given, then what the head is; and the new states."""
+        embedded = x
         if self.embed_positions is not None:
             place = piece.segments[:, None] * self.config.segment_length + piece.places()
             # Positions repeat with a period of all that a token can see, so no two tokens in sight share one.
@@ -288,7 +289,7 @@ class InftyModel(InftyPreTrainedModel):
         new, streams = [], []
         for layer, state in zip(self.layers, states):
             streams.append(x)
-            x, state = layer(x, state, piece, memory_enabled)
+            x, state = layer(x, embedded, state, piece, memory_enabled)
             new.append(state)
         return (*streams, self.norm(x)), tuple(new)
 

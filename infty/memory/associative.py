@@ -42,6 +42,25 @@ def told(keys: Tensor, values: Tensor, strength: tuple[Tensor, Tensor],
     return keys, values, torch.sigmoid(_scores(both, *strength)), -F.softplus(_scores(both, *decay))
 
 
+GATE_SCALE = 10.0
+"""Of a gate that starts at zero: its parameter is multiplied by this, for it has far to go in steps of the rate."""
+
+
+def told_after(keys: Tensor, values: Tensor, begins: Tensor, strength: tuple[Tensor, Tensor],
+               decay: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`told` of tokens that go with the key before them: keys [b, H, T, k] of the tokens before, values [b, H, T, d].
+
+    begins: bool [b, S], which of the S segments in T begin a document: their first token follows nothing. Values are
+    normed, so that rare tokens, whose embeddings are small, weigh as much as others.
+    """
+    segments = begins.shape[1]
+    before = keys.unflatten(2, (segments, -1))
+    first = torch.zeros_like(before[:, :1, :, :, :1], dtype=torch.bool)
+    first[:, :, :, 0] = begins[:, None, :, None]
+    before = before.masked_fill(first, 0.0).flatten(2, 3)
+    return told(before, F.rms_norm(values.float(), values.shape[-1:], eps=1e-6), strength, decay)
+
+
 def _scores(both: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """[b, K, T, 2d] -> float32 [b, K, T]."""
     return (both * weight.float()[:, None]).sum(-1) + bias.float()[:, None]

@@ -18,7 +18,7 @@ from support.twins import VARIANTS, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-NAMES = ["llama", "gpt2", "paper with stm", "hidden", "no memory", "joint", "gist and facts"]
+NAMES = ["llama", "gpt2", "paper with stm", "hidden", "no memory", "joint", "gist and facts", "continuation"]
 
 
 def by_hand(model, ids: torch.Tensor, count: int) -> torch.Tensor:

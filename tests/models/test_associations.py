@@ -12,7 +12,8 @@ from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.layers.memories.associative import Associative
 from infty.layers.memories.base import Inputs
-from infty.layers.memories.continuation import GATE_SCALE, Continuation
+from infty.layers.memories.continuation import Continuation
+from infty.memory.associative import GATE_SCALE
 from infty.memory.sections import AssociativeConfig, ContinuationConfig
 from infty.parallel.region import Region
 from infty.tree import fresh

@@ -44,12 +44,13 @@ VARIANTS = {
     "unlike layers": replace(LLAMA, memory=replace(MEMORY, overrides={
         0: {"basis": 8, "widths": (0.1,), "contraction": 0.75}, 1: {"contraction": "doubling", "bins": 8}})),
     "no memory": replace(LLAMA, memory=None),
-    **{name: replace(TRAINED[name], init_std=0.1) for name in ("joint", "joint-gpt2", "associative")},
+    **{name: replace(TRAINED[name], init_std=0.1) for name in (
+        "joint", "joint-gpt2", "associative", "continuation", "continuation without stm")},
     "gist and facts": replace(TRAINED["gist and facts"], init_std=0.1, memory=MEMORY),
     "joint and facts": replace(TRAINED["joint"], init_std=0.1, memories={
         "facts": AssociativeConfig(layers=(1,)), "gist": replace(MEMORY, signal="hidden", layers=(0,))}),
 }
-SOME = ["llama", "gpt2", "paper with stm", "hidden", "per head", "gibbs", "joint", "gist and facts"]
+SOME = ["llama", "gpt2", "paper with stm", "hidden", "per head", "gibbs", "joint", "gist and facts", "continuation"]
 
 
 def pair(config: ModelConfig) -> tuple[InftyLM, InftyForCausalLM]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from infty.config import ModelConfig
 from infty.layers.linear import (
@@ -17,18 +14,11 @@ from infty.layers.linear import (
     sharded_parameter,
 )
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
-from infty.memory.associative import read, segment_map, unit
+from infty.memory.associative import GATE_SCALE, initial_biases, read, segment_map, told_after
 from infty.memory.sections import ContinuationConfig
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
 from infty.tree import Field, Tree
-
-INITIAL_STRENGTH = 0.5
-"""How much of what a context answers a fresh memory replaces when the context comes again."""
-LIFETIMES = 256, 16_384
-"""Tokens after which fresh heads have forgotten all but 1/e, spread evenly in the logarithm between these two."""
-GATE_SCALE = 10.0
-"""What a gate's parameter is multiplied by: it starts at zero and has far to go, in steps of the learning rate."""
 
 
 class Continuation(Memory):
@@ -51,10 +41,10 @@ class Continuation(Memory):
         e, H, k = config.hidden_size, config.heads, self.memory.key_size
         self.key = ColumnParallelLinear(e, H * k, normal(f"{layer}.{name}.key", e**-0.5))
         self.strength_weight = sharded_parameter(torch.zeros(H, k + self.head_size))
-        self.strength_bias = sharded_parameter(torch.full((H,), math.log(INITIAL_STRENGTH / (1 - INITIAL_STRENGTH))))
+        strength, decay = initial_biases(H)
+        self.strength_bias = sharded_parameter(strength)
         self.decay_weight = sharded_parameter(torch.zeros(H, k + self.head_size))
-        shortest, longest = (math.log10(tokens) for tokens in LIFETIMES)
-        self.decay_bias = sharded_parameter(torch.log(torch.expm1(1 / torch.logspace(shortest, longest, H))))
+        self.decay_bias = sharded_parameter(decay)
         self.gate = sharded_parameter(torch.zeros(H))
         self.out = RowParallelLinear(e, e, eye)
 
@@ -96,17 +86,10 @@ class Continuation(Memory):
     def _maps(self, keys: Tensor, values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """What writing each segment that leaves the STM does to the matrices: [b, H, S, k, k] and [b, H, S, k, d]."""
         tokens = seen.shape[1] * self.segment_length
-        before = keys[:, :, :tokens].unflatten(2, (seen.shape[1], -1))
-        # The first token of a document follows nothing.
-        begins = torch.zeros_like(before[:, :1, :, :, :1], dtype=torch.bool)
-        begins[:, :, :, 0] = (seen == self.delay)[:, None, :, None]
-        before = unit(before.masked_fill(begins, 0.0))
-        after = F.rms_norm(values[:, :, :tokens].float(), (self.head_size,), eps=1e-6).unflatten(
-            2, (seen.shape[1], -1))
-        told = torch.cat([before, after], -1)
-        strength = torch.sigmoid(_scores(told, self.strength_weight, self.strength_bias))
-        log_decay = -F.softplus(_scores(told, self.decay_weight, self.decay_bias))
-        return segment_map(before, after, strength, log_decay)
+        strength = (self.strength_weight, self.strength_bias)
+        decay = (self.decay_weight, self.decay_bias)
+        told = told_after(keys[:, :, :tokens], values[:, :, :tokens], seen == self.delay, strength, decay)
+        return segment_map(*(x.unflatten(2, (seen.shape[1], -1)) for x in told))
 
     def _segments(self, maps: tuple[Tensor, Tensor], matrix: Tensor, seen: Tensor,
                   enabled: bool) -> tuple[Tensor, Tensor]:
@@ -129,11 +112,6 @@ class Continuation(Memory):
         size = matrix.square().mean((-2, -1)).sqrt()
         figures = collectives.sum_(torch.stack([gate.mean(), size.mean()])) / groups.tensor_size()
         return {"gate": figures[0], "matrix_size": figures[1]}
-
-
-def _scores(told: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[b, H, S, L, n] -> float32 [b, H, S, L]."""
-    return (told * weight.float()[:, None, None]).sum(-1) + bias.float()[:, None, None]
 
 
 def _tail(tokens: Tensor, length: int) -> Tensor:
