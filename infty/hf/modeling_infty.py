@@ -257,7 +257,7 @@ class InftyModel(InftyPreTrainedModel):
             raise ValueError(f"the cache holds {cache.rows} texts, the input {b}")
         mask = token_mask(attention_mask, b, T, cache.tokens)
         starts = document_starts(mask, position_ids, seq_idx, cu_seq_lens_q, b, T, fresh=cache.states is None)
-        states = cache.states or tuple(layer.begin(x) for layer in self.layers)
+        states = cache.states or self._begin(x)
         reading = Reading(self.config.segment_length, cache.fill, cache.segments, b)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -276,6 +276,11 @@ class InftyModel(InftyPreTrainedModel):
         hidden = tuple(levels) if output_hidden_states else None
         result = BaseModelOutputWithPast(last_hidden_state=levels[-1], hidden_states=hidden, **{CACHE: cache})
         return result if _as_dict(return_dict, self.config) else result.to_tuple()
+
+    def _begin(self, x: Tensor) -> tuple[InftyLayerState, ...]:
+        """The states of rows that have read nothing; x [b, t, e] is what they will read."""
+        layers: list[Any] = list(self.layers)
+        return tuple(layer.begin(x) for layer in layers)
 
     def _read(self, x: Tensor, states: tuple[InftyLayerState, ...], piece: Piece,
               memory_enabled: bool) -> tuple[tuple[Tensor, ...], tuple[InftyLayerState, ...]]:

@@ -18,6 +18,10 @@ NOTHING = Tree({})
 class OnDevices:
     """What accelerate asks of a layer's arguments when layers are spread over devices."""
 
+    def map(self, f: Callable[[Tensor], Tensor]) -> Any:
+        """Apply f to every tensor."""
+        raise NotImplementedError
+
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Any:
         """The same on another device."""
         return self.map(lambda x: x.to(device, non_blocking=non_blocking))

@@ -26,7 +26,8 @@ LIFETIMES = 256, 16_384
 def initial_biases(heads: int) -> tuple[Tensor, Tensor]:
     """Of a fresh memory's write strength and decay: float32 [heads] each."""
     strength = math.log(INITIAL_STRENGTH / (1 - INITIAL_STRENGTH))
-    lifetimes = torch.logspace(*(math.log10(tokens) for tokens in LIFETIMES), heads)
+    shortest, longest = LIFETIMES
+    lifetimes = torch.logspace(math.log10(shortest), math.log10(longest), heads)
     return torch.full((heads,), strength), torch.log(torch.expm1(1 / lifetimes))
 
 

@@ -214,7 +214,7 @@ class Continuous(Memory):
         y = projection(whole.to(dtype))
         return y.unflatten(-1, (self.kv_heads, self.config.head_size)).transpose(1, 2)
 
-    def _pool(self, keys: Tensor, maps: dict) -> tuple[Tensor, Tensor]:
+    def _pool(self, keys: Tensor, maps: dict) -> tuple[Tensor, ...]:
         return reading.pooled(maps["pool"], keys).unbind(0)
 
     def _pool_hidden(self, whole: Tensor, maps: dict) -> tuple[Tensor, ...]:
@@ -229,7 +229,8 @@ class Continuous(Memory):
         """
         if maps is None:
             return q.flatten(2, 3), keys[0]
-        return reading.place(self.memory, q, *keys, maps["bias_mu"], maps["bias_sigma"])
+        key_mu, key_sigma = keys
+        return reading.place(self.memory, q, key_mu, key_sigma, maps["bias_mu"], maps["bias_sigma"])
 
     def _density(self, place: tuple[Tensor, Tensor]) -> densities.Density:
         """The family of read densities that the config names."""
