@@ -29,6 +29,9 @@ from infty_tools.export.standalone import HIDE
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 MARKER = ".infty-demo"
 PROMPT = "HAMLET.\n"
+# The model that never had a memory, at its best: it does better with embeddings of their own for the output, which
+# the memory of what followed cannot do with.
+WITHOUT = ("model.memory=null", "model.memories=null", "model.tie_embeddings=false")
 # The generating process proves that the export stands alone: it cannot import what trained the model.
 GENERATE = HIDE + """
 import torch
@@ -76,10 +79,12 @@ class Demo:
         (folder / MARKER).touch()
         self.folder, self.books, self.config, self.overrides = folder, books, config, overrides
         self.dataset, self.run_folder, self.export = folder / "dataset", folder / "run", folder / "export"
+        self.without = folder / "run-without"
         self.started = time.time()
 
     def run(self) -> None:
-        stations = (self.get_books, self.prepare, self.pretrain, self.evaluate, self.export_model, self.generate)
+        stations = (self.get_books, self.prepare, self.pretrain, self.pretrain_without, self.evaluate,
+                    self.export_model, self.generate)
         for number, station in enumerate(stations, 1):
             console.rule(f"[bold]{number}/{len(stations)}  {station.__doc__.splitlines()[0]}")
             station()
@@ -96,21 +101,27 @@ class Demo:
 
     def pretrain(self) -> None:
         """Pretraining in two processes: tensor parallel 2, ZeRO-3; interrupted once, then resumed"""
-        if not self._metrics():
+        command = self._pretrain_command(self.run_folder)
+        if not self._metrics(self.run_folder):
             console.print("[dim]part one: stopped on purpose about a third of the way[/dim]")
-            self._infty(*self._pretrain_command(), processes=2, stop_at=1 / 3)
+            self._infty(*command, processes=2, stop_at=1 / 3)
             console.print("[dim]part two: the same command again; it picks up where it stopped[/dim]")
-        self._infty(*self._pretrain_command(), processes=2)
+        self._infty(*command, processes=2)
 
-    def _pretrain_command(self) -> list[str | Path]:
-        return ["pretrain", "--config", self.config, f"run.folder={self.run_folder}",
+    def pretrain_without(self) -> None:
+        """The same blocks, steps and data without a memory: what a memory is worth is seen beside such a model only"""
+        self._infty(*self._pretrain_command(self.without), *WITHOUT, processes=2)
+
+    def _pretrain_command(self, folder: Path) -> list[str | Path]:
+        return ["pretrain", "--config", self.config, f"run.folder={folder}",
                 f"data.train={self.dataset / 'train'}", f"data.validation={self.dataset / 'validation'}",
                 *self.overrides]
 
     def evaluate(self) -> None:
-        """A held-out book, with the memory on and off"""
-        self._infty("evaluate", "--checkpoint", self.run_folder, "--data", self.dataset / "validation",
-                    "--output", self.folder / "evaluation.json")
+        """Held-out works, read by both models"""
+        for run, result in ((self.run_folder, "evaluation.json"), (self.without, "evaluation-without.json")):
+            self._infty("evaluate", "--checkpoint", run, "--data", self.dataset / "validation",
+                        "--output", self.folder / result)
 
     def export_model(self) -> None:
         """Hugging Face export"""
@@ -130,7 +141,7 @@ class Demo:
 
     def summary(self) -> None:
         """What a newcomer wants to know, and the next command."""
-        rows = [r for r in self._metrics() if "loss" in r]
+        rows = [r for r in self._metrics(self.run_folder) if "loss" in r]
         table = Table(show_header=False, box=None, padding=(0, 2))
         table.add_row("training loss", f"{rows[0]['loss']:.3f} at step {rows[0]['step']}  →  "
                                        f"{rows[-1]['loss']:.3f} at step {rows[-1]['step']}  (nats a token)")
@@ -148,12 +159,15 @@ class Demo:
                       highlight=False, soft_wrap=True)
 
     def _perplexities(self) -> dict[str, str]:
-        result = json.loads((self.folder / "evaluation.json").read_text())
-        return {f"held-out perplexity, memory {mode}": f"{result[mode]['perplexity']:.2f} a token"
-                for mode in ("on", "off")}
+        def of(name: str, mode: str) -> str:
+            return f"{json.loads((self.folder / name).read_text())[mode]['perplexity']:.2f} a token"
 
-    def _metrics(self) -> list[dict]:
-        path = self.run_folder / "metrics.jsonl"
+        return {"held-out perplexity, trained with a memory": of("evaluation.json", "on"),
+                "held-out perplexity, trained without": of("evaluation-without.json", "off")}
+
+    @staticmethod
+    def _metrics(folder: Path) -> list[dict]:
+        path = folder / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     @staticmethod
@@ -185,7 +199,7 @@ class Demo:
     def _stop_at(self, process: subprocess.Popen, share: float) -> None:
         """Ask a running `pretrain` to stop when this share of its steps is done, as one can at any time."""
         while process.poll() is None:
-            rows = self._metrics()
+            rows = self._metrics(self.run_folder)
             if rows and rows[-1]["step"] >= share * rows[-1]["steps"]:
                 (self.run_folder / "stop").touch()
                 return
