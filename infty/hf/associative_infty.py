@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from infty.hf.memory_infty import Ended, InftyMemory, Inputs, Reading
 from infty.hf.state_infty import PartState
-from infty.memory.associative import initial_biases, read, segment_map, told
+from infty.memory.associative import initial_biases, read_normed, segment_map, told
 from infty.memory.sections import AssociativeConfig
 from infty.tree import Field, Tree
 
@@ -28,12 +28,14 @@ class InftyAssociativeMemory(InftyMemory):
         self.strength_bias = nn.Parameter(torch.zeros(heads))
         self.decay_weight = nn.Parameter(torch.zeros(heads, 2 * size))
         self.decay_bias = nn.Parameter(torch.zeros(heads))
+        self.norm_weight = nn.Parameter(torch.ones(heads, self.group, size))
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def initialise(self) -> None:
         """The output starts at zero: a model with a fresh memory is the model without one."""
         for starts_at_zero in (self.strength_weight, self.decay_weight, self.out.weight):
             init.zeros_(starts_at_zero)
+        init.ones_(self.norm_weight)
         strength, decay = initial_biases(self.kv_heads)
         init.copy_(self.strength_bias, strength)
         init.copy_(self.decay_bias, decay)
@@ -54,7 +56,7 @@ class InftyAssociativeMemory(InftyMemory):
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         # Mathematics of the memory is done in float32, also when the rest of the model is autocast.
         with torch.autocast(inputs.q.device.type, enabled=False):
-            z = read(inputs.q, state.kept["matrix"][:, :, None])  # [b, K, G, t, d]
+            z = read_normed(inputs.q, state.kept["matrix"][:, :, None], self.norm_weight)  # [b, K, G, t, d]
         z = z.flatten(1, 2).transpose(1, 2).flatten(2)
         return Reading(state, update=self.out(z.to(inputs.normed.dtype)))
 

@@ -97,6 +97,18 @@ def segment_map(keys: Tensor, values: Tensor, strength: Tensor, log_decay: Tenso
     return decayed - kept @ by_memory, kept @ by_values
 
 
+def read_normed(queries: Tensor, found: Tensor, weight: Tensor) -> Tensor:
+    """`read`, normed for each head as in section 3.4 of the paper; weight [K, G, d]. What an empty memory answers is 0.
+
+    How large a read is says how full the memory is, not how sure: without the norm, facts are not learned.
+    """
+    z = read(queries, found)
+    return z * torch.rsqrt(z.square().mean(-1, keepdim=True) + NORM_EPS) * weight.float()[:, :, None]
+
+
+NORM_EPS = 1e-5
+
+
 def read(queries: Tensor, found: Tensor) -> Tensor:
     """What queries [b, K, G, T, d] of any length read from the matrices that their segments find [b, K, S, d, c]:
     float32 [b, K, G, T, c], T = S * L."""

@@ -76,7 +76,9 @@ def test_the_associative_layer(stm):
                     M.zero_()
                 for t in range(s * L, s * L + L):
                     for g in range(2):
-                        z[t, 2 * k + g] = unit(q[lane, k, g, t]) @ M
+                        read = unit(q[lane, k, g, t]) @ M
+                        norm = (read.square().mean() + 1e-5).sqrt()
+                        z[t, 2 * k + g] = read / norm * layer.norm_weight[k, g].double()
                 if SEEN[lane, s] >= delay:
                     for t in range(s * L, s * L + L):  # the STM comes first in keys and values
                         key = unit(keys[lane, k, t])

@@ -8,7 +8,7 @@ from torch import Tensor
 from infty.config import ModelConfig
 from infty.layers.linear import RowParallelLinear, sharded_parameter, zeros
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
-from infty.memory.associative import initial_biases, read, segment_map, told
+from infty.memory.associative import initial_biases, read_normed, segment_map, told
 from infty.memory.sections import AssociativeConfig
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
@@ -35,6 +35,7 @@ class Associative(Memory):
         self.strength_bias = sharded_parameter(strength)
         self.decay_weight = sharded_parameter(torch.zeros(K, 2 * d))
         self.decay_bias = sharded_parameter(decay)
+        self.norm_weight = sharded_parameter(torch.ones(K, config.heads // K, d))
         self.out = RowParallelLinear(config.heads * d, config.hidden_size, zeros)
 
     def fields(self, dtype: torch.dtype) -> Tree:
@@ -49,7 +50,7 @@ class Associative(Memory):
         """Read and write all segments of a window; see `Memory.forward`."""
         maps = self._maps(inputs)
         found, matrix = self._segments(maps, state["matrix"], inputs.seen, inputs.enabled)
-        z = read(inputs.q, found).permute(3, 0, 1, 2, 4).flatten(2)  # [T, b, H/tp * d]
+        z = read_normed(inputs.q, found, self.norm_weight).permute(3, 0, 1, 2, 4).flatten(2)  # [T, b, H/tp * d]
         z = z + touch(self.strength_weight, self.strength_bias, self.decay_weight, self.decay_bias)
         figures = self._figures(maps, matrix) if inputs.statistics else None
         return Reading(Tree({"matrix": matrix}), update=self.out(z.to(inputs.q.dtype)), figures=figures)
@@ -112,8 +113,8 @@ def _saved(config: ModelConfig, layout: Layout, stm: int) -> float:
     told = 2 * 4 * n * kv * d * (1 + stm / (layout.segments * L) if w == 4 else 1)
     systems = 4 * n * kv * (5 * L + 6 * d)
     matrices = 4 * n / L * d * d * (heads + 2 * kv)
-    reads = (4 + w) * n * heads * d
-    return queries + told + systems + matrices + reads + 4 * n * (8 * kv + 2 * heads)
+    reads = (3 * 4 + w) * n * heads * d
+    return queries + told + systems + matrices + reads + 4 * n * (8 * kv + 4 * heads)
 
 
 def _projected(config: ModelConfig, layout: Layout) -> float:
