@@ -125,8 +125,8 @@ def costs(config: ModelConfig, layer: int, memory: ContinuationConfig, layout: L
     exact = H * (2.0 * L * k + L * (k + d) + 2.0 * k * (k + d) + 2.0 * k * k * d / L)
     n = layout.lanes * layout.segments * L
     w, heads = layout.width, H / layout.tensor
-    systems = 4 * n * heads * (5 * L + 5 * k + 4 * d)
+    systems = 4 * n * heads * (5 * L + 7 * k + 4 * d + 10)
     matrices = 4 * n / L * heads * k * (k + 2 * d)
-    projected = w * n * e * 2 + 4 * n * heads * (3 * k + 2 * d)
+    projected = w * n * heads * d
     return Costs(products=2.0 * e * H * k + 2.0 * e * e, reads=2.0 * H * k * d, exact=exact, moved=4.0 * 4 * H * L,
                  launches=8, saved=systems + matrices + projected)
