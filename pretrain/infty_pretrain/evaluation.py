@@ -13,28 +13,29 @@ import torch.distributed as dist
 from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, single_pass
 from infty.errors import UserError
+from infty.models.lm import segments_seen
 from infty.parallel import groups
-
-LARGEST_EXPONENT = 700.0
-"""Of a perplexity: e to this is about the largest float."""
+from infty_pretrain.tally import LARGEST_EXPONENT, Tally
 
 
 @torch.no_grad()
 def evaluate(forward: Callable[..., tuple], initial_state: Callable[..., Any], documents: Documents, *, lanes: int,
              segment_length: int, window_segments: int, device: str, windows: int | None = None,
-             memory: bool = True, progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
+             memory: bool = True, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Read every document once from its start (or only the first `windows` windows of each lane).
 
     `lanes` is a number for the whole run, shared out evenly over data-parallel ranks (rounded up; a lane without a
     document reads nothing with weight 0, so every rank does the same passes). Returns nll (nats a token), perplexity,
     accuracy (share of tokens that were the most likely one, given the true ones before), tokens, and where the dataset
-    counts words and is read whole, perplexity per word. Only tokens that count (`counted_from`) are looked at.
+    counts words and is read whole, perplexity per word; `interval`, 95 % of the perplexity, over documents; and
+    `by_position`, the nll by place in the document. Only tokens that count (`counted_from`) are looked at.
     """
     share = -(-lanes // groups.data_size())
     mine = range(groups.data_rank() * share, (groups.data_rank() + 1) * share)
     reader = single_pass(documents, share * groups.data_size(), mine, segment_length)
     state = initial_state(share, device)
     total = torch.zeros(3, dtype=torch.float64, device=device)
+    tally = Tally(len(documents), device)
     done, expected = 0, int((documents.lengths - np.maximum(documents.counted_from, 1)).clip(0).sum())
     passes = 0
     while not reader.schedule.exhausted and (windows is None or passes < windows):
@@ -42,14 +43,18 @@ def evaluate(forward: Callable[..., tuple], initial_state: Callable[..., Any], d
         window = window.to(device)
         _, out = forward(window.tokens, window.reset, state, labels=window.labels, weights=window.weights,
                          memory_enabled=memory)
+        tally.add(window, out.token_nll, segments_seen(state["segments"], window.reset))
         state = out.state
         total += torch.stack([out.nll_sum, (out.token_correct * window.weights).sum(), window.weights.sum()]).double()
         done, passes = done + window.tokens_in_step, passes + 1
         if progress is not None:
             progress(done, expected)
     dist.all_reduce(total, group=groups.data_group())
+    tally.reduce()
     nll_sum, correct, tokens = total.tolist()
-    return figures(nll_sum, correct, int(tokens), documents, whole=windows is None)
+    found = figures(nll_sum, correct, int(tokens), documents, whole=windows is None)
+    interval = tally.interval()
+    return found | ({} if interval is None else {"interval": list(interval)}) | {"by_position": tally.curve()}
 
 
 def figures(nll_sum: float, correct: float, tokens: int, documents: Documents, whole: bool) -> dict[str, float]:

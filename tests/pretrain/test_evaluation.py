@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 
 from infty import stopping
 from infty.data.documents import Documents
+from infty.data.lanes import Window
 from infty.errors import UserError
 from infty.models.lm import InftyLM
 from infty_pretrain import evaluation, flops
 from infty_pretrain.launch import Launch
+from infty_pretrain.tally import Tally
 from infty_pretrain.trainer import Trainer, crowding
 from infty_tools.cli import app
 from support import small_run, small_training
@@ -62,7 +64,12 @@ def test_lanes_and_windows_do_not_matter(model, data, memory):
     expected = figures(model, data, memory=memory)
     assert expected["tokens"] == sum(n - 1 for n in small_run.LENGTHS)
     for lanes, window in ((1, 5), (4, 1), (20, 7)):  # 20: more lanes than documents
-        assert figures(model, data, lanes, window, memory=memory) == pytest.approx(expected, rel=1e-5)
+        got = figures(model, data, lanes, window, memory=memory)
+        assert got.keys() == expected.keys()
+        for key in got.keys() - {"by_position"}:
+            assert got[key] == pytest.approx(expected[key], rel=1e-5), key
+        for row, wanted in zip(got["by_position"], expected["by_position"], strict=True):
+            assert row == pytest.approx(wanted, rel=1e-5)
 
 
 def test_figures_belong_together(model, data):
@@ -180,3 +187,28 @@ def test_a_perplexity_that_no_float_holds_is_left_out():
 def test_options_that_cannot_be_are_refused_before_anything_is_read(words, said):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2 and said in " ".join(result.output.replace("\u2502", " ").split())
+
+
+def test_intervals_and_curves_add_up():
+    """By document and by place, from windows of two lanes: each token once, at its place."""
+    tally = Tally(3, "cpu")
+    g = torch.Generator().manual_seed(0)
+    nll = torch.rand(2, 4, 32, generator=g)
+    weights = (torch.rand(2, 4, 32, generator=g) < 0.8).float()
+    document = torch.tensor([[0, 0, 0, 0], [1, 1, 2, -1]])
+    weights[1, 3] = 0
+    seen = torch.tensor([[0, 1, 2, 3], [5, 6, 0, 0]])
+    empty = torch.zeros(2, 4, 32, dtype=torch.long)
+    tally.add(Window(empty, empty, weights, seen == 0, document, 0), nll, seen)
+    for index, where in enumerate((document == 0, document == 1, document == 2)):
+        expected = (nll.double() * weights)[where].sum()
+        assert tally.by_document[index].tolist() == pytest.approx([expected.item(), weights[where].sum().item()])
+    first, second, third = tally.curve()
+    assert [(row["from"], row["to"]) for row in (first, second, third)] == [(0, 64), (64, 128), (128, 256)]
+    early = torch.cat([nll[0, :2].flatten(), nll[1, 2]]).double()
+    counted = torch.cat([weights[0, :2].flatten(), weights[1, 2]])
+    assert first["nll"] == pytest.approx(((early * counted).sum() / counted.sum()).item())
+    assert sum(row["tokens"] for row in tally.curve()) == weights.sum()
+    low, high = tally.interval()
+    assert low < math.exp((nll.double() * weights).sum() / weights.sum()) < high
+    assert Tally(1, "cpu").interval() is None

@@ -1,9 +1,9 @@
-"""`infty evaluate`: perplexity of held-out documents, with the memory on and off."""
+"""`infty evaluate`: perplexity of held-out documents, whole and by place, with the memory on and off."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,8 @@ def evaluate(
       infty evaluate --checkpoint runs/first --data data/books/validation
 
     Every document is read once from its start. "Off" means that every segment finds an empty memory; the weights are
-    the same. Works in one process and under launchers (with the run's parallel.tensor or any other).
+    the same, and have leaned on it: what a memory is worth is seen beside a model that was trained without one.
+    Works in one process and under launchers (with the run's parallel.tensor or any other).
     """
     from infty_pretrain import launch
 
@@ -45,14 +46,20 @@ def evaluate(
     launch.leave(here, 0)
 
 
-def _show(figures: dict[str, dict[str, float]]) -> None:
+def _show(figures: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("memory", "tokens", "nats a token", "perplexity", "perplexity a word", "right")
+    table = Table("memory", "tokens", "nats a token", "perplexity", "95 % over documents", "perplexity a word",
+                  "right")
     for mode, f in figures.items():
         word = f"{f['word_perplexity']:,.1f}" if "word_perplexity" in f else "-"
         perplexity = f"{f['perplexity']:,.2f}" if "perplexity" in f else "-"
-        table.add_row(mode, f"{f['tokens']:,}", f"{f['nll']:.4f}", perplexity, word,
+        interval = "{:,.2f} to {:,.2f}".format(*f["interval"]) if "interval" in f else "-"
+        table.add_row(mode, f"{f['tokens']:,}", f"{f['nll']:.4f}", perplexity, interval, word,
                       f"{100 * f['accuracy']:.1f}%")
     Console().print(table)
+    curve = Table("tokens of a document", *(f"memory {mode}" for mode in figures), title="nats a token, by place")
+    for rows in zip(*(f["by_position"] for f in figures.values()), strict=True):
+        curve.add_row(f"{rows[0]['from']:,} to {rows[0]['to']:,}", *(f"{row['nll']:.4f}" for row in rows))
+    Console().print(curve)
