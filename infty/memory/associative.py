@@ -97,6 +97,27 @@ def segment_map(keys: Tensor, values: Tensor, strength: Tensor, log_decay: Tenso
     return decayed - kept @ by_memory, kept @ by_values
 
 
+def through_segments(maps: tuple[Tensor, Tensor], matrix: Tensor, seen: Tensor, delay: int,
+                     enabled: bool) -> tuple[Tensor, Tensor]:
+    """The recurrence over the S segments of a window.
+
+    maps: what writing each segment does, M [b, h, S, d, d] and C [b, h, S, d, c]; matrix [b, h, d, c] before the
+    window; seen int64 [b, S]: segments of the document before each; delay: segments that wait in the short-term
+    memory; enabled False: nothing is remembered. Returns the matrices that each segment finds [b, h, S, d, c], and the
+    last.
+    """
+    kept, added = maps
+    found = []
+    for s in range(seen.shape[1]):
+        begins = (seen[:, s] == 0) | (not enabled)
+        matrix = torch.where(begins[:, None, None, None], 0.0, matrix)
+        found.append(matrix)
+        written = kept[:, :, s] @ matrix + added[:, :, s]
+        ready = (seen[:, s] >= delay) & enabled
+        matrix = torch.where(ready[:, None, None, None], written, matrix)
+    return torch.stack(found, 2), matrix
+
+
 def read_normed(queries: Tensor, found: Tensor, weight: Tensor) -> Tensor:
     """`read`, normed for each head as in section 3.4 of the paper; weight [K, G, d]. What an empty memory answers is 0.
 

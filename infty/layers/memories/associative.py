@@ -8,7 +8,13 @@ from torch import Tensor
 from infty.config import ModelConfig
 from infty.layers.linear import RowParallelLinear, sharded_parameter, zeros
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
-from infty.memory.associative import initial_biases, read_normed, segment_map, told
+from infty.memory.associative import (
+    initial_biases,
+    read_normed,
+    segment_map,
+    through_segments,
+    told,
+)
 from infty.memory.sections import AssociativeConfig
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
@@ -49,7 +55,7 @@ class Associative(Memory):
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
         """Read and write all segments of a window; see `Memory.forward`."""
         maps = self._maps(inputs)
-        found, matrix = self._segments(maps, state["matrix"], inputs.seen, inputs.enabled)
+        found, matrix = through_segments(maps, state["matrix"], inputs.seen, self.delay, inputs.enabled)
         z = read_normed(inputs.q, found, self.norm_weight).permute(3, 0, 1, 2, 4).flatten(2)  # [T, b, H/tp * d]
         z = z + touch(self.strength_weight, self.strength_bias, self.decay_weight, self.decay_bias)
         figures = self._figures(maps, matrix) if inputs.statistics else None
@@ -65,20 +71,6 @@ class Associative(Memory):
         tokens_told = told(keys, values, (self.strength_weight, self.strength_bias),
                            (self.decay_weight, self.decay_bias))
         return segment_map(*(x.unflatten(2, (inputs.seen.shape[1], -1)) for x in tokens_told))
-
-    def _segments(self, maps: tuple[Tensor, Tensor], matrix: Tensor, seen: Tensor,
-                  enabled: bool) -> tuple[Tensor, Tensor]:
-        """The recurrence. Returns the matrices that each segment finds [b, K, S, d, d], and the last."""
-        kept, added = maps
-        found = []
-        for s in range(seen.shape[1]):
-            begins = (seen[:, s] == 0) | (not enabled)
-            matrix = torch.where(begins[:, None, None, None], 0.0, matrix)
-            found.append(matrix)
-            written = kept[:, :, s] @ matrix + added[:, :, s]
-            ready = (seen[:, s] >= self.delay) & enabled
-            matrix = torch.where(ready[:, None, None, None], written, matrix)
-        return torch.stack(found, 2), matrix
 
     @torch.no_grad()
     def _figures(self, maps: tuple[Tensor, Tensor], matrix: Tensor) -> dict[str, Tensor]:

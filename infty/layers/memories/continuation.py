@@ -14,7 +14,14 @@ from infty.layers.linear import (
     sharded_parameter,
 )
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
-from infty.memory.associative import GATE_SCALE, initial_biases, read, segment_map, told_after
+from infty.memory.associative import (
+    GATE_SCALE,
+    initial_biases,
+    read,
+    segment_map,
+    through_segments,
+    told_after,
+)
 from infty.memory.sections import ContinuationConfig
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
@@ -69,7 +76,7 @@ class Continuation(Memory):
         keys = torch.cat([state["keys"].to(key.dtype), key], 2)  # [b, H, stm+1+T, k]
         values = torch.cat([state["values"].to(key.dtype), value], 2) if self.stm else value  # [b, H, stm+T, d]
         maps = self._maps(keys, values, inputs.seen)
-        found, matrix = self._segments(maps, state["matrix"], inputs.seen, inputs.enabled)
+        found, matrix = through_segments(maps, state["matrix"], inputs.seen, self.delay, inputs.enabled)
         z = read(key[:, :, None], found)[:, :, 0] * (GATE_SCALE * self.gate.float())[:, None, None]
         z = z.permute(2, 0, 1, 3).flatten(2)  # [T, b, H/tp * d]
         z = z + touch(self.strength_weight, self.strength_bias, self.decay_weight, self.decay_bias)
@@ -90,20 +97,6 @@ class Continuation(Memory):
         decay = (self.decay_weight, self.decay_bias)
         told = told_after(keys[:, :, :tokens], values[:, :, :tokens], seen == self.delay, strength, decay)
         return segment_map(*(x.unflatten(2, (seen.shape[1], -1)) for x in told))
-
-    def _segments(self, maps: tuple[Tensor, Tensor], matrix: Tensor, seen: Tensor,
-                  enabled: bool) -> tuple[Tensor, Tensor]:
-        """The recurrence. Returns the matrices that each segment finds [b, H, S, k, d], and the last."""
-        kept, added = maps
-        found = []
-        for s in range(seen.shape[1]):
-            begins = (seen[:, s] == 0) | (not enabled)
-            matrix = torch.where(begins[:, None, None, None], 0.0, matrix)
-            found.append(matrix)
-            written = kept[:, :, s] @ matrix + added[:, :, s]
-            ready = (seen[:, s] >= self.delay) & enabled
-            matrix = torch.where(ready[:, None, None, None], written, matrix)
-        return torch.stack(found, 2), matrix
 
     @torch.no_grad()
     def _figures(self, matrix: Tensor) -> dict[str, Tensor]:
