@@ -29,11 +29,13 @@ class _Loader(yaml.SafeLoader):
         first: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                problem = f"the key in line {line} is a list or a section: a key is a word"
+                raise yaml.constructor.ConstructorError(None, None, problem, None)
             if key.value in first and key.tag != MERGE:
                 problem = f"the key '{key.value}' is given twice: in line {first[key.value]} and in line {line}"
                 raise yaml.constructor.ConstructorError(None, None, problem, None)
-            if isinstance(key.value, str):
-                first[key.value] = line
+            first[key.value] = line
         return super().construct_mapping(node, deep)
 
 
@@ -42,13 +44,35 @@ _Loader.yaml_implicit_resolvers = {}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _Loader.add_implicit_resolver(MERGE, re.compile(r"<<$"), ["<"])
 
+TAG = "tag:yaml.org,2002:"
+# No other tag (!!set, !!timestamp, !!python/...) means anything in a config. What is read whole (deep) cannot hold
+# itself by an alias.
+_Loader.yaml_constructors = {
+    None: yaml.SafeLoader.construct_undefined,
+    f"{TAG}null": yaml.SafeLoader.construct_yaml_null,
+    **{f"{TAG}{name}": yaml.SafeLoader.construct_yaml_str for name in ("str", "int", "float", "bool")},
+    f"{TAG}seq": lambda loader, node: loader.construct_sequence(node, deep=True),
+    f"{TAG}map": lambda loader, node: loader.construct_mapping(node, deep=True)}
+
 
 def read_yaml(text: str, source: str) -> Any:
     """What a YAML text holds, its scalars as text or None. Raises UserError."""
     try:
         return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise UserError(f"{source} is not valid YAML: it is nested too deep") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{source} is not valid YAML: {error}") from error
+        raise UserError(f"{source} is not valid YAML: {_in_words(error)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    """What is wrong and where, in one line: PyYAML writes an excerpt in several."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"the character #x{error.character:04x} at position {error.position} is not allowed"
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    context = f"{error.context}, " if getattr(error, "context", None) else ""
+    return context + " ".join(str(getattr(error, "problem", None) or error).split()) + place
 
 
 def read_yaml_file(path: Path) -> Any:

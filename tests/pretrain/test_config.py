@@ -10,6 +10,7 @@ import yaml
 from infty.errors import UserError
 from infty.memory.presets import preset
 from infty_pretrain import config as configs
+from infty_pretrain import typed
 from infty_pretrain.config import Config
 from support import small_run
 
@@ -220,3 +221,15 @@ def test_overrides_of_layers_are_read_by_type(tmp_path):
     assert overrides == {0: {"basis": 8, "sticky": "off"}, 1: {"widths": (0.2,)}}
     with pytest.raises(UserError, match=r"model\.memory\.overrides\.0\.basis: .*many"):
         configs.load(path, ["model.memory.overrides={0: {basis: many}}"])
+
+
+@pytest.mark.parametrize("text", ["? [a]\n: 1", "? {a: 1}\n: 2", "{<<: 1}", "<<", "!!binary x", "!!timestamp x",
+                                  "!!set {a}", "!!python/object:os.system x", "&a [*a]", "&a {b: *a}", "[" * 3000,
+                                  "*a", "\0", "\udcff", "run:\n  a: b: c", "%"])
+def test_a_yaml_that_means_nothing_is_one_sentence(text):
+    with pytest.raises(UserError, match=r"^x\.yaml is not valid YAML: [^\n]+$"):
+        typed.read_yaml(text, "x.yaml")
+
+
+def test_explicit_tags_of_plain_values_are_read_by_the_type_of_their_key():
+    assert typed.read_yaml("a: !!int 7\nb: !!str 8\nc: !!float x\nd: !!bool x", "x") == dict(a="7", b="8", c="x", d="x")
