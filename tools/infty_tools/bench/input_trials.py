@@ -113,7 +113,7 @@ def _outcome(status: int, error: str) -> str:
         return "right"
     if status != 2:
         return f"status {status}"
-    lines = [line for line in error.splitlines() if line.strip()]
+    lines = [line for line in error.split("\n") if line.strip()]
     sentences = [line for line in lines if line.startswith("error: ")]
     if len(sentences) != 1:
         return f"{len(sentences)} sentences"
