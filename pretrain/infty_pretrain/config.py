@@ -323,6 +323,7 @@ def _ranges(config: Config) -> list[tuple[bool, str, str]]:
     return [
         ((run.steps is None) != (run.tokens is None), "run.steps", "give either run.steps or run.tokens"),
         ((run.steps or run.tokens or 0) > 0, "run.steps", "must be > 0"),
+        (0 <= run.seed < 2**32, "run.seed", f"{run.seed} must lie in [0, 2**32)"),
         *((v is None or v > 0, key, f"{v} must be > 0") for key, v in positive.items()),
         *((v is None or v >= 0, key, f"{v} must be >= 0") for key, v in not_negative.items()),
         (all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", "must lie in [0, 1)"),

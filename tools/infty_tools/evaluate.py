@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from infty.files import write_json
+from infty_tools.options import any_path, check_new_file, whole
+
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="A run's folder (its newest whole checkpoint), or one checkpoint")],
     data: Annotated[Path, typer.Option(help="A dataset made by `infty prepare` with the run's tokenizer")],
-    lanes: Annotated[int, typer.Option(help="Documents read side by side")] = 8,
-    windows: Annotated[int | None, typer.Option(help="Read only this many windows of each lane")] = None,
-    output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file")] = None,
+    lanes: Annotated[int, typer.Option(parser=whole(1, 2**20), metavar="N", help="Documents read side by side")] = 8,
+    windows: Annotated[int | None, typer.Option(parser=whole(1, 2**31), metavar="N",
+                                                help="Read only this many windows of each lane")] = None,
+    output: Annotated[Path | None, typer.Option(parser=any_path, metavar="PATH",
+                                                help="Also write the figures to this JSON file")] = None,
 ) -> None:
     """Evaluate a checkpoint on whole documents, with the long-term memory on and off.
 
@@ -27,6 +31,8 @@ def evaluate(
     """
     from infty_pretrain import launch
 
+    if output is not None:
+        check_new_file(output, "--output")
     here = launch.detect()
     launch.quiet()
     from infty_pretrain.evaluator import Evaluator
@@ -36,7 +42,7 @@ def evaluate(
         _show(figures)
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(figures, indent=1) + "\n")
+            write_json(output, figures)
     launch.leave(here, 0)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import typer
+
+from infty.errors import UserError
 
 
 def any_path(text: str) -> Path:
@@ -25,6 +28,17 @@ def new_folder(text: str) -> Path:
     if path.name in ("", ".."):
         raise typer.BadParameter(f"{path} names no folder that could be made: give its name")
     return path
+
+
+def check_new_file(path: Path, option: str) -> None:
+    """Refuse a file to write that no file can be, before the work whose result it is to hold. Raises UserError."""
+    if path.is_dir():
+        raise UserError(f"{option} {printable(path)} is a folder: name a file in it")
+    above = next(folder for folder in path.absolute().parents if folder.exists() or folder.is_symlink())
+    if not above.is_dir():
+        raise UserError(f"{option} {printable(path)}: {printable(above)} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {printable(path)}: you may not write in {printable(above)}")
 
 
 def utf8(text: str) -> str:
