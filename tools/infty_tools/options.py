@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +69,21 @@ def whole(least: int, most: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def finite(value: float) -> float:
+    """A number that is neither nan nor infinite, of which no range says anything."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def file_size(text: str) -> str:
+    """The size of a file as transformers reads it: a number above 0 with KB, MB, GB or TB."""
+    plain = text.strip().upper()
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})? ?[KMGT]B", plain, re.ASCII) or float(plain[:-2]) == 0:
+        raise typer.BadParameter(f"{printable(text)} is not a size: write a number and its unit, such as 500MB or 5GB")
+    return text
 
 
 def printable(value: object) -> str:
