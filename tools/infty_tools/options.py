@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
@@ -69,13 +68,6 @@ def whole(least: int, most: int) -> Callable[[str], int]:
         return value
 
     return parse
-
-
-def finite(value: float) -> float:
-    """A number that is neither nan nor infinite, of which no range says anything."""
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number")
-    return value
 
 
 def file_size(text: str) -> str:

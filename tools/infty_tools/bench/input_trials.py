@@ -52,7 +52,7 @@ def carry_out(trial: Trial, inputs: Path) -> Ending:
     status = _run(trial)
     seconds = time.monotonic() - began
     error = (trial.folder / "stderr").read_text(encoding="utf-8", errors="replace")
-    outcome = _outcome(status, error)
+    outcome = outcome_of(status, error)
     if digests(inputs) != before:
         outcome = "an input was changed"
     elif outcome != "right" and any(os.path.lexists(path) for path in trial.made):
@@ -102,7 +102,8 @@ def _become(trial: Trial) -> None:
         os._exit(code)
 
 
-def _outcome(status: int, error: str) -> str:
+def outcome_of(status: int, error: str) -> str:
+    """How a command with this exit status and this standard error ended: one of GOOD, or what was bad."""
     if "Traceback (most recent call last)" in error:
         return "traceback"
     if status == -signal.SIGKILL:

@@ -136,7 +136,7 @@ def read_ledger(path: Path | None, seed: int) -> dict[tuple[str, int], dict[str,
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except ValueError:  # the program was killed while it wrote it
             continue
         if row["seed"] == seed:
             rows[row["kind"], row["number"]] = row
@@ -144,10 +144,11 @@ def read_ledger(path: Path | None, seed: int) -> dict[tuple[str, int], dict[str,
 
 
 def write_row(path: Path | None, row: dict[str, Any]) -> None:
-    """Add a row to a ledger."""
+    """Add a row to a ledger; a line that was cut short stays one of its own."""
     if path is not None:
-        with open(path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
+        with open(path, "a+b") as f:
+            whole = f.tell() == 0 or (f.seek(-1, os.SEEK_END) >= 0 and f.read(1) == b"\n")
+            f.write(b"\n" * (not whole) + json.dumps(row).encode() + b"\n")
 
 
 def show(rows: list[dict[str, Any]]) -> None:
