@@ -40,6 +40,29 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """JSON in which no key is given twice. Raises ValueError, which says what is wrong in one line."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, no key given twice. Raises ValueError as `parse_json`, or OSError."""
+    return parse_json(path.read_bytes())
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a repeated key one value would be lost."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} is given twice")
+        result[key] = value
+    return result
+
+
 def sync(path: Path) -> None:
     """Force one file, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

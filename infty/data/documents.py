@@ -19,6 +19,7 @@ import numpy as np
 
 from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
+from infty.files import read_json
 
 INFO, PREFIX, TOKENIZER = "dataset.json", "tokens", "tokenizer"
 
@@ -145,7 +146,7 @@ def _read_info(folder: Path) -> DatasetInfo:
         hint = f"; did you mean {folder / inner[0]}?" if inner else " (infty prepare makes one)"
         raise UserError(f"{folder} is not a prepared dataset: it has no {INFO}{hint}")
     try:
-        info = DatasetInfo(**json.loads(path.read_bytes()))
+        info = DatasetInfo(**read_json(path))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from error
     wrong = _wrong_value(info)

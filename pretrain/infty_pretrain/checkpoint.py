@@ -205,7 +205,7 @@ def problem_with(folder: Path, rank: int = 0, world: int = 1) -> str | None:
 def _contradiction(folder: Path, text: bytes, rank: int, world: int) -> str | None:
     """What in a folder is not as the `text` of its manifest says."""
     try:
-        manifest = json.loads(text)
+        manifest = whole_files.parse_json(text)
         version = manifest["format"]
         files = {str(name): (int(f["size"]), str(f["sha256"])) for name, f in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -307,12 +307,15 @@ def _ephemeral(path: Path) -> bool:
 
 
 class Reader:
-    """Reads a checkpoint's tensors by name, whichever file holds them. Nothing is unpickled."""
+    """Reads a checkpoint's tensors by name, whichever file holds them. Nothing is unpickled.
+
+    Raises UserError for a file that is as the manifest says and still cannot be read: someone edited both.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.run: dict[str, Any] = json.loads((folder / RUN).read_text())
-        self._files = {kind: [safe_open(p, "pt") for p in sorted(folder.glob(f"{kind}-*.safetensors"))]
+        self.run: dict[str, Any] = _read_run(folder / RUN)
+        self._files = {kind: [_opened(p) for p in sorted(folder.glob(f"{kind}-*.safetensors"))]
                        for kind in ("weights", "optimizer", "lanes")}
         self._where = {(kind, key): f for kind in ("weights", "optimizer") for f in self._files[kind]
                        for key in f.keys()}  # noqa: SIM118 - not a dict
@@ -351,6 +354,40 @@ class Reader:
             return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
 
 
+_RUN_TYPES = {"step": int, "tokens": int, "tokenizer": str, "tokenizer_fingerprint": str}
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    """RUN with the entries that every reader of a checkpoint needs. Raises UserError."""
+    try:
+        run = whole_files.read_json(path)
+    except ValueError as error:
+        raise _edited(path, str(error)) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not isinstance(run, dict):
+        raise _edited(path, "it is no object")
+    for name, kind in _RUN_TYPES.items():
+        if not isinstance(run.get(name), kind) or isinstance(run[name], bool):
+            raise _edited(path, f"{name} is {run.get(name)!r}")
+    return run
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, ValueError) as error:
+        raise _edited(path, str(error)) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _edited(path: Path, problem: str) -> UserError:
+    problem = " ".join(problem.split())
+    return UserError(f"{path} cannot be used ({problem}), though it is as {MANIFEST} says: was it edited? Take another "
+                     "checkpoint")
+
+
 def load(engine: Engine, folder: Path, kept_lanes: list[int]) -> Reader:
     """Put a checkpoint into the engine: weights, moments, memories of `kept_lanes`, random streams.
 
@@ -374,7 +411,7 @@ _FREE = re.compile(r"model\.(dropout|init_std"
 
 
 def _check_model(engine: Engine, reader: Reader) -> None:
-    _check_shapes(engine, reader)
+    check_shapes(engine.model, reader)
     changes = [c for c in configs.differences(configs.load(reader.folder / CONFIG), engine.config)
                if c.startswith("model.") and not _FREE.match(c)]
     if changes:
@@ -382,9 +419,10 @@ def _check_model(engine: Engine, reader: Reader) -> None:
                         f"it was made with ({reader.folder / CONFIG}) or another run.folder")
 
 
-def _check_shapes(engine: Engine, reader: Reader) -> None:
+def check_shapes(model: torch.nn.Module, reader: Reader) -> None:
+    """Raise UserError unless a checkpoint holds the parameters of this rank's `model`."""
     expected = {}
-    for name, p in engine.model.named_parameters():
+    for name, p in model.named_parameters():
         shape = list(shape_of(p))
         if getattr(p, "tensor_model_parallel", False):
             shape[p.partition_dim] *= groups.tensor_size()

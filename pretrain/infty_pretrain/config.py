@@ -306,10 +306,6 @@ def _check_values(config: Config) -> None:
                 raise UserError(f"{key}: {problem}")
 
 
-LARGEST = 1e15
-"""No count and no rate of a run comes near this; infinity and NaN are not below it."""
-
-
 def _ranges(config: Config) -> list[tuple[bool, str, str]]:
     """(holds, key, what is wrong if not) of single values."""
     run, batch, optimizer, kept = config.run, config.batch, config.optimizer, config.checkpoint
@@ -328,9 +324,8 @@ def _ranges(config: Config) -> list[tuple[bool, str, str]]:
         (0 <= run.seed < 2**31, "run.seed", f"{run.seed} must be a whole number from 0 to {2**31 - 1:,}"),
         ((run.steps is None) != (run.tokens is None), "run.steps", "give either run.steps or run.tokens"),
         ((run.steps or run.tokens or 0) > 0, "run.steps", "must be > 0"),
-        *((v is None or 0 < v < LARGEST, key, f"{v} must be > 0 and < {LARGEST:.0e}") for key, v in positive.items()),
-        *((v is None or 0 <= v < LARGEST, key, f"{v} must be >= 0 and < {LARGEST:.0e}")
-          for key, v in not_negative.items()),
+        *((v is None or v > 0, key, f"{v} must be > 0") for key, v in positive.items()),
+        *((v is None or v >= 0, key, f"{v} must be >= 0") for key, v in not_negative.items()),
         (all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", "must lie in [0, 1)"),
         (optimizer.clip >= 0, "optimizer.clip", "must be >= 0 (0: no clipping)"),
         (0 <= config.schedule.min_ratio <= 1, "schedule.min_ratio", "must lie in [0, 1]"),

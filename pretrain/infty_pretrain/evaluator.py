@@ -51,6 +51,7 @@ class Evaluator:
         from infty.models.lm import InftyLM
 
         model = InftyLM(self.config.model)
+        checkpoint.check_shapes(model, reader)
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(slice_for_rank(reader.parameter(name), p))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -30,7 +31,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                problem = f"the key in line {line} is not a word"
+                problem = f"the key in line {line} is a list or a section: a key is a word"
                 raise yaml.constructor.ConstructorError(None, None, problem, None)
             if key.value in first and key.tag != MERGE:
                 problem = f"the key '{key.value}' is given twice: in line {first[key.value]} and in line {line}"
@@ -44,13 +45,35 @@ _Loader.yaml_implicit_resolvers = {}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _Loader.add_implicit_resolver(MERGE, re.compile(r"<<$"), ["<"])
 
+TAG = "tag:yaml.org,2002:"
+# No other tag (!!set, !!timestamp, !!python/...) means anything in a config. What is read whole (deep) cannot hold
+# itself by an alias.
+_Loader.yaml_constructors = {
+    None: yaml.SafeLoader.construct_undefined,
+    f"{TAG}null": yaml.SafeLoader.construct_yaml_null,
+    **{f"{TAG}{name}": yaml.SafeLoader.construct_yaml_str for name in ("str", "int", "float", "bool")},
+    f"{TAG}seq": lambda loader, node: loader.construct_sequence(node, deep=True),
+    f"{TAG}map": lambda loader, node: loader.construct_mapping(node, deep=True)}
+
 
 def read_yaml(text: str, source: str) -> Any:
     """What a YAML text holds, its scalars as text or None. Raises UserError."""
     try:
         return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise UserError(f"{source} is not valid YAML: it is nested too deep") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{source} is not valid YAML: {error}") from error
+        raise UserError(f"{source} is not valid YAML: {_in_words(error)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    """What is wrong and where, in one line: PyYAML writes an excerpt in several."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"the character #x{error.character:04x} at position {error.position} is not allowed"
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    context = f"{error.context}, " if getattr(error, "context", None) else ""
+    return context + " ".join(str(getattr(error, "problem", None) or error).split()) + place
 
 
 def read_yaml_file(path: Path) -> Any:
@@ -70,6 +93,7 @@ def validated(kind: type, values: Any, source: str, prefix: str = "") -> Any:
     `prefix` is what the dataclass is called in `source`, such as `model.memory.`.
     """
     check_keys(kind, values, f"{source}: {prefix.rstrip('.')}" if prefix else source)
+    check_numbers(kind, values, source, prefix.rstrip("."))
     try:
         return pydantic.TypeAdapter(kind).validate_python(by_type(kind, values))
     except pydantic.ValidationError as error:
@@ -82,11 +106,44 @@ def validated(kind: type, values: Any, source: str, prefix: str = "") -> Any:
 
 def value_of(hint: Any, value: Any, source: str, key: str) -> Any:
     """One value by the type of its key. Raises UserError naming the key."""
+    check_numbers(hint, value, source, key)
     try:
         return pydantic.TypeAdapter(hint).validate_python(by_type(hint, value))
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"{source}: {key}: {problem['msg']} (got {problem['input']!r})") from error
+
+
+LARGEST = 2**53
+"""No number of a config is larger: up to here a float holds every whole number."""
+
+
+def check_numbers(hint: Any, value: Any, source: str, key: str) -> None:
+    """Raise UserError for a number, at any depth, that is not finite or above LARGEST."""
+    kind = dataclass_of(hint)
+    if kind is not None and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        for name, inner in value.items():
+            if name in hints:
+                check_numbers(hints[name], inner, source, f"{key}.{name}".lstrip("."))
+        return
+    if isinstance(value, (list, tuple)):
+        for option in _options(hint):
+            if typing.get_origin(option) in (tuple, list):
+                for inner in value:
+                    check_numbers(typing.get_args(option)[0], inner, source, key)
+        return
+    if not {int, float} & set(_options(hint)) or isinstance(value, bool):
+        return
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    except (ValueError, TypeError):
+        return
+    if not abs(number) <= LARGEST:
+        raise UserError(f"{source}: {key}: {str(value)[:50]} is no number that infty can use: it must be finite, and "
+                        f"at most {LARGEST:,}")
 
 
 def by_type(hint: Any, value: Any) -> Any:

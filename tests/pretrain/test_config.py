@@ -10,6 +10,7 @@ import yaml
 from infty.errors import UserError
 from infty.memory.presets import preset
 from infty_pretrain import config as configs
+from infty_pretrain import typed
 from infty_pretrain.config import Config
 from support import small_run
 
@@ -33,7 +34,7 @@ def make(**changes) -> Config:
     ("model__memory", {"kind": "compressive", "lenght": 8}, "did you mean 'length'?"),
     ("run__seed", -1, "run.seed: -1 must be a whole number from 0"),
     ("run__seed", 2**31, "run.seed"),
-    ("optimizer__lr", float("inf"), "optimizer.lr: inf must be > 0 and <"),
+    ("optimizer__lr", float("inf"), "optimizer.lr: inf is no number"),
     ("optimizer__weight_decay", float("nan"), "optimizer.weight_decay"),
     ("batch__lanes", 10**16, "batch.lanes"),
     ("run__steps", "many", "run.steps"),
@@ -225,3 +226,33 @@ def test_overrides_of_layers_are_read_by_type(tmp_path):
     assert overrides == {0: {"basis": 8, "sticky": "off"}, 1: {"widths": (0.2,)}}
     with pytest.raises(UserError, match=r"model\.memory\.overrides\.0\.basis: .*many"):
         configs.load(path, ["model.memory.overrides={0: {basis: many}}"])
+
+
+@pytest.mark.parametrize("text", ["? [a]\n: 1", "? {a: 1}\n: 2", "{<<: 1}", "<<", "!!binary x", "!!timestamp x",
+                                  "!!set {a}", "!!python/object:os.system x", "&a [*a]", "&a {b: *a}", "[" * 3000,
+                                  "*a", "\0", "\udcff", "run:\n  a: b: c", "%"])
+def test_a_yaml_that_means_nothing_is_one_sentence(text):
+    with pytest.raises(UserError, match=r"^x\.yaml is not valid YAML: [^\n]+$"):
+        typed.read_yaml(text, "x.yaml")
+
+
+def test_explicit_tags_of_plain_values_are_read_by_the_type_of_their_key():
+    assert typed.read_yaml("a: !!int 7\nb: !!str 8\nc: !!float x\nd: !!bool x", "x") == dict(a="7", b="8", c="x", d="x")
+
+
+@pytest.mark.parametrize("text", ["optimizer.lr=nan", "optimizer.lr=inf", "optimizer.betas=[.9, nan]",
+                                  "run.minutes=1e400",
+                                  "batch.lanes=1e30", f"batch.lanes={10**400}", "model.memory.kl_sigma=-inf",
+                                  "model.memory.widths=[inf]", "model.hidden_size=999999999999999999999999",
+                                  "model.memory.overrides={0: {kl_sigma: nan}}", "run.seed=-1", "run.seed=4294967296"])
+def test_a_number_that_cannot_be_used_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
+    with pytest.raises(UserError, match=text.split("=")[0].replace("overrides", r"overrides\.0\.kl_sigma")):
+        configs.load(path, [text])
+
+
+def test_a_folder_may_be_called_as_a_number_that_is_none(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
+    assert configs.load(path, ["run.folder=inf"]).run.folder == Path("inf")

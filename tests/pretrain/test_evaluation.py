@@ -181,7 +181,7 @@ def test_a_perplexity_that_no_float_holds_is_left_out():
     (["evaluate", "--checkpoint", "x", "--data", "y", "--windows", "0"], "--windows"),
     (["evaluate", "--checkpoint", "x", "--data", "y", "--lanes", "0"], "--lanes"),
     (["evaluate", "--checkpoint", "", "--data", "y"], "--checkpoint"),
-    (["export", "--checkpoint", "x", "--output", "y", "--max-shard", "5 gigs"], "no size: write one such as 500MB"),
+    (["export", "--checkpoint", "x", "--output", "y", "--max-shard", "5 gigs"], "is not a size"),
     (["generate", "--model", "x", "--prompt", "caf\udce9"], "not UTF-8"),
     (["generate", "--model", "x", "--seed", "-1"], "--seed")])
 def test_options_that_cannot_be_are_refused_before_anything_is_read(words, said):

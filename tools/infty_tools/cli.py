@@ -32,7 +32,7 @@ VERBS = {"prepare": ("data.prepare", "prepare"), "inspect": ("data.prepare", "in
 BENCHES = {"memory": ("bench.memory", "memory"), "retention": ("bench.retention", "retention"),
            "layouts": ("bench.layouts", "layouts"), "faults": ("bench.faults", "faults"),
            "sorting": ("bench.sorting", "sorting"), "growth": ("bench.growth", "growth"),
-           "checkpoint": ("bench.checkpoint", "checkpoint")}
+           "checkpoint": ("bench.checkpoint", "checkpoint"), "inputs": ("bench.inputs", "inputs")}
 
 
 def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from infty import files
-from infty_tools.options import any_path, check_output_file
+from infty_tools.options import any_path, check_new_file, whole
 
 
 def evaluate(
@@ -16,9 +16,11 @@ def evaluate(
                                              "checkpoint), or one checkpoint")],
     data: Annotated[Path, typer.Option(parser=any_path, metavar="PATH", help="A dataset made by `infty prepare` with "
                                        "the run's tokenizer")],
-    lanes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Documents read side by side")] = 8,
-    windows: Annotated[int | None, typer.Option(min=1, help="Read only this many windows of each lane")] = None,
-    output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file")] = None,
+    lanes: Annotated[int, typer.Option(parser=whole(1, 2**20), metavar="N", help="Documents read side by side")] = 8,
+    windows: Annotated[int | None, typer.Option(parser=whole(1, 2**31), metavar="N",
+                                                help="Read only this many windows of each lane")] = None,
+    output: Annotated[Path | None, typer.Option(parser=any_path, metavar="PATH",
+                                                help="Also write the figures to this JSON file")] = None,
 ) -> None:
     """Evaluate a checkpoint on whole documents, with the long-term memory on and off.
 
@@ -32,16 +34,17 @@ def evaluate(
     """
     from infty_pretrain import launch
 
+    if output is not None:
+        check_new_file(output, "--output")
     here = launch.detect()
     launch.quiet()
     from infty_pretrain.evaluator import Evaluator
 
-    if output is not None:
-        check_output_file(output)
     figures = Evaluator(checkpoint, data, here).run(lanes, windows)
     if here.rank == 0:
         _show(figures)
         if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(output, figures)
     launch.leave(here, 0)
 

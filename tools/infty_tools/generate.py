@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from infty_tools.options import any_path, utf8
+from infty_tools.options import any_path, any_text_prints, utf8, whole
 
 
 def generate(
@@ -16,10 +16,11 @@ def generate(
     prompt_file: Annotated[Path | None, typer.Option(help="A text file (UTF-8, or .gz of it) to read first, as long as "
                                                           "you like; --prompt then follows it")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token")] = 0.8,
+    temperature: Annotated[float, typer.Option(min=0, max=1e6, help="0: always the likeliest token")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens that together have this "
                                                             "probability")] = 0.95,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same text")] = None,
+    seed: Annotated[int | None, typer.Option(parser=whole(0, 2**63 - 1), metavar="N",
+                                             help="The same seed writes the same text")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; left out: a GPU if there is one")] = None,
 ) -> None:
     """Let an exported model write on.
@@ -35,6 +36,7 @@ def generate(
     """
     from infty_tools.writer import Writer, read_prompt
 
+    any_text_prints()
     text = read_prompt(prompt, prompt_file)
     writer = Writer(model, device)
     ids = writer.encode(text)

@@ -31,6 +31,17 @@ def new_folder(text: str) -> Path:
     return path
 
 
+def check_new_file(path: Path, option: str) -> None:
+    """Refuse a file to write that no file can be, before the work whose result it is to hold. Raises UserError."""
+    if path.is_dir():
+        raise UserError(f"{option} {printable(path)} is a folder: name a file in it")
+    above = next(folder for folder in path.absolute().parents if folder.exists() or folder.is_symlink())
+    if not above.is_dir():
+        raise UserError(f"{option} {printable(path)}: {printable(above)} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {printable(path)}: you may not write in {printable(above)}")
+
+
 def utf8(text: str) -> str:
     """A value that is UTF-8 and not empty."""
     if not text:
@@ -59,23 +70,12 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-def check_output_file(path: Path) -> None:
-    """Refuse a file that could not be written, before the work whose result it is to hold. Raises UserError."""
-    if path.is_dir():
-        raise UserError(f"--output {path} is a folder: name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {path}: its folder cannot be made ({error.strerror})") from error
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--output {path}: its folder may not be written to")
-
-
 def file_size(text: str) -> str:
-    """A size as transformers reads it: 500MB, 5GB, 2GiB."""
-    if not re.fullmatch(r"[1-9]\d{0,6}([KMGT]i?B)", text.strip()):
-        raise typer.BadParameter(f"{printable(text)} is no size: write one such as 500MB, 5GB or 2GiB")
-    return text.strip()
+    """The size of a file as transformers reads it: a number above 0 with KB, MB, GB or TB."""
+    plain = text.strip().upper()
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})? ?[KMGT]B", plain, re.ASCII) or float(plain[:-2]) == 0:
+        raise typer.BadParameter(f"{printable(text)} is not a size: write a number and its unit, such as 500MB or 5GB")
+    return text
 
 
 def printable(value: object) -> str:

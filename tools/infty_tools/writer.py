@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers.utils import logging
 
 from infty.data.tokenizer import as_read
 from infty.errors import UserError
+from infty.files import read_json
 from infty.hf.cache_infty import InftyCache
 from infty.hf.modeling_infty import InftyForCausalLM
 
@@ -58,8 +58,8 @@ class Writer:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
             self.model = InftyForCausalLM.from_pretrained(folder).eval().to(self.device)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # the libraries raise bare Exception, KeyError, ... for what a file holds
+            raise UserError(f"{folder} cannot be loaded: {first_line(error)}") from error
         self.cache, self.logits, self.last = InftyCache(), None, None
         self.counts, self.seconds = {"read": 0, "wrote": 0}, {"read": 0.0, "wrote": 0.0}
 
@@ -145,11 +145,21 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     return int(order[torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)])
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without what it appends; its name where it says nothing or a bare key."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines or isinstance(error, KeyError):
+        return " ".join([type(error).__name__, *lines[:1]])
+    return lines[0]
+
+
 def _check(folder: Path) -> None:
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError):
+        kind = read_json(folder / "config.json").get("model_type")
+    except (OSError, AttributeError):
         kind = None
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} is damaged ({error}): export the model again") from error
     if kind == "infty":
         return
     hint = ""

@@ -20,7 +20,8 @@ def export(
     tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer, if it is no longer where the run found it: a "
                                                         "dataset's folder, a .model or a tokenizer.json")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is already there")] = False,
-    max_shard: Annotated[str, typer.Option(parser=file_size, metavar="SIZE", help="Largest weight file")] = "5GB",
+    max_shard: Annotated[str, typer.Option(parser=file_size, metavar="SIZE",
+                                           help="Largest weight file, such as 500MB or 5GB")] = "5GB",
 ) -> None:
     """Write a checkpoint as a Hugging Face model that stands alone.
 

@@ -1,0 +1,168 @@
+"""`infty bench inputs`: give every command inputs that are changed at random; see that each ends well."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infty.errors import UserError
+from infty_tools.bench.input_trials import GOOD
+
+
+def inputs(
+    trials: Annotated[int, typer.Option(min=1, help="How many, shared out over the kinds")] = 2000,
+    kinds: Annotated[str | None, typer.Option(help="Comma-separated [all]; a part of a name is enough")] = None,
+    seed: Annotated[int, typer.Option(help="Of the changes: the same seed makes the same trials")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Ledger (JSON lines): what is in it is not tried again, unless "
+                                                     "it ended badly")] = None,
+) -> None:
+    """Change configs, command lines, texts, datasets, checkpoints and exports at random, and give them to infty.
+
+    Example:
+
+      infty bench inputs --trials 200 --kinds config,texts --output inputs.jsonl
+
+    Each trial has to end right, or with status 2 and exactly one sentence: no traceback, no input changed, and no
+    result left by a command that failed. Ends with status 1 if a trial did not. Takes about half a second a trial.
+    """
+    chosen = chosen_kinds(kinds)
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    done = read_ledger(output, seed)
+    from rich.progress import track
+
+    preload()
+    with tempfile.TemporaryDirectory(prefix="infty-inputs-") as folder:
+        harness = Harness(Path(folder), seed)
+        rows = []
+        for number in track(range(trials), description="inputs"):
+            kind = chosen[number % len(chosen)]
+            row = done.get((kind, number // len(chosen)))
+            if row is None or row["outcome"] not in GOOD:
+                row = harness.trial(kind, number // len(chosen))
+                write_row(output, row)
+            rows.append(row)
+    show(rows)
+    if output is not None:
+        print(f"wrote {output}")
+    if any(row["outcome"] not in GOOD for row in rows):
+        raise typer.Exit(1)
+
+
+def chosen_kinds(words: str | None) -> list[str]:
+    """Names of kinds of inputs that have one of the comma-separated words. Raises UserError."""
+    from infty_tools.bench.input_kinds import KINDS
+
+    if words is None:
+        return list(KINDS)
+    found = []
+    for word in (w.strip().lower() for w in words.split(",")):
+        matches = [kind for kind in KINDS if word and word in kind]
+        if not matches:
+            raise UserError(f"--kinds: no kind of input has '{word}' in its name; there are: {', '.join(KINDS)}")
+        found += [kind for kind in matches if kind not in found]
+    return found
+
+
+def preload() -> None:
+    """Do the imports that the commands need, once: every trial is a fork of this process."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from infty_pretrain import launch
+
+    launch.quiet()
+    import torch
+
+    torch.set_num_threads(1)
+    import infty_tools.cli
+    import infty_tools.export.exporter
+    import infty_tools.writer  # noqa: F401
+
+
+class Harness:
+    """Makes and judges trials in a folder of its own."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        from infty_tools.bench.input_kinds import Inputs
+
+        self.seed = seed
+        self.folder = folder
+        self.commit = commit()
+        (folder / "right").mkdir()
+        self.inputs = Inputs(folder / "right")
+
+    def trial(self, kind: str, number: int) -> dict[str, Any]:
+        """One trial as a row of the ledger; a trial is made of the seed, its kind and its number alone."""
+        from infty_tools.bench.input_kinds import KINDS
+        from infty_tools.bench.input_trials import carry_out
+
+        place = self.folder / "trial"
+        (place / "inputs").mkdir(parents=True)
+        trial = KINDS[kind](self.inputs, place, random.Random(f"{self.seed} {kind} {number}"))
+        ending = carry_out(trial, place / "inputs")
+        shutil.rmtree(place)
+        return {"seed": self.seed, "kind": kind, "number": number, "mutation": trial.mutation,
+                "outcome": ending.outcome, "seconds": round(ending.seconds, 3), "commit": self.commit,
+                "said": ending.said}
+
+
+def commit() -> str:
+    """The commit of this program, with a `+` where files were changed since; its version where there is none."""
+    from infty import __version__
+
+    here = ["git", "-C", str(Path(__file__).parent)]
+    named = subprocess.run([*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    if named.returncode:
+        return __version__
+    changed = subprocess.run([*here, "diff", "--quiet", "HEAD"], capture_output=True, check=False)
+    return named.stdout.strip() + "+" * bool(changed.returncode)
+
+
+def read_ledger(path: Path | None, seed: int) -> dict[tuple[str, int], dict[str, Any]]:
+    """The last row of each trial of a seed, by kind and number; a line cut short by a kill is left out."""
+    if path is None or not path.exists():
+        return {}
+    rows = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the program was killed while it wrote it
+            continue
+        if row["seed"] == seed:
+            rows[row["kind"], row["number"]] = row
+    return rows
+
+
+def write_row(path: Path | None, row: dict[str, Any]) -> None:
+    """Add a row to a ledger; a line that was cut short stays one of its own."""
+    if path is not None:
+        with open(path, "a+b") as f:
+            whole = f.tell() == 0 or (f.seek(-1, os.SEEK_END) >= 0 and f.read(1) == b"\n")
+            f.write(b"\n" * (not whole) + json.dumps(row).encode() + b"\n")
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """A table of kinds by outcomes, and every trial that ended badly."""
+    from rich.console import Console
+    from rich.table import Table
+
+    outcomes = sorted({row["outcome"] for row in rows}, key=lambda name: (name not in GOOD, name))
+    table = Table("inputs", "tried", *outcomes)
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    for kind in (*kinds, "all"):
+        some = [row for row in rows if kind in (row["kind"], "all")]
+        counts = Counter(row["outcome"] for row in some)
+        table.add_row(kind, str(len(some)), *(str(counts[name]) for name in outcomes),
+                      end_section=kind == kinds[-1])
+    Console().print(table)
+    for row in rows:
+        if row["outcome"] not in GOOD:
+            print(f"{row['kind']} {row['number']} ({row['mutation']}): {row['outcome']}\n{row['said']}")
