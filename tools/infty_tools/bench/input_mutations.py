@@ -87,7 +87,7 @@ ODD_WORDS = (
     "5GB",
     "10B",
 )
-"""Values of options and config keys: numbers at the edges, words YAML reads otherwise, broken syntax, no text at all."""
+"""Values of options and config keys: numbers at the edges, words YAML reads otherwise, broken syntax, no text."""
 ODD_JSON = (
     None,
     True,
