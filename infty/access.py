@@ -18,12 +18,16 @@ class Unreadable(UserError):
 def unreadable(path: Path, error: OSError) -> Unreadable:
     """The refusal to go on without `path`; it says who may read that, or the folder above that is closed."""
     if not isinstance(error, PermissionError):
-        return Unreadable(f"{path} cannot be read ({error.strerror or error}): it may be intact, so nothing was "
-                          "changed; check the disk and rerun the same command")
+        return Unreadable(
+            f"{path} cannot be read ({error.strerror or error}): it may be intact, so nothing was "
+            "changed; check the disk and rerun the same command"
+        )
     closed = _closed(path)
     folder = closed if closed.is_dir() else closed.parent
-    return Unreadable(f"{path} cannot be read: {_belonging(closed, path)}. Run as a user who may, or have its owner "
-                      f"run chmod -R g+rX {folder}; nothing was changed")
+    return Unreadable(
+        f"{path} cannot be read: {_belonging(closed, path)}. Run as a user who may, or have its owner "
+        f"run chmod -R g+rX {folder}; nothing was changed"
+    )
 
 
 def refused(error: PermissionError) -> str:
@@ -51,8 +55,10 @@ def _belonging(part: Path, path: Path) -> str:
         found = part.stat()
     except OSError:
         return f"{name} does not reveal its owner"
-    return (f"{name} belongs to {_user(found.st_uid)}, group {_group(found.st_gid)} ({stat.filemode(found.st_mode)}), "
-            f"and this is {_me()}")
+    return (
+        f"{name} belongs to {_user(found.st_uid)}, group {_group(found.st_gid)} ({stat.filemode(found.st_mode)}), "
+        f"and this is {_me()}"
+    )
 
 
 def _me() -> str:

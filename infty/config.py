@@ -11,8 +11,20 @@ from infty.memory_kinds import section_of
 
 # What each family means for the fields that a config may leave out.
 FAMILIES: dict[str, dict[str, Any]] = {
-    "gpt2": {"norm": "layernorm", "activation": "gelu", "positions": "learned", "bias": True, "tie_embeddings": True},
-    "llama": {"norm": "rmsnorm", "activation": "swiglu", "positions": "rotary", "bias": False, "tie_embeddings": False},
+    "gpt2": {
+        "norm": "layernorm",
+        "activation": "gelu",
+        "positions": "learned",
+        "bias": True,
+        "tie_embeddings": True,
+    },
+    "llama": {
+        "norm": "rmsnorm",
+        "activation": "swiglu",
+        "positions": "rotary",
+        "bias": False,
+        "tie_embeddings": False,
+    },
 }
 
 
@@ -62,27 +74,58 @@ class ModelConfig:
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.ffn_size is None:
-            wide = 4 * self.hidden_size if self.activation == "gelu" else round_up(8 * self.hidden_size // 3, 64)
+            wide = (
+                4 * self.hidden_size
+                if self.activation == "gelu"
+                else round_up(8 * self.hidden_size // 3, 64)
+            )
             object.__setattr__(self, "ffn_size", wide)
         self._validate()
 
     def _validate(self) -> None:
-        for name in ("hidden_size", "layers", "heads", "kv_heads", "ffn_size", "segment_length", "vocab_multiple"):
+        for name in (
+            "hidden_size",
+            "layers",
+            "heads",
+            "kv_heads",
+            "ffn_size",
+            "segment_length",
+            "vocab_multiple",
+        ):
             _require(getattr(self, name) > 0, name, f"{getattr(self, name)} must be > 0")
-        _require(self.vocab_size is None or self.vocab_size > 0, "vocab_size", f"{self.vocab_size} must be > 0")
-        _require(self.hidden_size % self.heads == 0, "heads",
-                 f"hidden_size {self.hidden_size} is not divisible by {self.heads} heads")
-        _require(self.heads % self.kv_heads == 0, "kv_heads",
-                 f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
-        _require(self.positions != "rotary" or self.head_size % 2 == 0, "positions",
-                 f"rotary positions need an even head size, not {self.head_size}")
-        _require(self.stm_length >= 0 and self.stm_length % self.segment_length == 0, "stm_length",
-                 f"{self.stm_length} is not a multiple of segment_length {self.segment_length} (0 means none)")
+        _require(
+            self.vocab_size is None or self.vocab_size > 0,
+            "vocab_size",
+            f"{self.vocab_size} must be > 0",
+        )
+        _require(
+            self.hidden_size % self.heads == 0,
+            "heads",
+            f"hidden_size {self.hidden_size} is not divisible by {self.heads} heads",
+        )
+        _require(
+            self.heads % self.kv_heads == 0,
+            "kv_heads",
+            f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly",
+        )
+        _require(
+            self.positions != "rotary" or self.head_size % 2 == 0,
+            "positions",
+            f"rotary positions need an even head size, not {self.head_size}",
+        )
+        _require(
+            self.stm_length >= 0 and self.stm_length % self.segment_length == 0,
+            "stm_length",
+            f"{self.stm_length} is not a multiple of segment_length {self.segment_length} (0 means none)",
+        )
         _require(0 <= self.dropout < 1, "dropout", f"{self.dropout} must lie in [0, 1)")
         self._validate_layers("stm_layers", self.stm_layers)
         for name in self.memories or ():
-            _require(name != "memory" and name.isidentifier(), f"memories.{name}",
-                     "a further memory's name is made of letters, digits and underscores, and is not 'memory'")
+            _require(
+                name != "memory" and name.isidentifier(),
+                f"memories.{name}",
+                "a further memory's name is made of letters, digits and underscores, and is not 'memory'",
+            )
         for name, section in self.sections().items():
             key = "memory" if name == "memory" else f"memories.{name}"
             self._validate_layers(f"{key}.layers", section.layers)
@@ -90,7 +133,9 @@ class ModelConfig:
 
     def _validate_layers(self, key: str, chosen: tuple[int, ...] | None) -> None:
         wrong = [i for i in chosen or () if not 0 <= i < self.layers]
-        _require(not wrong, key, f"{wrong} are not layers of a model with layers 0 to {self.layers - 1}")
+        _require(
+            not wrong, key, f"{wrong} are not layers of a model with layers 0 to {self.layers - 1}"
+        )
 
     @property
     def head_size(self) -> int:
@@ -100,7 +145,9 @@ class ModelConfig:
     def padded_vocab(self) -> int:
         """Rows of the embedding: vocab_size rounded up to a multiple of vocab_multiple."""
         if self.vocab_size is None:
-            raise UserError("model.vocab_size is not known yet: give it, or a dataset to take it from")
+            raise UserError(
+                "model.vocab_size is not known yet: give it, or a dataset to take it from"
+            )
         return round_up(self.vocab_size, self.vocab_multiple)
 
     def sections(self) -> dict[str, Any]:
@@ -110,8 +157,11 @@ class ModelConfig:
 
     def memories_of(self, layer: int) -> dict[str, Any]:
         """The memories of one layer, by name, each with what is different in this layer."""
-        return {name: section.of(layer) for name, section in self.sections().items()
-                if section.layers is None or layer in section.layers}
+        return {
+            name: section.of(layer)
+            for name, section in self.sections().items()
+            if section.layers is None or layer in section.layers
+        }
 
     @property
     def remembers(self) -> bool:
@@ -133,7 +183,9 @@ class ModelConfig:
         if values.get("memory") is not None:
             values["memory"] = section_of(values["memory"])
         if values.get("memories") is not None:
-            values["memories"] = {name: section_of(section) for name, section in values["memories"].items()}
+            values["memories"] = {
+                name: section_of(section) for name, section in values["memories"].items()
+            }
         return cls(**values)
 
 

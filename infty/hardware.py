@@ -38,22 +38,118 @@ _GB = 1e9
 _TFLOPS = 1e12
 
 # Usable memory: NVIDIA's GB are 2^30 bytes here, less 5 % for context, NCCL buffers and fragmentation.
-GPUS = {gpu.name: gpu for gpu in (
-    GPU("v100-32", 0.95 * 32 * 2**30, 125 * _TFLOPS, 15.7 * _TFLOPS, 900 * _GB, 150 * _GB, 12.5 * _GB, ("V100",)),
-    GPU("a100-40", 0.95 * 40 * 2**30, 312 * _TFLOPS, 19.5 * _TFLOPS, 1555 * _GB, 300 * _GB, 25 * _GB, ("A100 40GB",)),
-    GPU("a100-80", 0.95 * 80 * 2**30, 312 * _TFLOPS, 19.5 * _TFLOPS, 2039 * _GB, 300 * _GB, 25 * _GB,
-        ("A100", "A800")),
-    GPU("h100-80", 0.95 * 80 * 2**30, 989 * _TFLOPS, 67 * _TFLOPS, 3350 * _GB, 450 * _GB,
-        reported=("H100", "H800", "GH200")),
-    GPU("h100-pcie-80", 0.95 * 80 * 2**30, 756 * _TFLOPS, 51 * _TFLOPS, 2000 * _GB, 64 * _GB, 25 * _GB,
-        ("H100 PCIE", "H800 PCIE")),
-    GPU("h200-141", 0.95 * 141 * 2**30, 989 * _TFLOPS, 67 * _TFLOPS, 4800 * _GB, 450 * _GB, reported=("H200",)),
-    GPU("b200-180", 0.95 * 180 * 2**30, 2250 * _TFLOPS, 75 * _TFLOPS, 8000 * _GB, 900 * _GB, reported=("B200",)),
-    GPU("a10-24", 0.95 * 24 * 2**30, 125 * _TFLOPS, 31.2 * _TFLOPS, 600 * _GB, 32 * _GB, 3 * _GB, ("A10",)),
-    GPU("l40-48", 0.95 * 48 * 2**30, 181 * _TFLOPS, 90.5 * _TFLOPS, 864 * _GB, 32 * _GB, 12.5 * _GB, ("L40",)),
-    GPU("l40s-48", 0.95 * 48 * 2**30, 362 * _TFLOPS, 91 * _TFLOPS, 864 * _GB, 32 * _GB, 12.5 * _GB, ("L40S",)),
-    GPU("rtx4090-24", 0.95 * 24 * 2**30, 165 * _TFLOPS, 83 * _TFLOPS, 1008 * _GB, 16 * _GB, 3 * _GB, ("4090",)),
-)}
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        GPU(
+            "v100-32",
+            0.95 * 32 * 2**30,
+            125 * _TFLOPS,
+            15.7 * _TFLOPS,
+            900 * _GB,
+            150 * _GB,
+            12.5 * _GB,
+            ("V100",),
+        ),
+        GPU(
+            "a100-40",
+            0.95 * 40 * 2**30,
+            312 * _TFLOPS,
+            19.5 * _TFLOPS,
+            1555 * _GB,
+            300 * _GB,
+            25 * _GB,
+            ("A100 40GB",),
+        ),
+        GPU(
+            "a100-80",
+            0.95 * 80 * 2**30,
+            312 * _TFLOPS,
+            19.5 * _TFLOPS,
+            2039 * _GB,
+            300 * _GB,
+            25 * _GB,
+            ("A100", "A800"),
+        ),
+        GPU(
+            "h100-80",
+            0.95 * 80 * 2**30,
+            989 * _TFLOPS,
+            67 * _TFLOPS,
+            3350 * _GB,
+            450 * _GB,
+            reported=("H100", "H800", "GH200"),
+        ),
+        GPU(
+            "h100-pcie-80",
+            0.95 * 80 * 2**30,
+            756 * _TFLOPS,
+            51 * _TFLOPS,
+            2000 * _GB,
+            64 * _GB,
+            25 * _GB,
+            ("H100 PCIE", "H800 PCIE"),
+        ),
+        GPU(
+            "h200-141",
+            0.95 * 141 * 2**30,
+            989 * _TFLOPS,
+            67 * _TFLOPS,
+            4800 * _GB,
+            450 * _GB,
+            reported=("H200",),
+        ),
+        GPU(
+            "b200-180",
+            0.95 * 180 * 2**30,
+            2250 * _TFLOPS,
+            75 * _TFLOPS,
+            8000 * _GB,
+            900 * _GB,
+            reported=("B200",),
+        ),
+        GPU(
+            "a10-24",
+            0.95 * 24 * 2**30,
+            125 * _TFLOPS,
+            31.2 * _TFLOPS,
+            600 * _GB,
+            32 * _GB,
+            3 * _GB,
+            ("A10",),
+        ),
+        GPU(
+            "l40-48",
+            0.95 * 48 * 2**30,
+            181 * _TFLOPS,
+            90.5 * _TFLOPS,
+            864 * _GB,
+            32 * _GB,
+            12.5 * _GB,
+            ("L40",),
+        ),
+        GPU(
+            "l40s-48",
+            0.95 * 48 * 2**30,
+            362 * _TFLOPS,
+            91 * _TFLOPS,
+            864 * _GB,
+            32 * _GB,
+            12.5 * _GB,
+            ("L40S",),
+        ),
+        GPU(
+            "rtx4090-24",
+            0.95 * 24 * 2**30,
+            165 * _TFLOPS,
+            83 * _TFLOPS,
+            1008 * _GB,
+            16 * _GB,
+            3 * _GB,
+            ("4090",),
+        ),
+    )
+}
 
 _OTHERS = {"MIG", "LAPTOP", "D", "NVL"}
 """Words that mark slower or faster versions of a GPU of the same name, of which the table knows nothing."""
@@ -64,8 +160,12 @@ def identify(reported: str) -> GPU | None:
     words = set(re.split(r"[\s_-]+", reported.upper()))
     if words & _OTHERS:
         return None
-    fitting = [(len(name.split()), gpu) for gpu in GPUS.values() for name in gpu.reported
-               if set(name.split()) <= words]
+    fitting = [
+        (len(name.split()), gpu)
+        for gpu in GPUS.values()
+        for name in gpu.reported
+        if set(name.split()) <= words
+    ]
     return max(fitting, key=lambda found: found[0])[1] if fitting else None
 
 

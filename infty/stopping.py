@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import signal
 
-REQUESTS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
-            signal.SIGXCPU)
+REQUESTS = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 """What terminals, launchers and batch systems send to whatever is to end soon.
 
 A closed terminal: HUP; a keyboard: INT, QUIT; Slurm, PBS, Kubernetes: TERM; Slurm's `--signal` and Grid Engine's

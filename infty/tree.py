@@ -46,7 +46,9 @@ class Tree:
 
     def __init__(self, branches: Mapping[str, Any]) -> None:
         """Branches are leaves, trees or mappings, which become trees."""
-        self._branches = {name: Tree(x) if isinstance(x, Mapping) else x for name, x in branches.items()}
+        self._branches = {
+            name: Tree(x) if isinstance(x, Mapping) else x for name, x in branches.items()
+        }
 
     def __getitem__(self, name: str) -> Any:
         return self._branches[name]
@@ -69,16 +71,22 @@ class Tree:
 
     def map(self, f: Callable[[Any], Any]) -> Tree:
         """Apply f to every leaf: `.map(lambda x: x[2:4])` selects lanes 2 and 3 of a state."""
-        return Tree({name: x.map(f) if isinstance(x, Tree) else f(x) for name, x in self._branches.items()})
+        return Tree(
+            {name: x.map(f) if isinstance(x, Tree) else f(x) for name, x in self._branches.items()}
+        )
 
     def zip(self, f: Callable[..., Any], *others: Tree) -> Tree:
         """Apply f to the leaves of the same name. Raises UserError where names differ."""
         for other in others:
             _same_names(self._branches, other)
-        return Tree({
-            name: x.zip(f, *(other[name] for other in others)) if isinstance(x, Tree)
-            else f(x, *(other[name] for other in others))
-            for name, x in self._branches.items()})
+        return Tree(
+            {
+                name: x.zip(f, *(other[name] for other in others))
+                if isinstance(x, Tree)
+                else f(x, *(other[name] for other in others))
+                for name, x in self._branches.items()
+            }
+        )
 
     def replace(self, **branches: Any) -> Tree:
         """The tree with some of its branches exchanged or added."""
@@ -100,9 +108,14 @@ class Tree:
         return self._from_named(leaves, "")
 
     def _from_named(self, leaves: Mapping[str, Any], prefix: str) -> Tree:
-        return Tree({
-            name: x._from_named(leaves, f"{prefix}{name}.") if isinstance(x, Tree) else leaves[prefix + name]
-            for name, x in self._branches.items()})
+        return Tree(
+            {
+                name: x._from_named(leaves, f"{prefix}{name}.")
+                if isinstance(x, Tree)
+                else leaves[prefix + name]
+                for name, x in self._branches.items()
+            }
+        )
 
     def where(self, lanes: Tensor, other: Tree) -> Tree:
         """These tensors in the lanes of `lanes` (bool [b]), the other tree's elsewhere, to the bit."""
@@ -126,4 +139,6 @@ def _wide(lanes: Tensor, x: Tensor) -> Tensor:
 def _same_names(ours: Mapping[str, Any], theirs: Any) -> None:
     odd = sorted(set(ours) ^ set(theirs))
     if odd:
-        raise UserError(f"the saved memory does not belong to this model: {', '.join(odd[:4])} differ")
+        raise UserError(
+            f"the saved memory does not belong to this model: {', '.join(odd[:4])} differ"
+        )

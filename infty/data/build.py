@@ -63,7 +63,9 @@ def make_shard(job: Job, tokenizer: Tokenizer, index: int, source: Source) -> No
         for text in sources.read(source, job.field):
             documents.append(_write_document(f, text, tokenizer, dtype, job.min_words))
             found.append(text.found)
-    files.write_whole(path, json.dumps({**made_from, "digest": sources.digest(found), "documents": documents}))
+    files.write_whole(
+        path, json.dumps({**made_from, "digest": sources.digest(found), "documents": documents})
+    )
 
 
 def facts(source: Source) -> dict[str, Any]:
@@ -80,8 +82,9 @@ def read_record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.dtype,
-                    min_words: int) -> dict[str, Any]:
+def _write_document(
+    f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.dtype, min_words: int
+) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": text.name, "problem": text.problem}
     if text.problem is None:
         words = count_words(text.text)
@@ -89,17 +92,25 @@ def _write_document(f: Any, text: sources.Text, tokenizer: Tokenizer, dtype: np.
             return entry | {"problem": f"fewer than {min_words} words"}
         ids = np.append(tokenizer.encode(text.text), tokenizer.eos_id)
         if ids.max() >= tokenizer.vocab_size:
-            raise UserError(f"{tokenizer.path} gives token {ids.max()} although its vocabulary has "
-                            f"{tokenizer.vocab_size} tokens: number its tokens without gaps")
+            raise UserError(
+                f"{tokenizer.path} gives token {ids.max()} although its vocabulary has "
+                f"{tokenizer.vocab_size} tokens: number its tokens without gaps"
+            )
         if len(ids) > LONGEST:
             return entry | {"problem": f"more than {LONGEST:,} tokens"}
         f.write(ids.astype(dtype).tobytes())
-        entry |= {"tokens": len(ids), "words": words, "sha256": text.digest,
-                  "exact": tokenizer.gives_back(text.text, ids[:-1])}
+        entry |= {
+            "tokens": len(ids),
+            "words": words,
+            "sha256": text.digest,
+            "exact": tokenizer.gives_back(text.text, ids[:-1]),
+        }
     return entry
 
 
-def merge(job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, seen: dict[str, str]) -> DatasetInfo:
+def merge(
+    job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, seen: dict[str, str]
+) -> DatasetInfo:
     """Merge shards, in the order of `indices`, into one dataset in the new folder `output`.
 
     `seen` maps digests to names of documents that are kept already, in this dataset or another: a text that comes
@@ -121,9 +132,13 @@ def merge(job: Job, tokenizer: Tokenizer, indices: Iterable[int], output: Path, 
             if not entry["exact"]:
                 inexact.append(entry["name"])
     if not writer.names:
-        reasons = ", ".join([f"{d['name']}: {d['problem']}" for d in left_out[:5]] + ["..."] * (len(left_out) > 5))
-        raise UserError(f"no usable document for {output.name} ({reasons}): choose other input, and delete "
-                        f"{job.folder.parent}")
+        reasons = ", ".join(
+            [f"{d['name']}: {d['problem']}" for d in left_out[:5]] + ["..."] * (len(left_out) > 5)
+        )
+        raise UserError(
+            f"no usable document for {output.name} ({reasons}): choose other input, and delete "
+            f"{job.folder.parent}"
+        )
     return writer.finish({"left_out": left_out, "inexact": inexact})
 
 
@@ -134,7 +149,11 @@ class DatasetWriter:
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
         output.mkdir(parents=True)
-        self.output, self.tokenizer, self.dtype = output, tokenizer, token_dtype(tokenizer.vocab_size)
+        self.output, self.tokenizer, self.dtype = (
+            output,
+            tokenizer,
+            token_dtype(tokenizer.vocab_size),
+        )
         self._builder = IndexedDatasetBuilder(str(output / f"{PREFIX}.bin"), dtype=self.dtype.type)
         self._digest, self._tokens = hashlib.sha256(), 0
         self.names: list[str] = []
@@ -157,16 +176,27 @@ class DatasetWriter:
         self._builder.finalize(str(self.output / f"{PREFIX}.idx"))
         self.tokenizer.save(self.output / TOKENIZER)
         info = DatasetInfo(
-            len(self.names), self._tokens, self.dtype.name, self.tokenizer.vocab_size, self._digest.hexdigest(),
-            self.tokenizer.fingerprint, sum(self.words), self.names, self.words, report,
-            self.counted_from if any(self.counted_from) else [])
+            len(self.names),
+            self._tokens,
+            self.dtype.name,
+            self.tokenizer.vocab_size,
+            self._digest.hexdigest(),
+            self.tokenizer.fingerprint,
+            sum(self.words),
+            self.names,
+            self.words,
+            report,
+            self.counted_from if any(self.counted_from) else [],
+        )
         info.save(self.output)
         files.sync_tree(self.output)
         Documents.open(self.output).verify()
         return info
 
 
-def _documents(job: Job, index: int, dtype: np.dtype) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+def _documents(
+    job: Job, index: int, dtype: np.dtype
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """A shard's entries with their tokens (empty for those left out)."""
     path = shard_path(job, index)
     record = json.loads(path.read_text())
@@ -177,5 +207,5 @@ def _documents(job: Job, index: int, dtype: np.dtype) -> Iterator[tuple[dict[str
     start, tokens = 0, np.memmap(data, dtype, "r") if expected else np.empty(0, dtype)
     for entry in record["documents"]:
         count = entry.get("tokens", 0)
-        yield entry, np.asarray(tokens[start:start + count])
+        yield entry, np.asarray(tokens[start : start + count])
         start += count

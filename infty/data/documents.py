@@ -66,11 +66,15 @@ class Documents:
         info = _read_info(folder)
         for suffix in ("bin", "idx"):
             if not (folder / f"{PREFIX}.{suffix}").is_file():
-                raise UserError(f"{folder}: {PREFIX}.{suffix} is missing; prepare the dataset again")
+                raise UserError(
+                    f"{folder}: {PREFIX}.{suffix} is missing; prepare the dataset again"
+                )
         size, itemsize = (folder / f"{PREFIX}.bin").stat().st_size, np.dtype(info.dtype).itemsize
         if size != info.tokens * itemsize:
-            raise UserError(f"{folder}/{PREFIX}.bin holds {size} bytes where {info.tokens * itemsize} are expected: "
-                            "it was cut short or changed; prepare the dataset again or copy it again")
+            raise UserError(
+                f"{folder}/{PREFIX}.bin holds {size} bytes where {info.tokens * itemsize} are expected: "
+                "it was cut short or changed; prepare the dataset again or copy it again"
+            )
         _check_index(folder / f"{PREFIX}.idx", info.documents)
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
@@ -80,9 +84,13 @@ class Documents:
         except PermissionError:  # not damage: preparing again would not help
             raise
         except Exception as error:
-            raise UserError(f"{folder}/{PREFIX}.idx cannot be read ({error}); prepare the dataset again") from error
+            raise UserError(
+                f"{folder}/{PREFIX}.idx cannot be read ({error}); prepare the dataset again"
+            ) from error
         if len(lengths) != info.documents or int(lengths.sum()) != info.tokens:
-            raise UserError(f"{folder}/{PREFIX}.idx does not match {INFO}: prepare the dataset again")
+            raise UserError(
+                f"{folder}/{PREFIX}.idx does not match {INFO}: prepare the dataset again"
+            )
         return cls(folder, info, index)
 
     def __len__(self) -> int:
@@ -106,8 +114,10 @@ class Documents:
         if self._tokenizer is None:
             tokenizer = Tokenizer.load(self.folder / TOKENIZER)
             if tokenizer.fingerprint != self.info.tokenizer_fingerprint:
-                raise UserError(f"{self.folder / TOKENIZER} is not the tokenizer this dataset was made with; "
-                                "put the right one back or prepare the dataset again")
+                raise UserError(
+                    f"{self.folder / TOKENIZER} is not the tokenizer this dataset was made with; "
+                    "put the right one back or prepare the dataset again"
+                )
             self._tokenizer = tokenizer
         return self._tokenizer
 
@@ -116,10 +126,14 @@ class Documents:
         digest, dtype = hashlib.sha256(), np.dtype(self.info.dtype)
         for document, length in enumerate(self.lengths.tolist()):
             tokens = self._index.get(document)
-            digest.update(length.to_bytes(8, "little") + np.ascontiguousarray(tokens, dtype).tobytes())
+            digest.update(
+                length.to_bytes(8, "little") + np.ascontiguousarray(tokens, dtype).tobytes()
+            )
         if digest.hexdigest() != self.fingerprint:
-            raise UserError(f"{self.folder}: the tokens are not the ones that were prepared (a damaged disk or an "
-                            "incomplete copy?); copy or prepare the dataset again")
+            raise UserError(
+                f"{self.folder}: the tokens are not the ones that were prepared (a damaged disk or an "
+                "incomplete copy?); copy or prepare the dataset again"
+            )
 
     def read(self, document: int, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop-1 of a document, int64."""
@@ -133,13 +147,17 @@ def _check_index(path: Path, documents: int) -> None:
         begins_well = f.read(9) == b"MMIDIDX\0\0"
     size, expected = path.stat().st_size, 34 + 12 * documents + 8 * (documents + 1)
     if not begins_well or size != expected:
-        raise UserError(f"{path} cannot be read: it is not an index of {documents} documents (cut short or changed?); "
-                        "prepare the dataset again or copy it again")
+        raise UserError(
+            f"{path} cannot be read: it is not an index of {documents} documents (cut short or changed?); "
+            "prepare the dataset again or copy it again"
+        )
 
 
 def _read_info(folder: Path) -> DatasetInfo:
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: prepare a dataset first (infty prepare --input BOOKS --output DATA)")
+        raise UserError(
+            f"{folder} does not exist: prepare a dataset first (infty prepare --input BOOKS --output DATA)"
+        )
     path = folder / INFO
     if not path.is_file():
         inner = sorted(p.parent.name for p in folder.glob(f"*/{INFO}"))

@@ -62,19 +62,35 @@ class LaneSchedule:
     segment is padded.
     """
 
-    def __init__(self, lengths: Sequence[int] | np.ndarray, lanes: int, segment_length: int, seed: int = 0,
-                 *, single_pass: bool = False, counted_from: Sequence[int] | np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        lanes: int,
+        segment_length: int,
+        seed: int = 0,
+        *,
+        single_pass: bool = False,
+        counted_from: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
         if lanes < 1 or segment_length < 1:
-            raise UserError(f"there are {lanes} lanes and segments of {segment_length} tokens: both must be 1 or more")
+            raise UserError(
+                f"there are {lanes} lanes and segments of {segment_length} tokens: both must be 1 or more"
+            )
         self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.counted_from = np.zeros_like(self.lengths) if counted_from is None else np.asarray(counted_from)
+        self.counted_from = (
+            np.zeros_like(self.lengths) if counted_from is None else np.asarray(counted_from)
+        )
         self.usable = np.flatnonzero(self.lengths >= 2)
         if len(self.usable) == 0:
-            raise UserError("the dataset has no document of two tokens or more: nothing to learn from")
+            raise UserError(
+                "the dataset has no document of two tokens or more: nothing to learn from"
+            )
         self.segment_length, self.seed, self.single_pass = segment_length, seed, single_pass
         self.cursors = [_Cursor() for _ in range(lanes)]
         self.epoch, self.index = 0, 0
-        self.returned: list[int] = []  # unfinished documents of lanes that were retired, to be read from their start
+        self.returned: list[
+            int
+        ] = []  # unfinished documents of lanes that were retired, to be read from their start
         self.predictions = self.padding = 0
         self._order = self._permutation(0)
 
@@ -99,10 +115,18 @@ class LaneSchedule:
     def state(self) -> dict[str, Any]:
         """Everything needed to go on from here, as plain JSON values; lanes by their id."""
         return {
-            "lanes": {str(i): {"document": c.document, "position": c.position} for i, c in enumerate(self.cursors)},
-            "epoch": self.epoch, "index": self.index, "returned": list(self.returned), "seed": self.seed,
-            "segment_length": self.segment_length, "documents": len(self.lengths),
-            "predictions": self.predictions, "padding": self.padding,
+            "lanes": {
+                str(i): {"document": c.document, "position": c.position}
+                for i, c in enumerate(self.cursors)
+            },
+            "epoch": self.epoch,
+            "index": self.index,
+            "returned": list(self.returned),
+            "seed": self.seed,
+            "segment_length": self.segment_length,
+            "documents": len(self.lengths),
+            "predictions": self.predictions,
+            "padding": self.padding,
         }
 
     def restore(self, state: dict[str, Any]) -> list[int]:
@@ -113,20 +137,30 @@ class LaneSchedule:
         lanes that were kept. Raises UserError when the state belongs to other data.
         """
         if state["documents"] != len(self.lengths):
-            raise UserError(f"the saved position belongs to a dataset with {state['documents']} documents, this one "
-                            f"has {len(self.lengths)}: resume with the dataset the run began with")
+            raise UserError(
+                f"the saved position belongs to a dataset with {state['documents']} documents, this one "
+                f"has {len(self.lengths)}: resume with the dataset the run began with"
+            )
         if state["segment_length"] != self.segment_length:
-            raise UserError(f"the saved position counts segments of {state['segment_length']} tokens, the config has "
-                            f"model.segment_length {self.segment_length}")
+            raise UserError(
+                f"the saved position counts segments of {state['segment_length']} tokens, the config has "
+                f"model.segment_length {self.segment_length}"
+            )
         self.seed, self.epoch, self.index = state["seed"], state["epoch"], state["index"]
         self.predictions, self.padding = state["predictions"], state["padding"]
         self._order = self._permutation(self.epoch)
         saved = {int(k): v for k, v in state["lanes"].items()}
         self.returned = list(state["returned"])
-        self.returned += [v["document"] for k, v in sorted(saved.items()) if k >= self.lanes and v["document"] >= 0]
+        self.returned += [
+            v["document"]
+            for k, v in sorted(saved.items())
+            if k >= self.lanes and v["document"] >= 0
+        ]
         kept = [i for i in range(self.lanes) if i in saved]
-        self.cursors = [_Cursor(saved[i]["document"], saved[i]["position"]) if i in saved else _Cursor()
-                        for i in range(self.lanes)]
+        self.cursors = [
+            _Cursor(saved[i]["document"], saved[i]["position"]) if i in saved else _Cursor()
+            for i in range(self.lanes)
+        ]
         return kept
 
     def _step(self, cursor: _Cursor) -> Piece:
@@ -182,8 +216,14 @@ class Window:
 
     def select(self, lanes: slice) -> Window:
         """Some of the lanes: a micro-batch."""
-        return Window(self.tokens[lanes], self.labels[lanes], self.weights[lanes], self.reset[lanes],
-                      self.document[lanes], self.tokens_in_step)
+        return Window(
+            self.tokens[lanes],
+            self.labels[lanes],
+            self.weights[lanes],
+            self.reset[lanes],
+            self.document[lanes],
+            self.tokens_in_step,
+        )
 
     def to(self, device: torch.device | str) -> Window:
         """The same window on a device."""
@@ -214,17 +254,30 @@ class LaneReader:
                 reset[row, s], document[row, s] = piece.reset, piece.document
                 if piece.count:
                     text = torch.from_numpy(
-                        self.documents.read(piece.document, piece.start, piece.start + piece.count + 1))
-                    tokens[row, s, :piece.count], labels[row, s, :piece.count] = text[:-1], text[1:]
-                    weights[row, s, piece.skip:piece.count] = 1
+                        self.documents.read(
+                            piece.document, piece.start, piece.start + piece.count + 1
+                        )
+                    )
+                    tokens[row, s, : piece.count], labels[row, s, : piece.count] = (
+                        text[:-1],
+                        text[1:],
+                    )
+                    weights[row, s, piece.skip : piece.count] = 1
         return Window(tokens, labels, weights, reset, document, counted)
 
 
-def single_pass(documents: Documents, total_lanes: int, lanes: Sequence[int], segment_length: int) -> LaneReader:
+def single_pass(
+    documents: Documents, total_lanes: int, lanes: Sequence[int], segment_length: int
+) -> LaneReader:
     """Every document exactly once, for evaluation: lanes that run dry read nothing, with weight 0.
 
     Every rank reads windows until `reader.schedule.exhausted`, so all make the same number.
     """
-    schedule = LaneSchedule(documents.lengths, total_lanes, segment_length, single_pass=True,
-                            counted_from=documents.counted_from)
+    schedule = LaneSchedule(
+        documents.lengths,
+        total_lanes,
+        segment_length,
+        single_pass=True,
+        counted_from=documents.counted_from,
+    )
     return LaneReader(documents, schedule, lanes)

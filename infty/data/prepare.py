@@ -66,23 +66,34 @@ class Request:
         count = self.validation_documents
         if self.validation is not None:
             if count:
-                raise UserError("--validation and --validation-documents are mutually exclusive: give one")
+                raise UserError(
+                    "--validation and --validation-documents are mutually exclusive: give one"
+                )
             return train, sources.find(self.validation, "--validation", self.own_folders)
         if count and not all(s.one_document for s in train):
-            raise UserError("--validation-documents holds out text files, and the input has files of many documents: "
-                            "put those to hold out into a file of their own and give it with --validation")
+            raise UserError(
+                "--validation-documents holds out text files, and the input has files of many documents: "
+                "put those to hold out into a file of their own and give it with --validation"
+            )
         if count >= len(train):
-            raise UserError(f"--validation-documents {count}: the input has only {len(train)} file(s), and some must "
-                            "be left to train on")
+            raise UserError(
+                f"--validation-documents {count}: the input has only {len(train)} file(s), and some must "
+                "be left to train on"
+            )
         held_out = {(2 * i + 1) * len(train) // (2 * count) for i in range(count)}
-        return ([s for i, s in enumerate(train) if i not in held_out],
-                [s for i, s in enumerate(train) if i in held_out])
+        return (
+            [s for i, s in enumerate(train) if i not in held_out],
+            [s for i, s in enumerate(train) if i in held_out],
+        )
 
     def options(self) -> dict[str, Any]:
         """What decides, with the sources, what is made. Raises UserError when the tokenizer cannot be used."""
         values: dict[str, Any] = {"field": self.field, "min_words": self.min_words}
         if self.tokenizer is None:
-            return values | {"vocab_size": self.vocab_size, "sample_megabytes": self.sample_megabytes}
+            return values | {
+                "vocab_size": self.vocab_size,
+                "sample_megabytes": self.sample_megabytes,
+            }
         tokenizer = Tokenizer.load(self.tokenizer, self.end_token)
         tokenizer.check_end()
         return values | {"tokenizer": tokenizer.fingerprint, "end_token": tokenizer.end_token}
@@ -123,7 +134,9 @@ class Plan:
         return hashlib.sha256(json.dumps([names, self.options]).encode()).hexdigest()
 
 
-def prepare(request: Request, workers: int, progress: Progress, tell: Callable[[str], None] = print) -> dict[str, Any]:
+def prepare(
+    request: Request, workers: int, progress: Progress, tell: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Make the datasets in this process and `workers` children. Returns the report. Raises UserError."""
     plan, place = Plan.of(request), Workplace(request.output)
     done = already_done(request.output, plan.options, plan.parts)
@@ -132,7 +145,12 @@ def prepare(request: Request, workers: int, progress: Progress, tell: Callable[[
         return done
     try:
         place.begin(plan.fingerprint, tell)
-        job = Job(place.shards, make_tokenizer(request, place, plan, progress), request.field, request.min_words)
+        job = Job(
+            place.shards,
+            make_tokenizer(request, place, plan, progress),
+            request.field,
+            request.min_words,
+        )
         _make_shards(job, plan.sources, workers, progress)
         return finish(request, place, job, plan, progress)
     finally:
@@ -148,7 +166,9 @@ def make_tokenizer(request: Request, place: Workplace, plan: Plan, progress: Pro
     final = folder / "tokenizer.model"
     stamp = place.folder / "trained_on.json"
     texts = {"sources": [build.facts(source) for source in plan.train]}
-    if not final.is_file() or build.read_record(stamp) != texts:  # one of earlier texts would not be found again
+    if (
+        not final.is_file() or build.read_record(stamp) != texts
+    ):  # one of earlier texts would not be found again
         stamp.unlink(missing_ok=True)
         progress("training the tokenizer", 0, 0)
         with Workers(1) as child:  # training does not listen to signals: this process does
@@ -161,8 +181,10 @@ def _train(request: Request, train: list[Source], path: Path) -> None:
     texts = sample(train, request.field, request.sample_megabytes * 2**20)
     first = next(texts, None)
     if first is None:
-        raise UserError(f"--input {request.input} holds no usable text to train a tokenizer on (every file is empty, "
-                        f"binary or not UTF-8, or has no field '{request.field}')")
+        raise UserError(
+            f"--input {request.input} holds no usable text to train a tokenizer on (every file is empty, "
+            f"binary or not UTF-8, or has no field '{request.field}')"
+        )
     train_sentencepiece(chain([first], texts), request.vocab_size, path)
 
 
@@ -192,18 +214,30 @@ def _make_shards(job: Job, all_sources: list[Source], workers: int, progress: Pr
             progress("tokenizing", done, total)
 
 
-def finish(request: Request, place: Workplace, job: Job, plan: Plan, progress: Progress) -> dict[str, Any]:
+def finish(
+    request: Request, place: Workplace, job: Job, plan: Plan, progress: Progress
+) -> dict[str, Any]:
     """Merge the shards, write the report and give the result its name."""
     tokenizer, count = Tokenizer.load(job.tokenizer), len(plan.train)
     seen: dict[str, str] = {}
-    parts: dict[str, Iterable[int]] = {"validation": range(count, len(plan.sources)),
-                                       "train": range(count)}  # a text in both is held out
-    report: dict[str, Any] = {"fingerprint": plan.fingerprint, "datasets": {}, "ignored": request.ignored()}
+    parts: dict[str, Iterable[int]] = {
+        "validation": range(count, len(plan.sources)),
+        "train": range(count),
+    }  # a text in both is held out
+    report: dict[str, Any] = {
+        "fingerprint": plan.fingerprint,
+        "datasets": {},
+        "ignored": request.ignored(),
+    }
     for name, indices in parts.items():
         if indices:
             progress(f"merging {name}", 0, 0)
-            report["datasets"][name] = _summary(build.merge(job, tokenizer, indices, place.result / name, seen))
-    digests = [build.read_record(build.shard_path(job, i))["digest"] for i in range(len(plan.sources))]
+            report["datasets"][name] = _summary(
+                build.merge(job, tokenizer, indices, place.result / name, seen)
+            )
+    digests = [
+        build.read_record(build.shard_path(job, i))["digest"] for i in range(len(plan.sources))
+    ]
     record.write(place.result, plan.options, plan.parts, digests)
     files.write_json(place.result / REPORT, report)
     place.publish()
@@ -211,5 +245,11 @@ def finish(request: Request, place: Workplace, job: Job, plan: Plan, progress: P
 
 
 def _summary(info: DatasetInfo) -> dict[str, Any]:
-    return {"documents": info.documents, "tokens": info.tokens, "words": info.words, "vocab_size": info.vocab_size,
-            "fingerprint": info.fingerprint, **info.report}
+    return {
+        "documents": info.documents,
+        "tokens": info.tokens,
+        "words": info.words,
+        "vocab_size": info.vocab_size,
+        "fingerprint": info.fingerprint,
+        **info.report,
+    }

@@ -35,7 +35,9 @@ def prepare(request: Request, progress: Progress, tell: Callable[[str], None]) -
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"started by mpirun, which needs mpi4py: pip install 'infty[mpi]' ({error})") from error
+        raise UserError(
+            f"started by mpirun, which needs mpi4py: pip install 'infty[mpi]' ({error})"
+        ) from error
     place = Workplace(request.output)
     try:
         return _together(MPI, request, place, progress, tell)
@@ -45,7 +47,9 @@ def prepare(request: Request, progress: Progress, tell: Callable[[str], None]) -
         raise
     except BaseException as error:  # on this rank alone: the others would wait for it for ever
         print(_reason(error), file=sys.stderr, flush=True)
-        MPI.COMM_WORLD.Abort(130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1))
+        MPI.COMM_WORLD.Abort(
+            130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+        )
         raise
     finally:
         place.close()
@@ -75,8 +79,9 @@ def _on_first(world: Any, action: Callable[[], Any]) -> Any:
     return result
 
 
-def _together(MPI: Any, request: Request, place: Workplace, progress: Progress,
-              tell: Callable[[str], None]) -> dict[str, Any]:
+def _together(
+    MPI: Any, request: Request, place: Workplace, progress: Progress, tell: Callable[[str], None]
+) -> dict[str, Any]:
     world = MPI.COMM_WORLD
     plan = _on_first(world, lambda: Plan.of(request))
     done = _on_first(world, lambda: already_done(request.output, plan.options, plan.parts))
@@ -111,7 +116,7 @@ def _make_shards(MPI: Any, job: Job, all_sources: list[Source], progress: Progre
         tokenizer = Tokenizer.load(job.tokenizer)
         while (taken := take(1)) < len(order):
             build.make_shard(job, tokenizer, order[taken], all_sources[order[taken]])
-            progress("tokenizing", sum(sizes[:taken + 1]), sum(sizes))
+            progress("tokenizing", sum(sizes[: taken + 1]), sum(sizes))
     except UserError as error:
         problem = str(error)
         take(len(order))  # nobody begins another

@@ -66,7 +66,9 @@ def digest(found: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(found).encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def find(folder: str | Path, option: str = "--input", avoid: frozenset[Path] = frozenset()) -> list[Source]:
+def find(
+    folder: str | Path, option: str = "--input", avoid: frozenset[Path] = frozenset()
+) -> list[Source]:
     """The files below a folder that can be read (or a single file), in the order of their names, with links followed.
     Folders in `avoid` are passed over. Raises UserError, which names `option`."""
     try:
@@ -80,8 +82,10 @@ def _find(folder: Path, option: str, avoid: frozenset[Path]) -> list[Source]:
         raise UserError(f"{option} {folder} does not exist")
     if (folder / "dataset_dict.json").is_file():
         parts = _splits(folder / "dataset_dict.json")
-        raise UserError(f"{option} {folder} holds several datasets: give one of them, {folder}/"
-                        f"{'|'.join(parts) or 'PART'}")
+        raise UserError(
+            f"{option} {folder} holds several datasets: give one of them, {folder}/"
+            f"{'|'.join(parts) or 'PART'}"
+        )
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
         return _dataset_sources(folder)
     names = TEXT + LINES
@@ -90,7 +94,9 @@ def _find(folder: Path, option: str, avoid: frozenset[Path]) -> list[Source]:
     else:
         paths = [path for path, problem in _walk(folder, avoid) if problem is None]
     if not paths:
-        raise UserError(f"{option} {folder} holds no {', '.join(names)} file and is not a Hugging Face dataset")
+        raise UserError(
+            f"{option} {folder} holds no {', '.join(names)} file and is not a Hugging Face dataset"
+        )
     return sorted((_file_source(path, folder) for path in paths), key=lambda s: s.name)
 
 
@@ -114,11 +120,17 @@ def ignored(folder: Path, avoid: frozenset[Path] = frozenset()) -> list[dict[str
         return []
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
         mine = _dataset_files(folder)
-        found = [(path, "not part of the dataset") for path, _ in _walk(folder, avoid) if path.name not in mine]
+        found = [
+            (path, "not part of the dataset")
+            for path, _ in _walk(folder, avoid)
+            if path.name not in mine
+        ]
     else:
         found = [(path, problem) for path, problem in _walk(folder, avoid) if problem is not None]
-    return sorted(({"name": str(path.relative_to(folder)), "problem": problem} for path, problem in found),
-                  key=lambda entry: entry["name"])
+    return sorted(
+        ({"name": str(path.relative_to(folder)), "problem": problem} for path, problem in found),
+        key=lambda entry: entry["name"],
+    )
 
 
 def _dataset_files(folder: Path) -> set[str]:
@@ -183,7 +195,9 @@ def read(source: Source, field: str = "text") -> Iterator[Text]:
     except PermissionError:
         yield Text(source.name, None, "not readable")
     except OSError as error:
-        raise UserError(f"{source.path} cannot be read ({error}): fix that and run the same command again") from error
+        raise UserError(
+            f"{source.path} cannot be read ({error}): fix that and run the same command again"
+        ) from error
 
 
 def _document(source: Source) -> Iterator[Text]:
@@ -262,7 +276,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _of_value(name: str, value: Any, where: str) -> Text:
-    return _checked(name, value) if isinstance(value, str) else Text(name, None, f"{where} is {_kind(value)}")
+    return (
+        _checked(name, value)
+        if isinstance(value, str)
+        else Text(name, None, f"{where} is {_kind(value)}")
+    )
 
 
 def _kind(value: Any) -> str:
@@ -282,11 +300,15 @@ def _load_dataset(folder: Path) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"{folder} is a Hugging Face dataset; reading it needs: pip install datasets") from error
+        raise UserError(
+            f"{folder} is a Hugging Face dataset; reading it needs: pip install datasets"
+        ) from error
     try:
         return datasets.load_from_disk(str(folder))
     except Exception as error:  # whatever arrow says of a damaged file
-        raise UserError(f"{folder} is a Hugging Face dataset that cannot be read: {error}") from error
+        raise UserError(
+            f"{folder} is a Hugging Face dataset that cannot be read: {error}"
+        ) from error
 
 
 def _dataset_sources(folder: Path) -> list[Source]:
@@ -297,12 +319,17 @@ def _dataset_sources(folder: Path) -> list[Source]:
     size = sum(s.st_size for s in files)
     modified = max(max(s.st_mtime_ns, s.st_ctime_ns) for s in files)
     ranges = [(a, min(count, a + ROWS)) for a in range(0, count, ROWS)]
-    return [Source(folder, f"{folder.name}:{a}-{b - 1}", size * (b - a) // count, modified, (a, b)) for a, b in ranges]
+    return [
+        Source(folder, f"{folder.name}:{a}-{b - 1}", size * (b - a) // count, modified, (a, b))
+        for a, b in ranges
+    ]
 
 
 def _rows(source: Source, field: str) -> Iterator[Text]:
     rows = _load_dataset(source.path)
     if field not in rows.column_names:
-        raise UserError(f"{source.path} has no column '{field}' (it has {', '.join(rows.column_names)}): give --field")
+        raise UserError(
+            f"{source.path} has no column '{field}' (it has {', '.join(rows.column_names)}): give --field"
+        )
     for number in range(*source.rows):
         yield _of_value(f"{source.path.name}:{number}", rows[number][field], f"column '{field}'")

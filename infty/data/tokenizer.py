@@ -58,8 +58,10 @@ class Tokenizer(ABC):
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"the text is not Unicode: its character {error.start:,} is half of one "
-                            f"({error.object[error.start]!r}); give text in UTF-8") from error
+            raise UserError(
+                f"the text is not Unicode: its character {error.start:,} is half of one "
+                f"({error.object[error.start]!r}); give text in UTF-8"
+            ) from error
         return self._ids(as_read(text))
 
     @abstractmethod
@@ -88,19 +90,33 @@ class Tokenizer(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.path, folder / self.path_name)
         if self.path_name == HUGGING_FACE or self.end_token != self._usual_end:
-            (folder / CONFIG).write_text(json.dumps({"eos_token": self.end_token}) + "\n", encoding="utf-8")
+            (folder / CONFIG).write_text(
+                json.dumps({"eos_token": self.end_token}) + "\n", encoding="utf-8"
+            )
 
     def check_end(self) -> None:
         """Raise UserError when encoding a text can give the end token: a book would end in its middle."""
         name = self.end_token
-        texts = (name, f"a{name}b", f" {name} ", f"\n{name}\n", f"{name}{name}", "\U0010fffd \u4e2d \ufdd0")
+        texts = (
+            name,
+            f"a{name}b",
+            f" {name} ",
+            f"\n{name}\n",
+            f"{name}{name}",
+            "\U0010fffd \u4e2d \ufdd0",
+        )
         giving = [text for text in texts if self.eos_id in self.encode(text)]
         if not giving and name in self.special_tokens():
             return
-        why = f"the text {giving[0]!r} gives it, so a book that holds such a text would end there" if giving else \
-            "its file does not say that it is special, so a text could give it"
-        raise UserError(f"{self.path}: {name!r} cannot end documents ({why}): name another token with --end-token"
-                        f"{self._choices(name)}")
+        why = (
+            f"the text {giving[0]!r} gives it, so a book that holds such a text would end there"
+            if giving
+            else "its file does not say that it is special, so a text could give it"
+        )
+        raise UserError(
+            f"{self.path}: {name!r} cannot end documents ({why}): name another token with --end-token"
+            f"{self._choices(name)}"
+        )
 
     def _choices(self, besides: str) -> str:
         """The special tokens to choose from, for a message."""
@@ -118,7 +134,12 @@ class Tokenizer(ABC):
         tokenizer's files say. Raises UserError."""
         path = Path(path)
         if path.is_dir():
-            names = [SENTENCEPIECE, HUGGING_FACE, f"tokenizer/{SENTENCEPIECE}", f"tokenizer/{HUGGING_FACE}"]
+            names = [
+                SENTENCEPIECE,
+                HUGGING_FACE,
+                f"tokenizer/{SENTENCEPIECE}",
+                f"tokenizer/{HUGGING_FACE}",
+            ]
             found = [path / n for n in names if (path / n).is_file()]
             if not found:
                 raise UserError(f"{path} holds no tokenizer ({SENTENCEPIECE} or {HUGGING_FACE})")
@@ -152,34 +173,49 @@ class SentencePieceTokenizer(Tokenizer):
     def _find_end(self, given: str | None) -> int:
         if given is not None:
             if not self._knows(given):
-                raise UserError(f"{self.path} has no token {given!r}: give another --end-token{self._choices(given)}")
+                raise UserError(
+                    f"{self.path} has no token {given!r}: give another --end-token{self._choices(given)}"
+                )
             return self._model.piece_to_id(given)
         noted = _noted_end(self.path.parent)
-        if isinstance(noted, str) and self._knows(noted) and self._model.is_control(self._model.piece_to_id(noted)):
+        if (
+            isinstance(noted, str)
+            and self._knows(noted)
+            and self._model.is_control(self._model.piece_to_id(noted))
+        ):
             return self._model.piece_to_id(noted)
         if self._usual_end is None:
-            raise UserError(f"{self.path}: the model has no end-of-sentence token; train it with --eos_id, or name "
-                            "another token that ends documents with --end-token")
+            raise UserError(
+                f"{self.path}: the model has no end-of-sentence token; train it with --eos_id, or name "
+                "another token that ends documents with --end-token"
+            )
         return self._model.eos_id()
 
     def _knows(self, piece: str) -> bool:
         return self._model.id_to_piece(self._model.piece_to_id(piece)) == piece
 
     def special_tokens(self) -> list[str]:
-        return [self._model.id_to_piece(i) for i in range(self.vocab_size) if self._model.is_control(i)]
+        return [
+            self._model.id_to_piece(i) for i in range(self.vocab_size) if self._model.is_control(i)
+        ]
 
     def _ids(self, text: str) -> np.ndarray:
         if SPACE_MARK not in text or not self._keeps_marks:
             return np.asarray(self._model.encode(text), dtype=np.int64)
         # The mark is written with the bytes of its own: another character that is nowhere in the text is read in its
         # place, and its bytes are then exchanged.
-        stand_in = next(c for c in map(chr, (*range(0xfdd0, 0xfdf0), *range(0xe000, 0xf900))) if c not in text)
+        stand_in = next(
+            c for c in map(chr, (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))) if c not in text
+        )
         ids = np.asarray(self._model.encode(text.replace(SPACE_MARK, stand_in)), dtype=np.int64)
         theirs, its = self._bytes(stand_in), self._bytes(SPACE_MARK)
-        places = np.flatnonzero(np.all(np.lib.stride_tricks.sliding_window_view(ids, 3) == theirs, -1)) \
-            if len(ids) >= 3 else []
+        places = (
+            np.flatnonzero(np.all(np.lib.stride_tricks.sliding_window_view(ids, 3) == theirs, -1))
+            if len(ids) >= 3
+            else []
+        )
         for place in places:
-            ids[place:place + 3] = its
+            ids[place : place + 3] = its
         return ids
 
     def _bytes(self, character: str) -> list[int]:
@@ -216,23 +252,39 @@ class HuggingFaceTokenizer(Tokenizer):
             noted = self.backend.id_to_token(noted) or str(noted)
         if noted is not None:
             if self.backend.token_to_id(noted) is None:
-                where = "" if given is not None else f", which a file beside it names as the end of a text ({CONFIG})"
-                raise UserError(f"{self.path} has no token {noted!r}{where}: give another "
-                                f"--end-token{self._choices(noted)}")
+                where = (
+                    ""
+                    if given is not None
+                    else f", which a file beside it names as the end of a text ({CONFIG})"
+                )
+                raise UserError(
+                    f"{self.path} has no token {noted!r}{where}: give another "
+                    f"--end-token{self._choices(noted)}"
+                )
             return noted
         usual = [t for t in self.CONVENTIONAL if self.backend.token_to_id(t) is not None]
         special = [t for t in usual if t in self.special_tokens()]
         if len(usual) > 1 and len(special) == 1:
             return special[0]
         if len(usual) != 1:
-            found = f"it has {', '.join(usual)}" if usual else f"none of {', '.join(self.CONVENTIONAL)} is in it"
-            raise UserError(f"{self.path} does not say which token ends a document ({found}, and there is no {CONFIG} "
-                            f"beside it), and a document needs a token that ends it: name it with --end-token"
-                            f"{'' if usual else self._choices('')}")
+            found = (
+                f"it has {', '.join(usual)}"
+                if usual
+                else f"none of {', '.join(self.CONVENTIONAL)} is in it"
+            )
+            raise UserError(
+                f"{self.path} does not say which token ends a document ({found}, and there is no {CONFIG} "
+                f"beside it), and a document needs a token that ends it: name it with --end-token"
+                f"{'' if usual else self._choices('')}"
+            )
         return usual[0]
 
     def special_tokens(self) -> list[str]:
-        return [t.content for _, t in sorted(self.backend.get_added_tokens_decoder().items()) if t.special]
+        return [
+            t.content
+            for _, t in sorted(self.backend.get_added_tokens_decoder().items())
+            if t.special
+        ]
 
     def _ids(self, text: str) -> np.ndarray:
         return np.asarray(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
@@ -243,8 +295,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
 def _noted_end(folder: Path) -> str | int | None:
     """The end token's name, or its id, as the files beside a tokenizer say it."""
-    for name, key in ((CONFIG, "eos_token"), ("special_tokens_map.json", "eos_token"),
-                      ("generation_config.json", "eos_token_id"), ("config.json", "eos_token_id")):
+    for name, key in (
+        (CONFIG, "eos_token"),
+        ("special_tokens_map.json", "eos_token"),
+        ("generation_config.json", "eos_token_id"),
+        ("config.json", "eos_token_id"),
+    ):
         try:
             value = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
         except (OSError, ValueError, AttributeError):
@@ -260,7 +316,10 @@ def reading_steps() -> list[tokenizers.normalizers.Normalizer]:
     """`as_read`, in the words of the `tokenizers` library."""
     from tokenizers import Regex, normalizers
 
-    return [normalizers.Replace(Regex(rf"\A{BYTE_ORDER_MARK}+"), ""), normalizers.Replace(Regex("\r\n?"), "\n")]
+    return [
+        normalizers.Replace(Regex(rf"\A{BYTE_ORDER_MARK}+"), ""),
+        normalizers.Replace(Regex("\r\n?"), "\n"),
+    ]
 
 
 def _backend(path: Path) -> tokenizers.Tokenizer:
@@ -291,7 +350,11 @@ def _with_reading_steps(file: dict[str, Any], backend: tokenizers.Tokenizer) -> 
     for token in file.get("added_tokens", []):
         # Looked for in the text as it was given, where line ends are not yet of one kind; or in the text as read.
         text = token["content"]
-        if "\n" in text and not token["special"] and (own is None or own.normalize_str(text) == text):
+        if (
+            "\n" in text
+            and not token["special"]
+            and (own is None or own.normalize_str(text) == text)
+        ):
             token["normalized"] = True
     if file.get("normalizer") is not None:
         steps.append(file["normalizer"])
@@ -319,10 +382,25 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: str | Path)
     try:
         # A writer instead of a prefix, and a fixed number of threads: the model records both.
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts), model_writer=model, vocab_size=vocab_size, model_type="bpe",
-            byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-            add_dummy_prefix=False, split_digits=True, character_coverage=0.9999, max_sentence_length=65536,
-            user_defined_symbols=["\n"], unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=4, minloglevel=2)
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            split_digits=True,
+            character_coverage=0.9999,
+            max_sentence_length=65536,
+            user_defined_symbols=["\n"],
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=4,
+            minloglevel=2,
+        )
     except RuntimeError as error:
         raise UserError(_why_not_trained(str(error), vocab_size)) from error
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -333,15 +411,21 @@ def _why_not_trained(error: str, vocab_size: int) -> str:
     """What sentencepiece says, as advice."""
     needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", error)
     if needed:
-        return (f"--vocab-size {vocab_size} is too small: the texts' characters and the 256 bytes alone take "
-                f"{needed[1]} tokens. Give a --vocab-size well above {needed[1]}")
+        return (
+            f"--vocab-size {vocab_size} is too small: the texts' characters and the 256 bytes alone take "
+            f"{needed[1]} tokens. Give a --vocab-size well above {needed[1]}"
+        )
     most = re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", error)
     if most:
-        return (f"--vocab-size {vocab_size} is too large for so little text, which has pieces for {most[1]} tokens at "
-                f"most. Give more text, or a --vocab-size of {most[1]} or less")
+        return (
+            f"--vocab-size {vocab_size} is too large for so little text, which has pieces for {most[1]} tokens at "
+            f"most. Give more text, or a --vocab-size of {most[1]} or less"
+        )
     if "sentences_.empty()" in error:
         return "there is no text to train a tokenizer on. Give more text"
-    return f"cannot train a vocabulary of {vocab_size} tokens on these texts: {error.splitlines()[-1]}"
+    return (
+        f"cannot train a vocabulary of {vocab_size} tokens on these texts: {error.splitlines()[-1]}"
+    )
 
 
 def _lines(texts: Iterable[str], longest: int = 4096) -> Iterable[str]:
@@ -349,4 +433,4 @@ def _lines(texts: Iterable[str], longest: int = 4096) -> Iterable[str]:
     for text in texts:
         for line in text.splitlines():
             if line.strip():
-                yield from (line[i:i + longest] for i in range(0, len(line), longest))
+                yield from (line[i : i + longest] for i in range(0, len(line), longest))

@@ -25,8 +25,12 @@ class Workers:
     def __init__(self, count: int, start: Callable[..., None] | None = None, *args: Any) -> None:
         # Spawned, not forked: the parent may hold threads. Making the pool starts a helper of Python's own.
         with _signals_blocked():
-            self._pool = ProcessPoolExecutor(max(1, count), mp_context=multiprocessing.get_context("spawn"),
-                                             initializer=_start, initargs=(start, args))
+            self._pool = ProcessPoolExecutor(
+                max(1, count),
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start,
+                initargs=(start, args),
+            )
 
     def __enter__(self) -> Workers:
         return self
@@ -47,8 +51,10 @@ class Workers:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise UserError("a worker process was killed, perhaps because memory ran out: rerun the same "
-                            "command with fewer --workers") from error
+            raise UserError(
+                "a worker process was killed, perhaps because memory ran out: rerun the same "
+                "command with fewer --workers"
+            ) from error
 
 
 @contextmanager

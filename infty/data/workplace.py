@@ -18,7 +18,9 @@ from infty.errors import UserError
 REPORT = "report.json"
 
 
-def already_done(output: Path, options: dict[str, Any], parts: dict[str, list[Source]]) -> dict[str, Any] | None:
+def already_done(
+    output: Path, options: dict[str, Any], parts: dict[str, list[Source]]
+) -> dict[str, Any] | None:
     """The report of an identical preparation of the same texts; None when there is no output yet. Raises UserError for
     any other, which says what differs."""
     try:
@@ -27,24 +29,32 @@ def already_done(output: Path, options: dict[str, Any], parts: dict[str, list[So
         raise UserError(f"--output {output} cannot be made: {error}") from error
 
 
-def _already_done(output: Path, options: dict[str, Any], parts: dict[str, list[Source]]) -> dict[str, Any] | None:
+def _already_done(
+    output: Path, options: dict[str, Any], parts: dict[str, list[Source]]
+) -> dict[str, Any] | None:
     if not output.exists() and not output.is_symlink():
         return None
     report = output / REPORT
     if not report.is_file():
         if output.is_dir() and not any(output.iterdir()):
             return None
-        raise UserError(f"--output {output} exists and was not made by infty prepare; leaving it alone: give another")
+        raise UserError(
+            f"--output {output} exists and was not made by infty prepare; leaving it alone: give another"
+        )
     try:
         values = json.loads(report.read_text())
         _ = values["fingerprint"]
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"--output {output} exists, and {REPORT} in it is not infty's; leaving it alone: give "
-                        "another") from None
+        raise UserError(
+            f"--output {output} exists, and {REPORT} in it is not infty's; leaving it alone: give "
+            "another"
+        ) from None
     differs = record.difference(output, options, parts)
     if differs is not None:
-        raise UserError(f"--output {output} was prepared from other input or with other options ({differs}); give "
-                        "another output, or delete it first")
+        raise UserError(
+            f"--output {output} was prepared from other input or with other options ({differs}); give "
+            "another output, or delete it first"
+        )
     return values
 
 
@@ -77,21 +87,32 @@ class Workplace:
             raise UserError(f"--output {self.output} cannot be made: {error}") from error
 
     def _begin(self, fingerprint: str, tell: Callable[[str], None]) -> None:
-        if self.folder.is_dir() and not self._plan.is_file() and not all(
-                p.name == "lock" or p.name.startswith("plan.json") for p in self.folder.iterdir()):
-            raise UserError(f"{self.folder} exists and was not made by infty prepare; move it away, or give another "
-                            "--output")
+        if (
+            self.folder.is_dir()
+            and not self._plan.is_file()
+            and not all(
+                p.name == "lock" or p.name.startswith("plan.json") for p in self.folder.iterdir()
+            )
+        ):
+            raise UserError(
+                f"{self.folder} exists and was not made by infty prepare; move it away, or give another "
+                "--output"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        left = build.read_record(self._plan).get("fingerprint", "") if self._plan.is_file() else None
+        left = (
+            build.read_record(self._plan).get("fingerprint", "") if self._plan.is_file() else None
+        )
         if left not in (None, fingerprint) and not any(self.shards.glob("*.json")):
             # It ended before any work was done, perhaps since its arguments could not be: nothing to go on with.
             shutil.rmtree(self.folder / "tokenizer", ignore_errors=True)
             left = None
         if left is not None:
             if left != fingerprint:
-                raise UserError(f"{self.folder} is left from a preparation with other arguments: run that one again "
-                                "to finish it, or delete the folder")
+                raise UserError(
+                    f"{self.folder} is left from a preparation with other arguments: run that one again "
+                    "to finish it, or delete the folder"
+                )
             tell(f"going on with {self.folder}")
             shutil.rmtree(self.result, ignore_errors=True)
         else:
@@ -105,8 +126,10 @@ class Workplace:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another infty prepare is working in {self.folder}: wait for it (or, if this is one of "
-                            "several processes of a job, start them with mpirun or srun --mpi=pmi2)") from None
+            raise UserError(
+                f"another infty prepare is working in {self.folder}: wait for it (or, if this is one of "
+                "several processes of a job, start them with mpirun or srun --mpi=pmi2)"
+            ) from None
         except OSError:
             pass  # a file system without locks
 

@@ -34,17 +34,35 @@ def token_mask(attention_mask: Tensor | None, rows: int, columns: int, read: int
     if attention_mask is None:
         return None
     lengths = {columns, read + columns}
-    shape = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
-    if not isinstance(shape, list) or len(shape) != 2 or shape[0] != rows or shape[1] not in lengths:
+    shape = (
+        list(attention_mask.shape)
+        if isinstance(attention_mask, Tensor)
+        else type(attention_mask).__name__
+    )
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or shape[0] != rows
+        or shape[1] not in lengths
+    ):
         allowed = " or ".join(f"[{rows}, {n}]" for n in sorted(lengths))
-        raise ValueError(f"attention_mask must be {allowed}, 0 where there is no token; it is {shape}. A mask of "
-                         "who sees whom is not possible: a token sees what its memory holds")
-    mask = attention_mask[:, shape[1] - columns:].bool().cpu()
+        raise ValueError(
+            f"attention_mask must be {allowed}, 0 where there is no token; it is {shape}. A mask of "
+            "who sees whom is not possible: a token sees what its memory holds"
+        )
+    mask = attention_mask[:, shape[1] - columns :].bool().cpu()
     return None if bool(mask.all()) else mask
 
 
-def document_starts(mask: Tensor | None, position_ids: Tensor | None, seq_idx: Tensor | None,
-                    cu_seq_lens: Tensor | None, rows: int, columns: int, fresh: bool) -> Tensor | None:
+def document_starts(
+    mask: Tensor | None,
+    position_ids: Tensor | None,
+    seq_idx: Tensor | None,
+    cu_seq_lens: Tensor | None,
+    rows: int,
+    columns: int,
+    fresh: bool,
+) -> Tensor | None:
     """bool [b, T] on the host: the tokens that begin a document; None: none does, as far as anyone says.
 
     A document begins where position_ids ([b, T] or [1, T]) is 0, where seq_idx ([b, T] or [1, T]) changes, and at
@@ -68,7 +86,9 @@ def _per_token(name: str, given: Tensor, rows: int, columns: int) -> Tensor:
     if given.dim() == 1:
         given = given[None]
     if given.dim() != 2 or given.shape[0] not in (1, rows) or given.shape[1] != columns:
-        raise ValueError(f"{name} must be [{rows}, {columns}], a number for each token; it is {list(given.shape)}")
+        raise ValueError(
+            f"{name} must be [{rows}, {columns}], a number for each token; it is {list(given.shape)}"
+        )
     return given.expand(rows, -1).cpu().long()
 
 
@@ -82,17 +102,25 @@ def _in_order(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 def _where_positions_restart(positions: Tensor, mask: Tensor | None, fresh: bool) -> Tensor:
     """Where they are 0. Raises ValueError unless they count up by one from there, as nothing else has an effect."""
     ordered, order = _in_order(positions, mask)
-    begun = (ordered[:, :1] == 0) if mask is None else (ordered[:, :1] == 0) | ~mask.any(1, keepdim=True)
+    begun = (
+        (ordered[:, :1] == 0)
+        if mask is None
+        else (ordered[:, :1] == 0) | ~mask.any(1, keepdim=True)
+    )
     if fresh and not bool(begun.all()):
-        raise ValueError("position_ids must be 0 at the first token of a text: a model that has read nothing yet "
-                         f"cannot begin at {int(ordered[~begun[:, 0]][0, 0])}")
+        raise ValueError(
+            "position_ids must be 0 at the first token of a text: a model that has read nothing yet "
+            f"cannot begin at {int(ordered[~begun[:, 0]][0, 0])}"
+        )
     follows = (ordered[:, 1:] == 0) | (ordered[:, 1:] == ordered[:, :-1] + 1)
     if mask is not None:
         follows |= ~mask.gather(1, order)[:, 1:]
     if not bool(follows.all()):
         row, column = (~follows).nonzero()[0].tolist()
-        raise ValueError(f"position_ids must count up by one and start again from 0 where a document begins; in row "
-                         f"{row} {int(ordered[row, column + 1])} follows {int(ordered[row, column])}")
+        raise ValueError(
+            f"position_ids must count up by one and start again from 0 where a document begins; in row "
+            f"{row} {int(ordered[row, column + 1])} follows {int(ordered[row, column])}"
+        )
     return positions == 0
 
 
@@ -107,8 +135,10 @@ def _where_lengths_say(cu_seq_lens: Tensor, rows: int, columns: int) -> Tensor:
     borders = cu_seq_lens.flatten().tolist()
     rising = all(a <= b for a, b in pairwise(borders))
     if rows != 1 or not rising or borders[:1] != [0] or borders[-1] != columns:
-        raise ValueError(f"cu_seq_lens_q must rise from 0 to the {columns} tokens of one row; it is {borders[:6]}"
-                         f"{'...' if len(borders) > 6 else ''} for {rows} row(s)")
+        raise ValueError(
+            f"cu_seq_lens_q must rise from 0 to the {columns} tokens of one row; it is {borders[:6]}"
+            f"{'...' if len(borders) > 6 else ''} for {rows} row(s)"
+        )
     starts = torch.zeros(1, columns, dtype=torch.bool)
     starts[0, [b for b in borders if b < columns]] = True
     return starts
@@ -118,13 +148,17 @@ def refuse_others(kwargs: dict[str, Any], known: tuple[str, ...] = ()) -> None:
     """Raise ValueError for arguments that would have no effect. None and False ask for nothing."""
     asked = {name for name, value in kwargs.items() if value is not None and value is not False}
     if "output_attentions" in asked:
-        raise ValueError("output_attentions=True: an infty model has no attention weights to show, for what it reads "
-                         "from the long-term memory is a density over the text, not a weight for each token")
+        raise ValueError(
+            "output_attentions=True: an infty model has no attention weights to show, for what it reads "
+            "from the long-term memory is a density over the text, not a weight for each token"
+        )
     if kwargs.get("is_causal") is False:
         raise ValueError("is_causal=False: an infty model reads in one direction only")
     others = sorted(asked - set(known) - {"is_causal"})
     if others:
-        raise ValueError(f"an infty model does not take {', '.join(others)}: leave out what would have no effect")
+        raise ValueError(
+            f"an infty model does not take {', '.join(others)}: leave out what would have no effect"
+        )
 
 
 __all__ = ["document_starts", "one_cache", "refuse_others", "token_mask"]

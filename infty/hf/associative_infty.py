@@ -56,7 +56,9 @@ class InftyAssociativeMemory(InftyMemory):
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         # Mathematics of the memory is done in float32, also when the rest of the model is autocast.
         with torch.autocast(inputs.q.device.type, enabled=False):
-            z = read_normed(inputs.q, state.kept["matrix"][:, :, None], self.norm_weight)  # [b, K, G, t, d]
+            z = read_normed(
+                inputs.q, state.kept["matrix"][:, :, None], self.norm_weight
+            )  # [b, K, G, t, d]
         z = z.flatten(1, 2).transpose(1, 2).flatten(2)
         return Reading(state, update=self.out(z.to(inputs.normed.dtype)))
 

@@ -34,10 +34,14 @@ class InftyCache(Cache):
         """Forget everything."""
         self.states: tuple[InftyLayerState, ...] | None = None
         self.fill: Tensor | None = None  # int64 [b], on the host: tokens read of each row's segment
-        self.segments: Tensor | None = None  # int64 [b], on the host: whole segments read of each row's document
+        self.segments: Tensor | None = (
+            None  # int64 [b], on the host: whole segments read of each row's document
+        )
         self.tokens = 0  # columns of input seen, padding included: what transformers calls the sequence length
 
-    def store(self, states: tuple[InftyLayerState, ...], fill: Tensor, segments: Tensor, tokens: int) -> None:
+    def store(
+        self, states: tuple[InftyLayerState, ...], fill: Tensor, segments: Tensor, tokens: int
+    ) -> None:
         """Replace the state, after `tokens` more columns of input. It carries no gradient out of a call."""
         self.states = tuple(state.map(Tensor.detach) for state in states)
         self.fill, self.segments, self.tokens = fill, segments, self.tokens + tokens
@@ -61,8 +65,10 @@ class InftyCache(Cache):
         """bool [b] on the host. Raises ValueError."""
         rows = torch.as_tensor(rows)
         if rows.dtype != torch.bool or rows.shape != self.fill.shape:
-            raise ValueError(f"rows must be a bool tensor [{len(self.fill)}], True where a text begins anew; it is "
-                             f"{rows.dtype} {list(rows.shape)}")
+            raise ValueError(
+                f"rows must be a bool tensor [{len(self.fill)}], True where a text begins anew; it is "
+                f"{rows.dtype} {list(rows.shape)}"
+            )
         return rows.cpu()
 
     def _select(self, f: Callable[[Tensor], Tensor]) -> None:
@@ -101,8 +107,10 @@ class InftyCache(Cache):
         return self.tokens + query_length, 0
 
     def crop(self, *args: int, **kwargs: int) -> None:
-        raise ValueError("the memory of an infty model cannot be cropped: assisted generation and continuing from an "
-                         "earlier point of a text need a copy of the cache made at that point (copy.deepcopy)")
+        raise ValueError(
+            "the memory of an infty model cannot be cropped: assisted generation and continuing from an "
+            "earlier point of a text need a copy of the cache made at that point (copy.deepcopy)"
+        )
 
     def __len__(self) -> int:
         return 0 if self.states is None else len(self.states)

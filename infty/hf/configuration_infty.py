@@ -51,9 +51,11 @@ class InftyConfig(PretrainedConfig):
     ) -> None:
         """Raises UserError for a model that an earlier version exported."""
         if kwargs.get("memory") is not None:
-            raise UserError("this model was exported before memories had names (its config.json says `memory`, not "
-                            "`memories`): export its checkpoint again, or load the folder with trust_remote_code=True, "
-                            "which runs the code that lies in it")
+            raise UserError(
+                "this model was exported before memories had names (its config.json says `memory`, not "
+                "`memories`): export its checkpoint again, or load the folder with trust_remote_code=True, "
+                "which runs the code that lies in it"
+            )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -73,8 +75,13 @@ class InftyConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.memories = memories
         self.use_cache = use_cache
-        super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
-                         tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            tie_word_embeddings=tie_word_embeddings,
+            **kwargs,
+        )
 
     @property
     def max_position_embeddings(self) -> int:

@@ -46,7 +46,7 @@ class InftyDensityMaps(InftyModule):
                 init.copy_(bias, fresh)
 
     def forward(self, part: str) -> Tensor | tuple[Tensor | None, Tensor | None]:
-        """"weights", float32 [2, H, N]; or "biases", float32 [H] each, or None. Always by a call of
+        """ "weights", float32 [2, H, N]; or "biases", float32 [H] each, or None. Always by a call of
         the module, which is where weights that are kept elsewhere (offloaded, sharded) are fetched.
         """
         if part == "biases":

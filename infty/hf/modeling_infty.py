@@ -50,7 +50,10 @@ class InftyAttention(nn.Module):
     def __init__(self, config: InftyConfig, layer: int) -> None:
         super().__init__()
         self.config, self.stm = config, config.stm_of(layer)
-        self.kv_heads, self.group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+        self.kv_heads, self.group = (
+            config.num_key_value_heads,
+            config.num_attention_heads // config.num_key_value_heads,
+        )
         # For each key/value head: its group of queries, its key, its value.
         width = self.kv_heads * (self.group + 2) * config.head_dim
         self.qkv = nn.Linear(config.hidden_size, width, bias=config.bias)
@@ -73,20 +76,30 @@ class InftyAttention(nn.Module):
         key, value = state.segment["key"], state.segment["value"]
         if not self.stm:
             return key, value
-        return (torch.cat([state.kept["key"].to(key.dtype), key], 2),
-                torch.cat([state.kept["value"].to(value.dtype), value], 2))
+        return (
+            torch.cat([state.kept["key"].to(key.dtype), key], 2),
+            torch.cat([state.kept["value"].to(value.dtype), value], 2),
+        )
 
-    def end_segment(self, keys: Tensor, values: Tensor, piece: Piece, state: PartState) -> PartState:
+    def end_segment(
+        self, keys: Tensor, values: Tensor, piece: Piece, state: PartState
+    ) -> PartState:
         """The new short-term memory, in rows whose segment is complete."""
         if self.stm:
             state = state.keep(key=self._tail(keys, piece), value=self._tail(values, piece))
         return state
 
     def _tail(self, x: Tensor, piece: Piece) -> Tensor:
-        return piece.where_complete(x[:, :, x.shape[2] - self.stm:], x[:, :, :self.stm])
+        return piece.where_complete(x[:, :, x.shape[2] - self.stm :], x[:, :, : self.stm])
 
-    def forward(self, q: Tensor, keys: Tensor, values: Tensor, piece: Piece,
-                attended: Sequence[Attended] = ()) -> Tensor:
+    def forward(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        piece: Piece,
+        attended: Sequence[Attended] = (),
+    ) -> Tensor:
         """Keys and values [b, K, stm+w, d] begin with the short-term memory; `attended` is what memories add to them.
         Returns [b, t, H*d]."""
         if self.config.positions == "rotary":
@@ -94,14 +107,23 @@ class InftyAttention(nn.Module):
             cos, sin = angles(self.stm + piece.places(), size, theta)
             q = rotate(q, cos[:, None, None], sin[:, None, None])
             # Places count from the oldest token in sight: what memories add stands there, and is not turned.
-            keys = rotate(keys, *angles(torch.arange(keys.shape[2], device=keys.device), size, theta))
+            keys = rotate(
+                keys, *angles(torch.arange(keys.shape[2], device=keys.device), size, theta)
+            )
         mask = self._mask(piece, keys.shape[2])
         for memory in attended:
             allowed = memory.visible[:, None].expand(-1, memory.keys.shape[2])
-            keys, values, mask = in_front((memory.keys, memory.values), allowed, memory.prior, keys, values, mask)
+            keys, values, mask = in_front(
+                (memory.keys, memory.values), allowed, memory.prior, keys, values, mask
+            )
         z = F.scaled_dot_product_attention(
-            q.flatten(1, 2), keys, values, attn_mask=mask, enable_gqa=self.group > 1,
-            dropout_p=self.config.dropout if self.training else 0.0)
+            q.flatten(1, 2),
+            keys,
+            values,
+            attn_mask=mask,
+            enable_gqa=self.group > 1,
+            dropout_p=self.config.dropout if self.training else 0.0,
+        )
         return z.transpose(1, 2).flatten(2)
 
     def _mask(self, piece: Piece, width: int) -> Tensor:
@@ -139,20 +161,33 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         self.config = config
         self.attention_norm = make_norm(config)
         self.attention = InftyAttention(config, layer)
-        self.memories = nn.ModuleDict({name: memory_of(section)(config, layer, section)
-                                       for name, section in sections_of(config, layer).items()})
+        self.memories = nn.ModuleDict(
+            {
+                name: memory_of(section)(config, layer, section)
+                for name, section in sections_of(config, layer).items()
+            }
+        )
         self.mlp_norm = make_norm(config)
         self.mlp = InftyMLP(config)
 
     def begin(self, x: Tensor) -> InftyLayerState:
         """The state of rows that have read nothing; x [b, t, e] is what they will read."""
+
         def part(module: Any) -> PartState:
             return PartState.begin(module.fields(x.dtype), len(x), x.device)
 
-        return InftyLayerState(part(self.attention), {name: part(memory) for name, memory in self.memories.items()})
+        return InftyLayerState(
+            part(self.attention), {name: part(memory) for name, memory in self.memories.items()}
+        )
 
-    def forward(self, x: Tensor, embedded: Tensor, state: InftyLayerState, piece: Piece,
-                memory_enabled: bool = True) -> tuple[Tensor, InftyLayerState]:
+    def forward(
+        self,
+        x: Tensor,
+        embedded: Tensor,
+        state: InftyLayerState,
+        piece: Piece,
+        memory_enabled: bool = True,
+    ) -> tuple[Tensor, InftyLayerState]:
         """x [b, t, e] -> x and the layer's new state; `embedded` [b, t, e] is what the first layer began with."""
         h = self.attention_norm(x)
         q, key, value = self.attention.project(h)
@@ -160,7 +195,9 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         keys, values = self.attention.in_sight(attention)
         inputs = Inputs(q, h, x, embedded, piece)
         readings = self._read(inputs, state, attends=True)
-        y = self.attention.out(self.attention(q, keys, values, piece, [r.attended for r in readings.values()]))
+        y = self.attention.out(
+            self.attention(q, keys, values, piece, [r.attended for r in readings.values()])
+        )
         readings |= self._read(inputs, state, attends=False)
         for reading in readings.values():
             if reading.update is not None:
@@ -168,16 +205,27 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         x = x + F.dropout(y, self.config.dropout, self.training)
         x = x + F.dropout(self.mlp(self.mlp_norm(x)), self.config.dropout, self.training)
         state = InftyLayerState(attention, {name: readings[name].state for name in self.memories})
-        return x, self._end_segment(state, Ended(keys, values, piece, memory_enabled)) if piece.ends else state
+        return x, self._end_segment(
+            state, Ended(keys, values, piece, memory_enabled)
+        ) if piece.ends else state
 
-    def _read(self, inputs: Inputs, state: InftyLayerState, attends: bool) -> dict[str, MemoryReading]:
+    def _read(
+        self, inputs: Inputs, state: InftyLayerState, attends: bool
+    ) -> dict[str, MemoryReading]:
         """What the memories say that local attention sees, or those that it does not see."""
-        return {name: memory(inputs, state.memories[name]) for name, memory in self.memories.items()
-                if memory.attends == attends}
+        return {
+            name: memory(inputs, state.memories[name])
+            for name, memory in self.memories.items()
+            if memory.attends == attends
+        }
 
     def _end_segment(self, state: InftyLayerState, ended: Ended) -> InftyLayerState:
-        memories = {name: memory(ended, state.memories[name]) for name, memory in self.memories.items()}
-        attention = self.attention.end_segment(ended.keys, ended.values, ended.piece, state.attention)
+        memories = {
+            name: memory(ended, state.memories[name]) for name, memory in self.memories.items()
+        }
+        attention = self.attention.end_segment(
+            ended.keys, ended.values, ended.piece, state.attention
+        )
         return InftyLayerState(attention, memories).end_segment(ended.piece)
 
 
@@ -190,12 +238,15 @@ class InftyPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _is_stateful = True
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None,
-                                    **kwargs: Any) -> None:
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
+    ) -> None:
         how = getattr(gradient_checkpointing_func, "keywords", {})
         if enable and how.get("use_reentrant"):
-            raise ValueError("gradient checkpointing with use_reentrant=True loses the gradients that go through the "
-                             "memory: take use_reentrant=False, the default")
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True loses the gradients that go through the "
+                "memory: take use_reentrant=False, the default"
+            )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -212,8 +263,12 @@ class InftyModel(InftyPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = None
         if config.positions == "learned":
-            self.embed_positions = nn.Embedding(config.stm_length + config.segment_length, config.hidden_size)
-        self.layers = nn.ModuleList(InftyDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+            self.embed_positions = nn.Embedding(
+                config.stm_length + config.segment_length, config.hidden_size
+            )
+        self.layers = nn.ModuleList(
+            InftyDecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
         self.norm = make_norm(config)
         self.post_init()
 
@@ -256,14 +311,20 @@ class InftyModel(InftyPreTrainedModel):
         if cache.states is not None and cache.rows != b:
             raise ValueError(f"the cache holds {cache.rows} texts, the input {b}")
         mask = token_mask(attention_mask, b, T, cache.tokens)
-        starts = document_starts(mask, position_ids, seq_idx, cu_seq_lens_q, b, T, fresh=cache.states is None)
+        starts = document_starts(
+            mask, position_ids, seq_idx, cu_seq_lens_q, b, T, fresh=cache.states is None
+        )
         states = cache.states or self._begin(x)
         reading = Reading(self.config.segment_length, cache.fill, cache.segments, b)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         pieces = []
         for columns, piece in reading.pieces(mask, starts, T, x.device):
-            part = x[:, columns] if isinstance(columns, slice) else x.take_along_dim(columns[..., None], 1)
+            part = (
+                x[:, columns]
+                if isinstance(columns, slice)
+                else x.take_along_dim(columns[..., None], 1)
+            )
             if piece.begins is not None:
                 states = tuple(state.start_document(piece.begins, piece.held) for state in states)
             streams, states = self._read(part, states, piece, memory_enabled)
@@ -272,9 +333,13 @@ class InftyModel(InftyPreTrainedModel):
             cache.store(states, reading.fill, reading.segments, T)
         else:
             cache = None
-        levels = [reading.in_columns(list(level), x) for level in zip(*pieces)] or [torch.zeros_like(x)]
+        levels = [reading.in_columns(list(level), x) for level in zip(*pieces)] or [
+            torch.zeros_like(x)
+        ]
         hidden = tuple(levels) if output_hidden_states else None
-        result = BaseModelOutputWithPast(last_hidden_state=levels[-1], hidden_states=hidden, **{CACHE: cache})
+        result = BaseModelOutputWithPast(
+            last_hidden_state=levels[-1], hidden_states=hidden, **{CACHE: cache}
+        )
         return result if _as_dict(return_dict, self.config) else result.to_tuple()
 
     def _begin(self, x: Tensor) -> tuple[InftyLayerState, ...]:
@@ -282,8 +347,9 @@ class InftyModel(InftyPreTrainedModel):
         layers: list[Any] = list(self.layers)
         return tuple(layer.begin(x) for layer in layers)
 
-    def _read(self, x: Tensor, states: tuple[InftyLayerState, ...], piece: Piece,
-              memory_enabled: bool) -> tuple[tuple[Tensor, ...], tuple[InftyLayerState, ...]]:
+    def _read(
+        self, x: Tensor, states: tuple[InftyLayerState, ...], piece: Piece, memory_enabled: bool
+    ) -> tuple[tuple[Tensor, ...], tuple[InftyLayerState, ...]]:
         """One piece through all layers: what each layer is given, then what the head is; and the new states."""
         embedded = x
         if self.embed_positions is not None:
@@ -350,15 +416,32 @@ class InftyForCausalLM(InftyPreTrainedModel, InftyGenerationMixin):
         """As `InftyModel.forward`. labels int64 [b, T] are shifted inside, -100 does not count. `logits_to_keep`:
         only the last so many columns' logits, or those of these columns; 0: all."""
         loss_kwargs = {name: kwargs.pop(name) for name in LOSS if name in kwargs}
-        outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
-                             memory_enabled, cache=cache, seq_idx=seq_idx, return_dict=True, **kwargs)
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            memory_enabled,
+            cache=cache,
+            seq_idx=seq_idx,
+            return_dict=True,
+            **kwargs,
+        )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None or loss_kwargs.get("shift_labels") is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_kwargs)
-        result = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states,
-                                        **{CACHE: outputs.get(CACHE)})
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_kwargs
+            )
+        result = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            **{CACHE: outputs.get(CACHE)},
+        )
         return result if _as_dict(return_dict, self.config) else result.to_tuple()
 
 

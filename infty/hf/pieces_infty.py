@@ -40,8 +40,12 @@ class Piece:
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Piece:
         """The same on another device: what accelerate asks of a layer's arguments when layers are spread out."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Piece(**{name: x.to(device, non_blocking=non_blocking) if isinstance(x, Tensor) else x
-                        for name, x in values.items()})
+        return Piece(
+            **{
+                name: x.to(device, non_blocking=non_blocking) if isinstance(x, Tensor) else x
+                for name, x in values.items()
+            }
+        )
 
     def places(self) -> Tensor:
         """int64 [b, t]: where in its segment each token stands."""
@@ -58,7 +62,9 @@ class Piece:
         source = (slot - self.fill[:, None]).clamp(0, self.tokens - 1)
         index = source.view(len(new), 1, -1, *[1] * (new.dim() - 3))
         moved = new.gather(2, index.expand(-1, new.shape[1], -1, *new.shape[3:]))
-        padded = torch.cat([old, old.new_zeros(*old.shape[:2], self.width - old.shape[2], *old.shape[3:])], 2)
+        padded = torch.cat(
+            [old, old.new_zeros(*old.shape[:2], self.width - old.shape[2], *old.shape[3:])], 2
+        )
         return where(slot < self.fill[:, None], padded, moved, dimensions=(0, 2))
 
     def where_complete(self, new: Tensor, old: Tensor) -> Tensor:
@@ -95,14 +101,17 @@ class Borders:
 class Reading:
     """Cuts columns of input into pieces, and keeps count of where each row stands; all on the host."""
 
-    def __init__(self, segment_length: int, fill: Tensor | None, segments: Tensor | None, rows: int) -> None:
+    def __init__(
+        self, segment_length: int, fill: Tensor | None, segments: Tensor | None, rows: int
+    ) -> None:
         self.segment_length = segment_length
         self.fill = torch.zeros(rows, dtype=torch.int64) if fill is None else fill
         self.segments = torch.zeros(rows, dtype=torch.int64) if segments is None else segments
         self.source: Tensor | None = None
 
-    def pieces(self, mask: Tensor | None, starts: Tensor | None, columns: int,
-               device: torch.device) -> Iterator[tuple[Tensor | slice, Piece]]:
+    def pieces(
+        self, mask: Tensor | None, starts: Tensor | None, columns: int, device: torch.device
+    ) -> Iterator[tuple[Tensor | slice, Piece]]:
         """Pieces and the columns they come from, int64 [b, t] or the same slice for all rows.
 
         mask bool [b, T]: which columns hold a token of each row; None: all. starts bool [b, T]: which tokens begin a
@@ -138,7 +147,10 @@ class Reading:
         first = 0
         while first < columns:
             count = min(self.segment_length - int(self.fill[0]), columns - first)
-            yield slice(first, first + count), self._piece(torch.full_like(self.fill, count), device)
+            yield (
+                slice(first, first + count),
+                self._piece(torch.full_like(self.fill, count), device),
+            )
             first += count
 
     def _piece(self, counts: Tensor, device: torch.device, begins: Tensor | None = None) -> Piece:
@@ -149,9 +161,17 @@ class Reading:
         even = bool((self.fill == self.fill[0]).all() and (counts == counts[0]).all())
         some = begins is not None and bool(begins.any())
         piece = Piece(
-            tokens=int(counts.max()), fill=self.fill.to(device), segments=self.segments.to(device),
-            complete=complete.to(device), even=even, width=int(after.max()), rest=int(rest.max()),
-            ends=bool(complete.any()), begins=begins.to(device) if some else None, held=int(self.fill.max()))
+            tokens=int(counts.max()),
+            fill=self.fill.to(device),
+            segments=self.segments.to(device),
+            complete=complete.to(device),
+            even=even,
+            width=int(after.max()),
+            rest=int(rest.max()),
+            ends=bool(complete.any()),
+            begins=begins.to(device) if some else None,
+            held=int(self.fill.max()),
+        )
         self.fill = rest
         self.segments = self.segments + complete
         return piece

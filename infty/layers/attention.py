@@ -39,10 +39,14 @@ class LocalAttention(nn.Module):
         # For each key/value head: its group of queries, its key, its value. So any slice by heads is whole.
         width = config.kv_heads * (self.group + 2) * self.head_size
         self.qkv = ColumnParallelLinear(
-            config.hidden_size, width, normal(f"{layer}.qkv", config.init_std), bias=config.bias)
+            config.hidden_size, width, normal(f"{layer}.qkv", config.init_std), bias=config.bias
+        )
         self.out = RowParallelLinear(
-            config.heads * self.head_size, config.hidden_size,
-            normal(f"{layer}.attention.out", config.init_std / math.sqrt(2 * config.layers)), bias=config.bias)
+            config.heads * self.head_size,
+            config.hidden_size,
+            normal(f"{layer}.attention.out", config.init_std / math.sqrt(2 * config.layers)),
+            bias=config.bias,
+        )
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """The short-term memory: unrotated keys and values of the last `stm` tokens; nothing without one."""
@@ -62,7 +66,7 @@ class LocalAttention(nn.Module):
 
     def _tail(self, tokens: Tensor) -> Tensor:
         """The last `stm` tokens, [b, K, stm, d]; a copy, or the state would keep the whole window's storage."""
-        return tokens[:, :, tokens.shape[2] - self.stm:].detach().clone()
+        return tokens[:, :, tokens.shape[2] - self.stm :].detach().clone()
 
     def project(self, h: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """h [T, b, e] -> queries [b, K, G, T, d], keys and values [b, K, T, d] of this rank's heads.
@@ -70,11 +74,21 @@ class LocalAttention(nn.Module):
         `frozen`: without gradients for the weights.
         """
         T, b, _ = h.shape
-        qkv = self.qkv(h, frozen).view(T, b, self.kv_heads, self.group + 2, self.head_size).permute(1, 2, 3, 0, 4)
+        qkv = (
+            self.qkv(h, frozen)
+            .view(T, b, self.kv_heads, self.group + 2, self.head_size)
+            .permute(1, 2, 3, 0, 4)
+        )
         return qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
 
-    def forward(self, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor,
-                attended: Sequence[Attended] = ()) -> Tensor:
+    def forward(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        seen: Tensor,
+        attended: Sequence[Attended] = (),
+    ) -> Tensor:
         """Attend. `keys` and `values` [b, K, stm+T, d] begin with the short-term memory; `seen` int64 [b, S] is the
         number of segments of its document before each segment; `attended` is what memories add to the keys and values.
         Returns [T, b, H/tp * d]."""
@@ -82,12 +96,14 @@ class LocalAttention(nn.Module):
         L, S = self.segment_length, T // self.segment_length
         if self.rotary:
             cos, sin = angles(torch.arange(self.stm + T, device=q.device), d, self.rotary)
-            q, keys = rotate(q, cos[self.stm:], sin[self.stm:]), rotate(keys, cos, sin)
+            q, keys = rotate(q, cos[self.stm :], sin[self.stm :]), rotate(keys, cos, sin)
             attended = [self._rotated(memory, cos[:T:L], sin[:T:L]) for memory in attended]
         q = q.reshape(b, K * G, S, L, d).transpose(1, 2).flatten(0, 1)  # [b*S, H, L, d]
         keys, values = (by_segment(x, self.stm + L, L, S) for x in (keys, values))
         mask: Tensor | None = None
-        if self.stm or self.relative is not None or attended:  # otherwise plain causality says it all
+        if (
+            self.stm or self.relative is not None or attended
+        ):  # otherwise plain causality says it all
             visible = self._mask(seen)
             for memory in attended:
                 keys, values, visible = before(memory, keys, values, visible)
@@ -98,7 +114,14 @@ class LocalAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         with randomness.sharded():
             z = F.scaled_dot_product_attention(
-                q, keys, values, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, enable_gqa=G > 1)
+                q,
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=dropout,
+                enable_gqa=G > 1,
+            )
         return z.view(b, S, K * G, L, d).permute(1, 3, 0, 2, 4).reshape(T, b, K * G * d)
 
     def _rotated(self, memory: Attended, cos: Tensor, sin: Tensor) -> Attended:
@@ -117,7 +140,9 @@ class LocalAttention(nn.Module):
         return (causal & same_document[:, None]).unsqueeze(1)
 
 
-def before(attended: Attended, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def before(
+    attended: Attended, keys: Tensor, values: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The keys and values [b*S, K, k, d] of all segments and their mask [b*S, 1, L, k], with a memory's in front."""
     n = attended.length
     segments = attended.visible.shape[1]

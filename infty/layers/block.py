@@ -48,16 +48,26 @@ class Block(nn.Module):
         self.dropout = config.dropout
         self.attention_norm = make_norm(config)
         self.attention = LocalAttention(config, layer)
-        self.memories = nn.ModuleDict({name: memory_of(section)(config, layer, name)
-                                       for name, section in config.memories_of(layer).items()})
+        self.memories = nn.ModuleDict(
+            {
+                name: memory_of(section)(config, layer, name)
+                for name, section in config.memories_of(layer).items()
+            }
+        )
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config, layer)
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """What is declared of the layer's state (infty.tree); `dtype` is that of the run."""
-        return Tree({"attention": self.attention.fields(dtype),
-                     "memories": {name: cast(Memory, memory).fields(dtype)
-                                  for name, memory in self.memories.items()}})
+        return Tree(
+            {
+                "attention": self.attention.fields(dtype),
+                "memories": {
+                    name: cast(Memory, memory).fields(dtype)
+                    for name, memory in self.memories.items()
+                },
+            }
+        )
 
     def forward(self, x: Tensor, state: Tree, how: Pass) -> tuple[Tensor, Tensor | None, tuple]:
         """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, penalty, (state, figures)).
@@ -68,8 +78,19 @@ class Block(nn.Module):
         h = self.region.enter(self.attention_norm(x))
         q, keys, values = self.attention.project(h)
         keys, values, short_term = self.attention.remember(keys, values, state["attention"])
-        inputs = Inputs(q, keys, values, h, x, how.embedded, how.seen, self.attention, self.region, how.memory_enabled,
-                        how.statistics)
+        inputs = Inputs(
+            q,
+            keys,
+            values,
+            h,
+            x,
+            how.embedded,
+            how.seen,
+            self.attention,
+            self.region,
+            how.memory_enabled,
+            how.statistics,
+        )
         readings = self._read(inputs, state["memories"], attends=True)
         attended = [reading.attended for reading in readings.values()]
         partial = self.attention.out(self.attention(q, keys, values, how.seen, attended))
@@ -80,17 +101,27 @@ class Block(nn.Module):
         x = self._add(x, partial, self.attention.out.bias)
         h = self.region.enter(self.mlp_norm(x))
         x = self._add(x, self.mlp(h), self.mlp.out.bias)
-        penalties = [reading.penalty for reading in readings.values() if reading.penalty is not None]
-        figures = {f"{name}.{key}": value for name, reading in readings.items()
-                   for key, value in (reading.figures or {}).items()}
-        new = Tree({"attention": short_term, "memories": {name: r.state for name, r in readings.items()}})
+        penalties = [
+            reading.penalty for reading in readings.values() if reading.penalty is not None
+        ]
+        figures = {
+            f"{name}.{key}": value
+            for name, reading in readings.items()
+            for key, value in (reading.figures or {}).items()
+        }
+        new = Tree(
+            {"attention": short_term, "memories": {name: r.state for name, r in readings.items()}}
+        )
         penalty = reduce(torch.add, penalties) if penalties else None
         return x, penalty, (new.map(Tensor.detach), figures)
 
     def _read(self, inputs: Inputs, states: Tree, attends: bool) -> dict[str, Reading]:
         """What the memories say that local attention sees, or those that it does not see."""
-        return {name: memory(inputs, states[name]) for name, memory in self.memories.items()
-                if memory.attends == attends}
+        return {
+            name: memory(inputs, states[name])
+            for name, memory in self.memories.items()
+            if memory.attends == attends
+        }
 
     def _add(self, x: Tensor, partial: Tensor, bias: Tensor | None) -> Tensor:
         y = self.region.leave(partial)

@@ -31,7 +31,9 @@ def normal(name: str, std: float, rows: int | None = None) -> Initializer:
     def fill(weight: Tensor) -> Tensor:
         if weight.is_meta:  # a model that is only counted
             return weight
-        generator = torch.Generator().manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
+        generator = torch.Generator().manual_seed(
+            (torch.initial_seed() + zlib.crc32(name.encode())) % 2**63
+        )
         drawn = torch.zeros(weight.shape, device="cpu", dtype=torch.float32)
         drawn[:rows].normal_(0.0, std, generator=generator)
         with torch.no_grad():
@@ -68,13 +70,22 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
     get_extra_state = nn.Module.get_extra_state
 
     def __init__(self, inputs: int, outputs: int, init: Initializer, bias: bool = False) -> None:
-        super().__init__(inputs, outputs, config=_settings(), init_method=init, bias=bias, gather_output=False,
-                         disable_grad_reduce=True)
+        super().__init__(
+            inputs,
+            outputs,
+            config=_settings(),
+            init_method=init,
+            bias=bias,
+            gather_output=False,
+            disable_grad_reduce=True,
+        )
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """`frozen`: without gradients for the weights."""
         if frozen:
-            return F.linear(x, self.weight.detach(), None if self.bias is None else self.bias.detach())
+            return F.linear(
+                x, self.weight.detach(), None if self.bias is None else self.bias.detach()
+            )
         return super().forward(x)[0]
 
 
@@ -84,8 +95,15 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
     get_extra_state = nn.Module.get_extra_state
 
     def __init__(self, inputs: int, outputs: int, init: Initializer, bias: bool = False) -> None:
-        super().__init__(inputs, outputs, config=_settings(), init_method=init, bias=bias, input_is_parallel=True,
-                         skip_bias_add=True)
+        super().__init__(
+            inputs,
+            outputs,
+            config=_settings(),
+            init_method=init,
+            bias=bias,
+            input_is_parallel=True,
+            skip_bias_add=True,
+        )
         region.mark_stream([self.bias])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,9 +20,17 @@ class MLP(nn.Module):
         e, ffn = config.hidden_size, config.ffn_size
         # Gated: gate and value of a channel lie side by side, so that any slice by channels is whole.
         self.up = ColumnParallelLinear(
-            e, ffn * (2 if self.gated else 1), normal(f"{layer}.mlp.up", config.init_std), bias=config.bias)
+            e,
+            ffn * (2 if self.gated else 1),
+            normal(f"{layer}.mlp.up", config.init_std),
+            bias=config.bias,
+        )
         self.out = RowParallelLinear(
-            ffn, e, normal(f"{layer}.mlp.out", config.init_std / math.sqrt(2 * config.layers)), bias=config.bias)
+            ffn,
+            e,
+            normal(f"{layer}.mlp.out", config.init_std / math.sqrt(2 * config.layers)),
+            bias=config.bias,
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.up(h)

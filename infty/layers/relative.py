@@ -19,7 +19,10 @@ class RelativePositions(nn.Module):
         super().__init__()
         self.size, self.head_size = config.hidden_size, config.head_size
         self.project = ColumnParallelLinear(
-            config.hidden_size, config.heads * config.head_size, normal(f"{layer}.relative", config.init_std))
+            config.hidden_size,
+            config.heads * config.head_size,
+            normal(f"{layer}.relative", config.init_std),
+        )
         self.bias_content = self._bias(config, f"{layer}.relative.content")
         self.bias_position = self._bias(config, f"{layer}.relative.position")
 
@@ -33,14 +36,20 @@ class RelativePositions(nn.Module):
         sqrt(d)), [n, H/tp, L, before+L]. Scores of keys after a query are meaningless: mask them."""
         L, d = q.shape[2], self.head_size
         distance = torch.arange(before + L - 1, -1, -1, device=q.device)
-        R = self.project(sinusoids(distance, self.size).to(q.dtype)).unflatten(-1, (-1, d))  # [before+L, H, d]
-        scores = torch.einsum("nhid,rhd->nhir", q + self.bias_position[:, None].to(q.dtype), R) / math.sqrt(d)
+        R = self.project(sinusoids(distance, self.size).to(q.dtype)).unflatten(
+            -1, (-1, d)
+        )  # [before+L, H, d]
+        scores = torch.einsum(
+            "nhid,rhd->nhir", q + self.bias_position[:, None].to(q.dtype), R
+        ) / math.sqrt(d)
         return q + self.bias_content[:, None].to(q.dtype), shifted(scores)
 
 
 def sinusoids(distance: Tensor, size: int) -> Tensor:
     """float32 [n, size]: sin and cos of the distances [n] at size/2 frequencies (the cosine of an odd size is cut)."""
-    frequency = 10_000.0 ** (-torch.arange(0, size, 2, device=distance.device, dtype=torch.float32) / size)
+    frequency = 10_000.0 ** (
+        -torch.arange(0, size, 2, device=distance.device, dtype=torch.float32) / size
+    )
     angle = distance.float()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], -1)[:, :size]
 

@@ -31,8 +31,9 @@ def initial_biases(heads: int) -> tuple[Tensor, Tensor]:
     return torch.full((heads,), strength), torch.log(torch.expm1(1 / lifetimes))
 
 
-def told(keys: Tensor, values: Tensor, strength: tuple[Tensor, Tensor],
-         decay: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def told(
+    keys: Tensor, values: Tensor, strength: tuple[Tensor, Tensor], decay: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What tokens tell a memory: keys of length 1, values, write strength and log decay, the arguments of
     `segment_map`, in float32.
 
@@ -47,8 +48,13 @@ GATE_SCALE = 10.0
 """Of a gate that starts at zero: its parameter is multiplied by this, for it has far to go in steps of the rate."""
 
 
-def told_after(keys: Tensor, values: Tensor, begins: Tensor, strength: tuple[Tensor, Tensor],
-               decay: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def told_after(
+    keys: Tensor,
+    values: Tensor,
+    begins: Tensor,
+    strength: tuple[Tensor, Tensor],
+    decay: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`told` of tokens that go with the key before them: keys [b, H, T, k] of the tokens before, values [b, H, T, d].
 
     begins: bool [b, S], which of the S segments in T begin a document: their first token follows nothing. Values are
@@ -73,7 +79,9 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1, eps=1e-6)
 
 
-def segment_map(keys: Tensor, values: Tensor, strength: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
+def segment_map(
+    keys: Tensor, values: Tensor, strength: Tensor, log_decay: Tensor
+) -> tuple[Tensor, Tensor]:
     """What writing a segment's tokens does to a memory: S -> M S + C.
 
     keys [..., L, d] of length 1; values [..., L, c]; strength [..., L] in (0, 1); log_decay [..., L] <= 0. Returns M
@@ -83,22 +91,27 @@ def segment_map(keys: Tensor, values: Tensor, strength: Tensor, log_decay: Tenso
     memory answers to k_t just before), a triangular system over the tokens before it.
     """
     total = log_decay.cumsum(-1)
-    since = torch.exp((total[..., :, None] - total[..., None, :]).clamp(max=0.0))  # decay from token j to token i
+    since = torch.exp(
+        (total[..., :, None] - total[..., None, :]).clamp(max=0.0)
+    )  # decay from token j to token i
     before = (strength[..., None] * (keys @ keys.transpose(-1, -2)) * since).tril(-1)
     from_values = strength[..., None] * values
     from_memory = (strength * total.exp())[..., None] * keys
     eye = torch.eye(keys.shape[-2], dtype=keys.dtype, device=keys.device)
     added = torch.linalg.solve_triangular(
-        before + eye, torch.cat([from_values, from_memory], -1), upper=False, unitriangular=True)
+        before + eye, torch.cat([from_values, from_memory], -1), upper=False, unitriangular=True
+    )
     by_values, by_memory = added.split([values.shape[-1], keys.shape[-1]], -1)
     kept = (keys * torch.exp(total[..., -1:] - total)[..., None]).transpose(-1, -2)
     decayed = torch.exp(total[..., -1])[..., None, None] * torch.eye(
-        keys.shape[-1], dtype=keys.dtype, device=keys.device)
+        keys.shape[-1], dtype=keys.dtype, device=keys.device
+    )
     return decayed - kept @ by_memory, kept @ by_values
 
 
-def through_segments(maps: tuple[Tensor, Tensor], matrix: Tensor, seen: Tensor, delay: int,
-                     enabled: bool) -> tuple[Tensor, Tensor]:
+def through_segments(
+    maps: tuple[Tensor, Tensor], matrix: Tensor, seen: Tensor, delay: int, enabled: bool
+) -> tuple[Tensor, Tensor]:
     """The recurrence over the S segments of a window.
 
     maps: what writing each segment does, M [b, h, S, d, d] and C [b, h, S, d, c]; matrix [b, h, d, c] before the
@@ -124,7 +137,9 @@ def read_normed(queries: Tensor, found: Tensor, weight: Tensor) -> Tensor:
     How large a read is says how full the memory is, not how sure: without the norm, facts are not learned.
     """
     z = read(queries, found)
-    return z * torch.rsqrt(z.square().mean(-1, keepdim=True) + NORM_EPS) * weight.float()[:, :, None]
+    return (
+        z * torch.rsqrt(z.square().mean(-1, keepdim=True) + NORM_EPS) * weight.float()[:, :, None]
+    )
 
 
 NORM_EPS = 1e-5

@@ -42,7 +42,11 @@ class _Product(torch.autograd.Function):
     def forward(ctx, first: Tensor, entries: Tensor, x: Tensor, columns: int | None) -> Tensor:
         ctx.save_for_backward(first, entries)
         ctx.columns = x.shape[2] if columns is None else None
-        return _plain(first, entries, x) if columns is None else _transposed(first, entries, x, columns)
+        return (
+            _plain(first, entries, x)
+            if columns is None
+            else _transposed(first, entries, x, columns)
+        )
 
     @staticmethod
     @once_differentiable
@@ -55,9 +59,15 @@ class _Product(torch.autograd.Function):
 
 def _plain(first: Tensor, entries: Tensor, x: Tensor) -> Tensor:
     (b, h, n, c), (P, k) = x.shape, entries.shape[-2:]
-    index = (first.expand(b, h, P) + _offsets(x, n)).unsqueeze(-1) + torch.arange(k, device=x.device)
-    return F.embedding_bag(index.view(-1, k), x.reshape(-1, c), mode="sum",
-                           per_sample_weights=entries.expand(b, h, P, k).reshape(-1, k)).view(b, h, P, c)
+    index = (first.expand(b, h, P) + _offsets(x, n)).unsqueeze(-1) + torch.arange(
+        k, device=x.device
+    )
+    return F.embedding_bag(
+        index.view(-1, k),
+        x.reshape(-1, c),
+        mode="sum",
+        per_sample_weights=entries.expand(b, h, P, k).reshape(-1, k),
+    ).view(b, h, P, c)
 
 
 def _transposed(first: Tensor, entries: Tensor, x: Tensor, columns: int) -> Tensor:
@@ -69,12 +79,18 @@ def _transposed(first: Tensor, entries: Tensor, x: Tensor, columns: int) -> Tens
     ends = counts.cumsum(-1)
     starts = ends - counts
     entry = torch.arange(P * k, device=x.device).expand(*first.shape[:2], P * k)
-    of = torch.searchsorted(ends, entry.contiguous(), right=True)  # the column that each entry belongs to
+    of = torch.searchsorted(
+        ends, entry.contiguous(), right=True
+    )  # the column that each entry belongs to
     row = (low - starts).gather(-1, of) + entry
     weights = entries.flatten(2).gather(-1, row * k + of - first.gather(-1, row))
-    return F.embedding_bag((row + _offsets(x, P)).view(-1), x.reshape(-1, c), (starts + _offsets(x, P * k)).view(-1),
-                           mode="sum", per_sample_weights=weights.expand(b, h, P * k).reshape(-1),
-                           ).view(b, h, columns, c)
+    return F.embedding_bag(
+        (row + _offsets(x, P)).view(-1),
+        x.reshape(-1, c),
+        (starts + _offsets(x, P * k)).view(-1),
+        mode="sum",
+        per_sample_weights=weights.expand(b, h, P * k).reshape(-1),
+    ).view(b, h, columns, c)
 
 
 def _offsets(x: Tensor, step: int) -> Tensor:

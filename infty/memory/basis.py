@@ -49,7 +49,9 @@ def _rounded(size: int, widths: tuple[float, ...], device: torch.device) -> tupl
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is cached while a model generates may be needed in training
-def placement(size: int, widths: tuple[float, ...], device: torch.device = CPU) -> tuple[Tensor, Tensor]:
+def placement(
+    size: int, widths: tuple[float, ...], device: torch.device = CPU
+) -> tuple[Tensor, Tensor]:
     """Centres and widths of the basis functions, float64 [N] each."""
     if device != CPU:
         centers, spread = placement(size, widths)
@@ -57,8 +59,10 @@ def placement(size: int, widths: tuple[float, ...], device: torch.device = CPU) 
     places = size // len(widths)
     ends = (0.0, 1.0) if places > 1 else (0.5, 0.5)
     centers = torch.linspace(*ends, places, dtype=torch.float64, device="cpu")
-    return (centers.repeat_interleave(len(widths)),
-            torch.tensor(widths, dtype=torch.float64, device="cpu").repeat(places))
+    return (
+        centers.repeat_interleave(len(widths)),
+        torch.tensor(widths, dtype=torch.float64, device="cpu").repeat(places),
+    )
 
 
 def gaussian(t: Tensor, centers: Tensor, widths: Tensor) -> Tensor:

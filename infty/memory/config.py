@@ -16,8 +16,17 @@ else:
 """The type of a field that a config may leave out (null) and that is always filled in once the dataclass is made."""
 LEFT_OUT: Any = None
 
-PER_LAYER = ("basis", "widths", "ridge", "contraction", "sticky", "samples", "bins", "explore",
-             "attention_span")
+PER_LAYER = (
+    "basis",
+    "widths",
+    "ridge",
+    "contraction",
+    "sticky",
+    "samples",
+    "bins",
+    "explore",
+    "attention_span",
+)
 """What may differ from layer to layer."""
 ContractionPolicy = Literal["uniform", "doubling", "learned"]
 POLICIES = get_args(ContractionPolicy)
@@ -98,44 +107,99 @@ class MemoryConfig:
             object.__setattr__(self, "widths", (0.75 / self.basis,))
         if self.sticky is None:
             object.__setattr__(self, "sticky", self._usual_warp())
-        _require(self.basis % max(1, len(self.widths)) == 0, "basis",
-                 f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})")
-        _require(len(self.widths) > 0 and all(w > 0 for w in self.widths), "widths",
-                 "need at least one, all > 0")
+        _require(
+            self.basis % max(1, len(self.widths)) == 0,
+            "basis",
+            f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})",
+        )
+        _require(
+            len(self.widths) > 0 and all(w > 0 for w in self.widths),
+            "widths",
+            "need at least one, all > 0",
+        )
         _require(self.ridge > 0, "ridge", f"{self.ridge} must be > 0")
         if not isinstance(self.contraction, str):
-            _require(0 < self.contraction < 1, "contraction", f"{self.contraction} must lie between 0 and 1")
-        _require(self.sticky_heads == "shared" or self.signal == "heads", "sticky_heads",
-                 "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)")
+            _require(
+                0 < self.contraction < 1,
+                "contraction",
+                f"{self.contraction} must lie between 0 and 1",
+            )
+        _require(
+            self.sticky_heads == "shared" or self.signal == "heads",
+            "sticky_heads",
+            "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)",
+        )
         _require(self.signal == "hidden" or not self.gate, "gate", "true needs signal: hidden")
         _require(0 <= self.explore <= 1, "explore", f"{self.explore} must lie in [0, 1]")
-        _require(self.attention_span is None or self.attention_span >= 1, "attention_span",
-                 f"{self.attention_span} must be at least 1 segment")
+        _require(
+            self.attention_span is None or self.attention_span >= 1,
+            "attention_span",
+            f"{self.attention_span} must be at least 1 segment",
+        )
         _require(self.bins >= 2, "bins", f"{self.bins} must be at least 2")
-        _require(self.samples is None or self.samples >= 2, "samples", f"{self.samples} must be at least 2")
+        _require(
+            self.samples is None or self.samples >= 2,
+            "samples",
+            f"{self.samples} must be at least 2",
+        )
         # One sample a function leaves the highest frequencies undetermined: rewriting then amplifies them.
-        _require(not self.has_policy or self.samples is None
-                 or 4 * self.samples >= 5 * self.basis, "samples",
-                 f"{self.samples} is too few for contraction: {self.contraction}; needs at least 1.25 x basis")
-        _require(self.density != "gibbs" or self.kl_weight == 0, "kl_weight",
-                 "regularises means and variances, and a gibbs density has none: must be 0")
+        _require(
+            not self.has_policy or self.samples is None or 4 * self.samples >= 5 * self.basis,
+            "samples",
+            f"{self.samples} is too few for contraction: {self.contraction}; needs at least 1.25 x basis",
+        )
+        _require(
+            self.density != "gibbs" or self.kl_weight == 0,
+            "kl_weight",
+            "regularises means and variances, and a gibbs density has none: must be 0",
+        )
         if self.density == "joint":
-            _require(self.signal == "heads", "signal", "must be heads with density: joint, whose keys are attention's")
+            _require(
+                self.signal == "heads",
+                "signal",
+                "must be heads with density: joint, whose keys are attention's",
+            )
             _require(self.sticky == "off", "sticky", "must be off with density: joint")
-            _require(not self.output_gate, "output_gate", "has no effect with density: joint: leave it out")
-            _require(self.kl_weight == 0, "kl_weight", "has no effect with density: joint: must be 0")
+            _require(
+                not self.output_gate,
+                "output_gate",
+                "has no effect with density: joint: leave it out",
+            )
+            _require(
+                self.kl_weight == 0, "kl_weight", "has no effect with density: joint: must be 0"
+            )
             _require(len(self.widths) == 1, "widths", "must be one with density: joint")
-            _require(self.contraction != "learned", "contraction", "cannot be learned with density: joint")
+            _require(
+                self.contraction != "learned",
+                "contraction",
+                "cannot be learned with density: joint",
+            )
         _require(self.sigma_floor > 0, "sigma_floor", f"{self.sigma_floor} must be > 0")
-        _require(self.kl_weight >= 0 and self.kl_sigma > 0, "kl_weight", "must be >= 0, with kl_sigma > 0")
-        _require(not self.has_policy or self.contraction in POLICIES, "contraction",
-                 f"'{self.contraction}' is not a policy; choose {', '.join(POLICIES)}, or a number")
-        _require(self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}")
-        _require(self.contraction != "learned" or self.backprop, "contraction", "'learned' needs backprop: true")
+        _require(
+            self.kl_weight >= 0 and self.kl_sigma > 0,
+            "kl_weight",
+            "must be >= 0, with kl_sigma > 0",
+        )
+        _require(
+            not self.has_policy or self.contraction in POLICIES,
+            "contraction",
+            f"'{self.contraction}' is not a policy; choose {', '.join(POLICIES)}, or a number",
+        )
+        _require(
+            self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}"
+        )
+        _require(
+            self.contraction != "learned" or self.backprop,
+            "contraction",
+            "'learned' needs backprop: true",
+        )
         # Drawn left edges of bins are half a bin off and rough, and a policy draws them again at every segment.
-        _require(self.sticky != "multinomial" or not self.has_policy, "sticky",
-                 f"'multinomial' forgets a book within some dozen segments under contraction: {self.contraction}; use "
-                 "'quantile', or the paper's constant contraction, such as 0.5")
+        _require(
+            self.sticky != "multinomial" or not self.has_policy,
+            "sticky",
+            f"'multinomial' forgets a book within some dozen segments under contraction: {self.contraction}; use "
+            "'quantile', or the paper's constant contraction, such as 0.5",
+        )
         self._validate_overrides()
 
     def _usual_warp(self) -> str:
@@ -146,28 +210,46 @@ class MemoryConfig:
         if self.overrides is None:
             return
         # JSON knows only text as keys, and only lists.
-        values = {int(layer): {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-                  for layer, changes in self.overrides.items()}
+        values = {
+            int(layer): {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+            for layer, changes in self.overrides.items()
+        }
         object.__setattr__(self, "overrides", values)
         for layer, changes in values.items():
             wrong = [key for key in changes if key not in PER_LAYER]
-            _require(not wrong, f"overrides.{layer}",
-                     f"{', '.join(wrong)} cannot differ between layers; these can: {', '.join(PER_LAYER)}")
+            _require(
+                not wrong,
+                f"overrides.{layer}",
+                f"{', '.join(wrong)} cannot differ between layers; these can: {', '.join(PER_LAYER)}",
+            )
             try:
                 self.of(layer)
             except UserError as error:
                 raise UserError(f"model.memory.overrides.{layer}: {error}") from error
             except TypeError as error:
-                raise UserError(f"model.memory.overrides.{layer}: a value is of the wrong kind ({error})") from error
+                raise UserError(
+                    f"model.memory.overrides.{layer}: a value is of the wrong kind ({error})"
+                ) from error
 
     def check(self, model: Any) -> None:
         """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
-        _require(self.density != "joint" or model.positions != "relative", "density",
-                 "joint has no place for the signal among relative positions")
+        _require(
+            self.density != "joint" or model.positions != "relative",
+            "density",
+            "joint has no place for the signal among relative positions",
+        )
         wrong = [i for i in self.overrides or () if not 0 <= i < model.layers]
-        _require(not wrong, "overrides", f"{wrong} are not layers of a model with layers 0 to {model.layers - 1}")
+        _require(
+            not wrong,
+            "overrides",
+            f"{wrong} are not layers of a model with layers 0 to {model.layers - 1}",
+        )
         idle = [i for i in self.overrides or () if self.layers is not None and i not in self.layers]
-        _require(not idle, "overrides", f"layers {idle} have no memory to change: they are not in memory.layers")
+        _require(
+            not idle,
+            "overrides",
+            f"layers {idle} have no memory to change: they are not in memory.layers",
+        )
 
     @property
     def has_policy(self) -> bool:
@@ -184,7 +266,11 @@ class MemoryConfig:
         changes = dict((self.overrides or {}).get(layer, {}))
         if "basis" in changes and "widths" not in changes and self.widths == (0.75 / self.basis,):
             changes["widths"] = None  # left out: as narrow as the layer's own centres are close
-        if "contraction" in changes and "sticky" not in changes and self.sticky == self._usual_warp():
+        if (
+            "contraction" in changes
+            and "sticky" not in changes
+            and self.sticky == self._usual_warp()
+        ):
             changes["sticky"] = None  # left out: the one for the layer's own contraction
         return dataclasses.replace(self, overrides=None, **changes)
 

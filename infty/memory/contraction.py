@@ -81,7 +81,11 @@ class Doubling:
         return Plan(count / room, (count + 1) / room, ~full)
 
 
-NAMED: dict[str, Callable[[], Policy]] = {"uniform": Uniform, "doubling": Doubling, "learned": Uniform}
+NAMED: dict[str, Callable[[], Policy]] = {
+    "uniform": Uniform,
+    "doubling": Doubling,
+    "learned": Uniform,
+}
 """What a config can name: `infty.memory.config.ContractionPolicy` lists the same names."""
 
 

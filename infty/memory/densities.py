@@ -136,14 +136,18 @@ class Sparsemax:
         return _by_blocks(Sparsemax, self.mu, self.variance, values, basis)
 
     def histogram(self, bins: int, weights: Tensor | None = None) -> Tensor:
-        return _mean_mass(self._between(torch.linspace(0, 1, bins + 1, device=self.mu.device)), weights)
+        return _mean_mass(
+            self._between(torch.linspace(0, 1, bins + 1, device=self.mu.device)), weights
+        )
 
     def outside(self) -> Tensor:
         return 1 - self._between(torch.tensor([0.0, 1.0], device=self.mu.device)).squeeze(-1)
 
     def _between(self, edges: Tensor) -> Tensor:
         """Mass between edges [n]: float32 [..., T, n - 1]."""
-        u = ((edges - self.mu.float().unsqueeze(-1)) / self.reach.float().unsqueeze(-1)).clamp(-1, 1)
+        u = ((edges - self.mu.float().unsqueeze(-1)) / self.reach.float().unsqueeze(-1)).clamp(
+            -1, 1
+        )
         return (0.75 * (u - u**3 / 3)).diff(dim=-1)
 
 
@@ -176,7 +180,9 @@ class Gibbs:
     @torch.no_grad()
     def histogram(self, bins: int, weights: Tensor | None = None) -> Tensor:
         if self.points % bins:
-            raise UserError(f"model.memory.bins: {bins} does not divide the {self.points} points of a gibbs density")
+            raise UserError(
+                f"model.memory.bins: {bins} does not divide the {self.points} points of a gibbs density"
+            )
         return _mean_mass(self.probabilities().unflatten(-1, (bins, -1)).sum(-1), weights)
 
     def outside(self) -> Tensor:
@@ -190,8 +196,10 @@ class Gibbs:
 def statistics(place: Density, bins: int) -> dict[str, Tensor]:
     """Scalars to watch, of densities [b, h, T]: share of mass `outside` [0, 1]; `entropy` over `bins` bins of a head's
     mean density (nats, at most log(bins)), averaged over lanes and heads; mean `mu` and `sigma` where there are any."""
-    figures = {"outside": place.outside().mean(),
-               "entropy": torch.special.entr(place.histogram(bins)).sum(-1).mean()}
+    figures = {
+        "outside": place.outside().mean(),
+        "entropy": torch.special.entr(place.histogram(bins)).sum(-1).mean(),
+    }
     if isinstance(place, Located):
         figures |= {"mu": place.mu.float().mean(), "sigma": place.variance.float().sqrt().mean()}
     return figures
@@ -204,7 +212,9 @@ def gibbs_points(functions: int, bins: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _on_grid(size: int, widths: tuple[float, ...], points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _on_grid(
+    size: int, widths: tuple[float, ...], points: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """psi at the middle of every cell: [points, N]."""
     with torch.inference_mode(False):
         cells = torch.arange(points, dtype=torch.float64, device=device)
@@ -212,12 +222,20 @@ def _on_grid(size: int, widths: tuple[float, ...], points: int, dtype: torch.dty
 
 
 FAMILIES: dict[str, Callable[[Tensor, Tensor], Located]] = {
-    "gaussian": Gaussian, "truncated": Truncated, "sparsemax": Sparsemax}
+    "gaussian": Gaussian,
+    "truncated": Truncated,
+    "sparsemax": Sparsemax,
+}
 """Families that are made from a mean and a variance; `Gibbs` is made from queries and keys."""
 
 
-def _by_blocks(family: type[Truncated] | type[Sparsemax], mu: Tensor, variance: Tensor, values: Tensor,
-               basis: GaussianBasis) -> Tensor:
+def _by_blocks(
+    family: type[Truncated] | type[Sparsemax],
+    mu: Tensor,
+    variance: Tensor,
+    values: Tensor,
+    basis: GaussianBasis,
+) -> Tensor:
     """Read a few rows at a time; weights are made again in the backward pass, never kept."""
     lead, tokens = mu.shape[:-1], mu.shape[-1]
     mu, variance = mu.reshape(-1, tokens), variance.reshape(-1, tokens)
@@ -228,22 +246,32 @@ def _by_blocks(family: type[Truncated] | type[Sparsemax], mu: Tensor, variance: 
         return torch.matmul(weights, values.to(weights.dtype))
 
     rows = max(1, BLOCK // (tokens * basis.size))
-    pieces = [checkpoint(part, *block, use_reentrant=False, preserve_rng_state=False)
-              for block in zip(mu.split(rows), variance.split(rows), values.split(rows))]
+    pieces = [
+        checkpoint(part, *block, use_reentrant=False, preserve_rng_state=False)
+        for block in zip(mu.split(rows), variance.split(rows), values.split(rows))
+    ]
     return torch.cat(pieces).reshape(*lead, tokens, -1)
 
 
-def _columns(basis: GaussianBasis, mu: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _columns(
+    basis: GaussianBasis, mu: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Centres, squared widths, and mu and variance as columns, in the working precision."""
     dtype = density._working(mu)
     centers, widths = basis.on(mu.device)
-    return (centers.to(dtype), widths.to(dtype) ** 2,
-            mu.to(dtype).unsqueeze(-1), variance.to(dtype).unsqueeze(-1))
+    return (
+        centers.to(dtype),
+        widths.to(dtype) ** 2,
+        mu.to(dtype).unsqueeze(-1),
+        variance.to(dtype).unsqueeze(-1),
+    )
 
 
 def _inside(mean: Tensor, sigma: Tensor) -> Tensor:
     """Mass in [0, 1] of a Gaussian whose mean lies there: a sum of two positive terms, exact for any sigma."""
-    return 0.5 * (torch.special.erf((1 - mean) / (sigma * ROOT2)) + torch.special.erf(mean / (sigma * ROOT2)))
+    return 0.5 * (
+        torch.special.erf((1 - mean) / (sigma * ROOT2)) + torch.special.erf(mean / (sigma * ROOT2))
+    )
 
 
 def _between(low: Tensor, high: Tensor) -> Tensor:
@@ -251,7 +279,9 @@ def _between(low: Tensor, high: Tensor) -> Tensor:
     flipped = low > 0
     low, high = torch.where(flipped, -high, low), torch.where(flipped, -low, high)
     tails = 0.5 * (torch.special.erfc(-high / ROOT2) - torch.special.erfc(-low / ROOT2))
-    return torch.where(high > 0, 0.5 * (torch.special.erf(high / ROOT2) - torch.special.erf(low / ROOT2)), tails)
+    return torch.where(
+        high > 0, 0.5 * (torch.special.erf(high / ROOT2) - torch.special.erf(low / ROOT2)), tails
+    )
 
 
 def _phi(u: Tensor) -> Tensor:

@@ -19,8 +19,15 @@ from infty.memory.precision import full_precision
 
 
 @full_precision
-def parameters(q: Tensor, key_mu: Tensor, key_sigma: Tensor, bias_mu: Tensor | float | None,
-               bias_sigma: Tensor | float | None, floor: float, clamp: bool = False) -> tuple[Tensor, Tensor]:
+def parameters(
+    q: Tensor,
+    key_mu: Tensor,
+    key_sigma: Tensor,
+    bias_mu: Tensor | float | None,
+    bias_sigma: Tensor | float | None,
+    floor: float,
+    clamp: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Mean and variance of every query's density: float32 [..., h, T] each.
 
     q [..., h, T, d]; pooled keys [..., h, d]; biases [h], a scalar or None. `floor` is added to the variance,
@@ -64,7 +71,9 @@ def expectation(mu: Tensor, variance: Tensor, basis: GaussianBasis) -> Tensor:
     mu, variance = mu.to(dtype).unsqueeze(-1), variance.to(dtype).unsqueeze(-1)
     centers, widths = basis.on(mu.device)
     total = variance + widths.to(dtype) ** 2
-    return torch.exp(-0.5 * (mu - centers.to(dtype)) ** 2 / total) * torch.rsqrt(2 * math.pi * total)
+    return torch.exp(-0.5 * (mu - centers.to(dtype)) ** 2 / total) * torch.rsqrt(
+        2 * math.pi * total
+    )
 
 
 @torch.no_grad()
@@ -90,7 +99,10 @@ def mass_plain(mu: Tensor, variance: Tensor, bins: int, weights: Tensor | None) 
     """Twice the summed mass of the densities [b, h, T] in each bin: float32 [b, h, bins]."""
     b, h, tokens = mu.shape
     edges = torch.linspace(0, 1, bins + 1, device=mu.device)
-    mu, scale = mu.float().reshape(b * h, tokens, 1), torch.rsqrt(2 * variance.float()).reshape(b * h, tokens, 1)
+    mu, scale = (
+        mu.float().reshape(b * h, tokens, 1),
+        torch.rsqrt(2 * variance.float()).reshape(b * h, tokens, 1),
+    )
     weights = mu.new_ones(b, tokens) if weights is None else weights.float()
     weights = weights[:, None].expand(b, h, tokens).reshape(b * h, 1, tokens)
     mass = mu.new_empty(b * h, bins)

@@ -31,22 +31,32 @@ class ContinuousMemory:
         """What is declared of a `MemoryState`: the zero signal with a uniform histogram begins a document."""
         per_head = self.config.sticky_heads == "per_head"
         bins = self.config.bins
-        return Tree({
-            "coefficients": Field((heads, self.config.basis, channels), torch.float32, split=True),
-            "histogram": Field((heads if per_head else 1, bins), torch.float32, split=per_head, reset=1 / bins),
-            "written": Field((), torch.int64)})
+        return Tree(
+            {
+                "coefficients": Field(
+                    (heads, self.config.basis, channels), torch.float32, split=True
+                ),
+                "histogram": Field(
+                    (heads if per_head else 1, bins), torch.float32, split=per_head, reset=1 / bins
+                ),
+                "written": Field((), torch.int64),
+            }
+        )
 
-    def empty(self, lanes: int, heads: int, channels: int,
-              device: torch.device | str = "cpu") -> MemoryState:
+    def empty(
+        self, lanes: int, heads: int, channels: int, device: torch.device | str = "cpu"
+    ) -> MemoryState:
         """The state of lanes that begin a document."""
         return MemoryState(**fresh(self.fields(heads, channels), lanes, device))
 
     def reset(self, state: MemoryState, where: Tensor) -> MemoryState:
         """Empty the lanes in `where` (bool [b]); the others are unchanged to the bit."""
         wide = where[:, None, None]
-        return MemoryState(torch.where(wide[..., None], 0.0, state.coefficients),
-                           torch.where(wide, 1 / self.config.bins, state.histogram),
-                           torch.where(where, 0, state.written))
+        return MemoryState(
+            torch.where(wide[..., None], 0.0, state.coefficients),
+            torch.where(wide, 1 / self.config.bins, state.histogram),
+            torch.where(where, 0, state.written),
+        )
 
     def with_histogram(self, state: MemoryState, histogram: Tensor, where: Tensor) -> MemoryState:
         """Take in where a segment's reads fell, [b, g, D], in the lanes of `where` (bool [b])."""
@@ -57,12 +67,18 @@ class ContinuousMemory:
     def at_centers(self, state: MemoryState) -> Tensor:
         """The signal at the centres of its functions: float32 [b, h, N, c] for one function a centre."""
         centers, _ = placement(self.basis.size, self.basis.each, state.coefficients.device)
-        times = centers[::len(self.basis.each)].expand(len(state.coefficients), 1, -1)
+        times = centers[:: len(self.basis.each)].expand(len(state.coefficients), 1, -1)
         with torch.autocast(state.coefficients.device.type, enabled=False):
             return sample(self.basis, times, None, state.coefficients)
 
-    def write(self, state: MemoryState, x: Tensor, active: Tensor,
-              seeds: Tensor | None = None, rate: Tensor | None = None) -> MemoryState:
+    def write(
+        self,
+        state: MemoryState,
+        x: Tensor,
+        active: Tensor,
+        seeds: Tensor | None = None,
+        rate: Tensor | None = None,
+    ) -> MemoryState:
         """Contract the old signal and append the tokens x [b, h, l, c], in the lanes of `active` (bool [b]).
 
         l may be shorter than a segment. Gradients reach x, and the old coefficients if `backprop`. `seeds`
@@ -70,12 +86,20 @@ class ContinuousMemory:
         contraction. Returns the new state; inactive lanes are unchanged to the bit.
         """
         if x.ndim != 4 or x.shape[2] == 0:
-            raise UserError(f"memory write: expected [lanes, heads, tokens, channels], got {tuple(x.shape)}")
+            raise UserError(
+                f"memory write: expected [lanes, heads, tokens, channels], got {tuple(x.shape)}"
+            )
         with torch.autocast(x.device.type, enabled=False):
             return self._write(state, x, active, seeds, rate)
 
-    def _write(self, state: MemoryState, x: Tensor, active: Tensor, seeds: Tensor | None,
-               rate: Tensor | None) -> MemoryState:
+    def _write(
+        self,
+        state: MemoryState,
+        x: Tensor,
+        active: Tensor,
+        seeds: Tensor | None,
+        rate: Tensor | None,
+    ) -> MemoryState:
         before = state.coefficients if self.config.backprop else state.coefficients.detach()
         dtype = dtype_of(self.config)
         new, histogram = self.writing.write(state, before.to(dtype), x.to(dtype), seeds, rate)

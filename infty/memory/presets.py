@@ -9,10 +9,22 @@ from infty.memory.config import MemoryConfig
 
 # What both experiments of the paper share.
 _PAPER: dict[str, Any] = {
-    "basis": 512, "samples": 512, "signal": "hidden", "content": "residual", "sticky": "off", "bins": 128,
-    "explore": 0.0, "precision": "float64",
-    "density": "gaussian", "maps": "shared", "map_bias": False,
-    "sigma_clamp": True, "gate": True, "backprop": False, "kl_weight": 1e-6, "kl_sigma": 0.05,
+    "basis": 512,
+    "samples": 512,
+    "signal": "hidden",
+    "content": "residual",
+    "sticky": "off",
+    "bins": 128,
+    "explore": 0.0,
+    "precision": "float64",
+    "density": "gaussian",
+    "maps": "shared",
+    "map_bias": False,
+    "sigma_clamp": True,
+    "gate": True,
+    "backprop": False,
+    "kl_weight": 1e-6,
+    "kl_sigma": 0.05,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -29,7 +41,9 @@ PRESETS["paper-gpt2-sticky"] = PRESETS["paper-gpt2"] | {"sticky": "multinomial"}
 def fields(name: str) -> dict[str, Any]:
     """What the named memory sets. Raises UserError for an unknown name."""
     if name not in PRESETS:
-        raise UserError(f"model.memory.preset: there is no '{name}'; there are {', '.join(sorted(PRESETS))}")
+        raise UserError(
+            f"model.memory.preset: there is no '{name}'; there are {', '.join(sorted(PRESETS))}"
+        )
     return PRESETS[name]
 
 

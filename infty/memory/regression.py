@@ -28,8 +28,9 @@ def first_write(size: int, widths: tuple[float, ...], ridge: float, length: int)
 
 
 @lru_cache(maxsize=64)
-def later_write(size: int, widths: tuple[float, ...], ridge: float, samples: int, length: int,
-                keep: float) -> Tensor:
+def later_write(
+    size: int, widths: tuple[float, ...], ridge: float, samples: int, length: int, keep: float
+) -> Tensor:
     """G of the paper's later writes: old sample i at i*keep/M, new token i at keep + (1-keep)*i/L.
 
     Returns float64 [M + L, N]; the first M rows belong to the old signal. The zeros outside lie where the
@@ -38,8 +39,12 @@ def later_write(size: int, widths: tuple[float, ...], ridge: float, samples: int
     old = torch.arange(1, samples + 1, dtype=torch.float64, device=CPU) * keep / samples
     new = keep + (1 - keep) * torch.arange(1, length + 1, dtype=torch.float64, device=CPU) / length
     shift = 1 / (2 * length + samples)
-    around = torch.linspace(-0.5 + shift, 1.5 - shift, 2 * (length + samples), dtype=torch.float64, device=CPU)
-    return ridge_operator(size, widths, ridge, around[around < 0], torch.cat([old, new]), around[around > 1])
+    around = torch.linspace(
+        -0.5 + shift, 1.5 - shift, 2 * (length + samples), dtype=torch.float64, device=CPU
+    )
+    return ridge_operator(
+        size, widths, ridge, around[around < 0], torch.cat([old, new]), around[around > 1]
+    )
 
 
 @lru_cache(maxsize=16)
@@ -51,13 +56,16 @@ def grid_write(size: int, widths: tuple[float, ...], ridge: float, points: int) 
     return first_write(size, widths, ridge, points)
 
 
-def ridge_operator(size: int, widths: tuple[float, ...], ridge: float,
-                   left: Tensor, inside: Tensor, right: Tensor) -> Tensor:
+def ridge_operator(
+    size: int, widths: tuple[float, ...], ridge: float, left: Tensor, inside: Tensor, right: Tensor
+) -> Tensor:
     """Rows of G for the samples `inside`, with zeros assumed at `left` and `right`: float64 [inside, N]."""
     positions = torch.cat([left, inside, right])
     psi = gaussian(positions, *placement(size, widths))
     gram = psi.T @ psi + ridge * torch.eye(size, dtype=torch.float64, device=CPU)
-    solved = torch.cholesky_solve(psi[len(left):len(left) + len(inside)].T, torch.linalg.cholesky(gram))
+    solved = torch.cholesky_solve(
+        psi[len(left) : len(left) + len(inside)].T, torch.linalg.cholesky(gram)
+    )
     return solved.T.contiguous()
 
 

@@ -23,17 +23,32 @@ REACH = 6.0
 BAND_GAIN = 8
 
 
-def grid(basis: GaussianBasis, times: Tensor, weight: Tensor, signal: Tensor, start: Tensor, end: Tensor, x: Tensor,
-         cells: int) -> Tensor:
+def grid(
+    basis: GaussianBasis,
+    times: Tensor,
+    weight: Tensor,
+    signal: Tensor,
+    start: Tensor,
+    end: Tensor,
+    x: Tensor,
+    cells: int,
+) -> Tensor:
     """What a write puts on its grid, the old signal and the new tokens: `sample` + `pool`, [b, h, cells, c].
 
     Of the cells, those with weight come first. On a GPU one kernel makes both (kernels/grid.py).
     """
     fixed = not (times.requires_grad or weight.requires_grad or start.requires_grad)
-    if fixed and band_of(basis.size, basis.each) and signal.dtype == torch.float32 and on_gpu(signal):
+    if (
+        fixed
+        and band_of(basis.size, basis.each)
+        and signal.dtype == torch.float32
+        and on_gpu(signal)
+    ):
         from infty.memory.kernels import grid as kernel
 
-        return kernel.grid(times, weight, signal, start, end, x, basis.on(x.device)[1], basis.each, REACH)
+        return kernel.grid(
+            times, weight, signal, start, end, x, basis.on(x.device)[1], basis.each, REACH
+        )
     return sample(basis, times, weight, signal) + pool(start, end, x, cells)
 
 
@@ -44,9 +59,13 @@ def sample(basis: GaussianBasis, times: Tensor, weight: Tensor | None, signal: T
     Gradients reach the signal, and the times and weights where they need them (a learned contraction).
     """
     width = band_of(basis.size, basis.each)
-    if width is not None and not (times.requires_grad or (weight is not None and weight.requires_grad)):
+    if width is not None and not (
+        times.requires_grad or (weight is not None and weight.requires_grad)
+    ):
         band = banded(basis, times, width, signal.dtype)
-        return bands.multiply(band if weight is None else Band(band.first, _weighted(band.entries, weight)), signal)
+        return bands.multiply(
+            band if weight is None else Band(band.first, _weighted(band.entries, weight)), signal
+        )
     psi = basis.evaluate(times, signal.dtype)
     return heads_apart(psi if weight is None else _weighted(psi, weight), signal)
 

@@ -29,8 +29,11 @@ class CompressiveConfig:
         for name in ("length", "ratio"):
             _require(getattr(self, name) > 0, name, f"{getattr(self, name)} must be > 0")
         _require(self.reconstruction_weight >= 0, "reconstruction_weight", "must be >= 0")
-        _require(self.backprop or self.reconstruction_weight > 0, "reconstruction_weight",
-                 "must be > 0 with backprop: false, or nothing trains the compression")
+        _require(
+            self.backprop or self.reconstruction_weight > 0,
+            "reconstruction_weight",
+            "must be > 0 with backprop: false, or nothing trains the compression",
+        )
 
     @property
     def learns_to_write(self) -> bool:
@@ -44,13 +47,27 @@ class CompressiveConfig:
     def check(self, model: Any) -> None:
         """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
         tokens = model.segment_length
-        _require(model.positions == "relative", "kind", f"compressive needs positions: relative, not {model.positions}")
+        _require(
+            model.positions == "relative",
+            "kind",
+            f"compressive needs positions: relative, not {model.positions}",
+        )
         chosen = range(model.layers) if self.layers is None else self.layers
-        _require(all(model.stm_of(i) for i in chosen), "kind",
-                 "is made of what leaves the short-term memory: needs stm_length > 0 in its layers")
-        _require(tokens % self.ratio == 0, "ratio", f"{self.ratio} does not divide segment_length {tokens}")
-        _require(self.length % (tokens // self.ratio) == 0, "length",
-                 f"{self.length} is not a multiple of {tokens // self.ratio}, what a segment is compressed to")
+        _require(
+            all(model.stm_of(i) for i in chosen),
+            "kind",
+            "is made of what leaves the short-term memory: needs stm_length > 0 in its layers",
+        )
+        _require(
+            tokens % self.ratio == 0,
+            "ratio",
+            f"{self.ratio} does not divide segment_length {tokens}",
+        )
+        _require(
+            self.length % (tokens // self.ratio) == 0,
+            "length",
+            f"{self.length} is not a multiple of {tokens // self.ratio}, what a segment is compressed to",
+        )
 
 
 @dataclass(frozen=True)
@@ -101,8 +118,12 @@ class ContinuationConfig:
 
     def check(self, model: Any) -> None:
         """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
-        _require(model.tie_embeddings, "kind", "continuation stores the tokens' embeddings, which predict tokens only "
-                 "where input and output share them: needs model.tie_embeddings: true")
+        _require(
+            model.tie_embeddings,
+            "kind",
+            "continuation stores the tokens' embeddings, which predict tokens only "
+            "where input and output share them: needs model.tie_embeddings: true",
+        )
 
 
 def _require(condition: bool, key: str, problem: str) -> None:

@@ -21,8 +21,12 @@ def mixed(histogram: Tensor, explore: float | Tensor) -> Tensor:
 
     `explore` broadcasts against [..., 1].
     """
-    histogram = histogram.double()  # float32 rows sum to 1 only nearly, which would shift every quantile
-    return (1 - explore) * histogram / histogram.sum(-1, keepdim=True) + explore / histogram.shape[-1]
+    histogram = (
+        histogram.double()
+    )  # float32 rows sum to 1 only nearly, which would shift every quantile
+    return (1 - explore) * histogram / histogram.sum(-1, keepdim=True) + explore / histogram.shape[
+        -1
+    ]
 
 
 @torch.no_grad()
@@ -89,7 +93,12 @@ def multinomial(histogram: Tensor, u: Tensor, seeds: Tensor, samples: int) -> Te
     upper = histogram.double().cumsum(-1)
     upper = upper / upper[..., -1:]
     draws = uniforms(seeds, samples)[:, None, :].expand(*histogram.shape[:2], samples)
-    edges = torch.searchsorted(upper, draws.contiguous(), right=True).clamp(max=bins - 1).sort(-1).values
+    edges = (
+        torch.searchsorted(upper, draws.contiguous(), right=True)
+        .clamp(max=bins - 1)
+        .sort(-1)
+        .values
+    )
     # u*samples may lie a rounding error above the whole number it stands for.
     rank = (torch.ceil(u.double() * samples - 1e-6).long() - 1).clamp(0, samples - 1)
     return edges.gather(-1, rank.expand(*histogram.shape[:2], -1)).double() / bins

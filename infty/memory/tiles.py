@@ -39,8 +39,9 @@ class Tiles:
 
 
 @lru_cache(maxsize=16)
-def grid_write(size: int, widths: tuple[float, ...], ridge: float, points: int,
-               dtype: torch.dtype) -> tuple[Tiles, Tiles]:
+def grid_write(
+    size: int, widths: tuple[float, ...], ridge: float, points: int, dtype: torch.dtype
+) -> tuple[Tiles, Tiles]:
     """`regression.grid_write` in a working precision, transposed: [N, points], and [points, N] for gradients."""
     operator = regression.cast(regression.grid_write(size, widths, ridge, points), dtype)
     count = min(max(size // 64, TILES[0]), TILES[1])
@@ -51,15 +52,18 @@ def cut(operator: Tensor, count: int) -> Tiles:
     """The fewest columns that hold the entries of each of `count` groups of rows, all groups equally wide."""
     rows, columns = operator.shape
     height = -(-rows // count)
-    groups = [(operator[i:i + height] != 0).any(0).nonzero().flatten().tolist() for i in range(0, rows, height)]
+    groups = [
+        (operator[i : i + height] != 0).any(0).nonzero().flatten().tolist()
+        for i in range(0, rows, height)
+    ]
     width = max((g[-1] - g[0] + 1 for g in groups if g), default=1)
     if width > WORTHWHILE * columns:
         return Tiles(operator.clone().unsqueeze(0), (0,), rows)
     starts = tuple(min(g[0] if g else 0, columns - width) for g in groups)
     entries = operator.new_zeros(len(groups), height, width)
     for tile, start, i in zip(entries, starts, range(0, rows, height)):
-        part = operator[i:i + height, start:start + width]
-        tile[:len(part)] = part
+        part = operator[i : i + height, start : start + width]
+        tile[: len(part)] = part
     return Tiles(entries, starts, rows)
 
 
@@ -83,5 +87,8 @@ class _Product(torch.autograd.Function):
 
 def _multiply(tiles: Tiles, x: Tensor) -> Tensor:
     width = tiles.entries.shape[-1]
-    parts = [torch.matmul(tile, x[..., start:start + width, :]) for tile, start in zip(tiles.entries, tiles.starts)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -2)[..., :tiles.rows, :]
+    parts = [
+        torch.matmul(tile, x[..., start : start + width, :])
+        for tile, start in zip(tiles.entries, tiles.starts)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -2)[..., : tiles.rows, :]

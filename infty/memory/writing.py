@@ -35,8 +35,9 @@ class Writing(Protocol):
         """How much room each part of the old signal gets at the next write: float64 [b, g, D], rows sum to 1."""
         ...
 
-    def write(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None,
-              rate: Tensor | None) -> tuple[Tensor, Tensor]:
+    def write(
+        self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None, rate: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Contract the old coefficients [b, h, N, c] and append the tokens x [b, h, l, c]: the new coefficients, and
         the histogram [b, g, D] as it lies after the signal has moved."""
         ...
@@ -64,21 +65,27 @@ class SideBySide:
         """As past attention was, with a little uniform mass."""
         return sticky.mixed(state.histogram, self.config.explore)
 
-    def write(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None,
-              rate: Tensor | None) -> tuple[Tensor, Tensor]:
+    def write(
+        self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None, rate: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """See `Writing`. The first tokens of a document fill the whole signal."""
         operator = operators(self.config, x.shape[2], x.device)
         later = torch.matmul(operator["new"].T, x)
         if self.config.sticky == "off":
             later = later + torch.matmul(operator["carry"], old)
         else:
-            later = later + torch.matmul(operator["old"].T, sample(self.basis, self._warp(state, seeds), None, old))
+            later = later + torch.matmul(
+                operator["old"].T, sample(self.basis, self._warp(state, seeds), None, old)
+            )
         first = torch.matmul(operator["first"].T, x)
         return torch.where((state.written == 0)[:, None, None, None], first, later), state.histogram
 
     def _warp(self, state: MemoryState, seeds: Tensor | None) -> Tensor:
         """Where the old samples are taken from: float64 [b, g, M]."""
-        u = torch.arange(1, self.samples + 1, device=state.histogram.device, dtype=torch.float64) / self.samples
+        u = (
+            torch.arange(1, self.samples + 1, device=state.histogram.device, dtype=torch.float64)
+            / self.samples
+        )
         u = u.expand(len(state.written), 1, -1)
         room = self.room(state)
         if self.config.sticky == "quantile":
@@ -115,18 +122,23 @@ class OnGrid:
         even = 1 - (1 - self.config.explore) * (1 - plan.keep.detach())
         return sticky.mixed(state.histogram, even[:, None, None])
 
-    def write(self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None,
-              rate: Tensor | None) -> tuple[Tensor, Tensor]:
+    def write(
+        self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None, rate: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """See `Writing`."""
         plan = self.policy.plan(state.written, rate)
         weight, u = old_cells(plan.keep, self.samples)
-        weight = torch.where(plan.append[:, None], 0.0, weight)  # what stays as it is is not sampled
+        weight = torch.where(
+            plan.append[:, None], 0.0, weight
+        )  # what stays as it is is not sampled
         warp = u[:, None]
         histogram = state.histogram
         if self.config.sticky != "off":
             room = self._room(state, plan)
             warp = sticky.quantiles(room, warp)
-            histogram = sticky.carried(histogram, room, plan.keep, plan.end, plan.append).to(histogram.dtype)
+            histogram = sticky.carried(histogram, room, plan.keep, plan.end, plan.append).to(
+                histogram.dtype
+            )
         points = grid(self.basis, warp, weight, old, plan.keep, plan.end, x, self.samples)
         new = tiles.multiply(*grid_tiles(self.config, points.device), points)
         if self.policy.appends:
@@ -142,7 +154,8 @@ def operators(config: MemoryConfig, length: int, device: torch.device = CPU) -> 
         return {name: value.to(device) for name, value in operators(config, length).items()}
     samples = samples_of(config)
     both = regression.later_write(
-        config.basis, config.widths, config.ridge, samples, length, float(config.contraction))
+        config.basis, config.widths, config.ridge, samples, length, float(config.contraction)
+    )
     old = both[:samples]
     first = regression.first_write(config.basis, config.widths, config.ridge, length)
     out = {"first": first, "new": both[samples:]}
@@ -159,8 +172,11 @@ def operators(config: MemoryConfig, length: int, device: torch.device = CPU) -> 
 def grid_tiles(config: MemoryConfig, device: torch.device = CPU) -> tuple[Tiles, Tiles]:
     """The operator of a policy's fixed grid, [N, M], and its transpose, in the precision of writes."""
     there, back = tiles.grid_write(
-        config.basis, config.widths, config.ridge, samples_of(config), dtype_of(config))
-    return replace(there, entries=there.entries.to(device)), replace(back, entries=back.entries.to(device))
+        config.basis, config.widths, config.ridge, samples_of(config), dtype_of(config)
+    )
+    return replace(there, entries=there.entries.to(device)), replace(
+        back, entries=back.entries.to(device)
+    )
 
 
 def samples_of(config: MemoryConfig) -> int:

@@ -61,7 +61,9 @@ class InftyLM(nn.Module):
     layout.
     """
 
-    def __init__(self, config: ModelConfig, *, sequence_parallel: bool = False, recompute: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, *, sequence_parallel: bool = False, recompute: bool = False
+    ) -> None:
         super().__init__()
         check_divisible(config, groups.tensor_size())
         self.config, self.recompute = config, recompute
@@ -70,8 +72,11 @@ class InftyLM(nn.Module):
         self.embedding = VocabParallelEmbedding(config.padded_vocab, config.hidden_size, init)
         self.position = None
         if config.positions == "learned":
-            self.position = PositionEmbedding(config.stm_length + config.segment_length, config.hidden_size,
-                                              normal("position", config.init_std))
+            self.position = PositionEmbedding(
+                config.stm_length + config.segment_length,
+                config.hidden_size,
+                normal("position", config.init_std),
+            )
         self.blocks = nn.ModuleList(Block(config, i, self.region) for i in range(config.layers))
         self.norm = make_norm(config)
         self.head = None
@@ -85,16 +90,28 @@ class InftyLM(nn.Module):
         `dtype` is that of the run; left out: of the parameters.
         """
         dtype = next(self.parameters()).dtype if dtype is None else dtype
-        return Tree({"segments": Field((), torch.int64),
-                     "layers": {str(i): block.fields(dtype) for i, block in enumerate(self.blocks)}})
+        return Tree(
+            {
+                "segments": Field((), torch.int64),
+                "layers": {str(i): block.fields(dtype) for i, block in enumerate(self.blocks)},
+            }
+        )
 
     def initial_state(self, lanes: int, device: torch.device | str = "cpu") -> Tree:
         """The state of lanes that have read nothing."""
         return fresh(self.fields(), lanes, device)
 
-    def forward(self, tokens: Tensor, reset: Tensor, state: Tree, labels: Tensor | None = None,
-                weights: Tensor | None = None, *, memory_enabled: bool = True,
-                statistics: bool = False) -> tuple[Tensor, Output]:
+    def forward(
+        self,
+        tokens: Tensor,
+        reset: Tensor,
+        state: Tree,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        memory_enabled: bool = True,
+        statistics: bool = False,
+    ) -> tuple[Tensor, Output]:
         """Read one window.
 
         tokens, labels int64 [b, S, L]; weights float32 [b, S, L] (0 where a prediction does not count); reset bool
@@ -131,7 +148,9 @@ class InftyLM(nn.Module):
 
     def _run(self, block: Block, x: Tensor, state: Tree, how: Pass) -> tuple:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, x, state, how, use_reentrant=False, context_fn=randomness.recompute_context)
+            return checkpoint(
+                block, x, state, how, use_reentrant=False, context_fn=randomness.recompute_context
+            )
         return block(x, state, how)
 
     def _positioned(self, x: Tensor, seen: Tensor, L: int) -> Tensor:
@@ -147,7 +166,9 @@ class InftyLM(nn.Module):
         """float32 [T, b, V/tp]; columns that only pad the vocabulary can never be predicted."""
         logits = (F.linear(h, self.embedding.weight) if self.head is None else self.head(h)).float()
         first = groups.tensor_rank() * logits.shape[-1]
-        padding = torch.arange(first, first + logits.shape[-1], device=h.device) >= self.config.vocab_size
+        padding = (
+            torch.arange(first, first + logits.shape[-1], device=h.device) >= self.config.vocab_size
+        )
         return logits.masked_fill(padding, torch.finfo(torch.float32).min)
 
     def _token_losses(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -156,9 +177,15 @@ class InftyLM(nn.Module):
         A segment at a time, recomputed in the backward pass, so that only one segment's logits exist at once.
         """
         if torch.is_grad_enabled():
-            losses = [checkpoint(lambda part, target: self._segment_losses(part, target)[0], part, target,
-                                 use_reentrant=False)
-                      for part, target in zip(h.split(labels.shape[2]), labels.unbind(1))]
+            losses = [
+                checkpoint(
+                    lambda part, target: self._segment_losses(part, target)[0],
+                    part,
+                    target,
+                    use_reentrant=False,
+                )
+                for part, target in zip(h.split(labels.shape[2]), labels.unbind(1))
+            ]
             return torch.cat(losses).t(), None
         both = (self._segment_losses(*x) for x in zip(h.split(labels.shape[2]), labels.unbind(1)))
         losses, correct = zip(*both)
@@ -185,4 +212,6 @@ def check_divisible(config: ModelConfig, tensor: int) -> None:
         value = getattr(config, name)
         if value % tensor:
             key = "vocab_multiple" if name == "padded_vocab" else name
-            raise UserError(f"model.{key}: {name} {value} is not divisible by parallel.tensor {tensor}")
+            raise UserError(
+                f"model.{key}: {name} {value} is not divisible by parallel.tensor {tensor}"
+            )

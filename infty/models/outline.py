@@ -50,6 +50,8 @@ def outline(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Outline:
 def _outline(config: str, dtype: torch.dtype) -> Outline:
     with groups.alone(), torch.device("meta"):
         model = InftyLM(ModelConfig.from_dict(json.loads(config)))
-        parameters = tuple(Parameter(name, tuple(p.shape), bool(getattr(p, "tensor_model_parallel", False)))
-                           for name, p in model.named_parameters())
+        parameters = tuple(
+            Parameter(name, tuple(p.shape), bool(getattr(p, "tensor_model_parallel", False)))
+            for name, p in model.named_parameters()
+        )
         return Outline(parameters, model.fields(dtype))

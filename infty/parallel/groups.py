@@ -30,8 +30,10 @@ def initialize(tensor: int = 1, timeout: timedelta = timedelta(minutes=30)) -> N
             f"parallel.tensor: {tensor} does not divide the {world} processes of this run; "
             f"start a multiple of {tensor} processes or change parallel.tensor"
         )
-    ps.initialize_model_parallel(tensor_model_parallel_size=tensor,
-                                 distributed_timeout_minutes=math.ceil(timeout.total_seconds() / 60))
+    ps.initialize_model_parallel(
+        tensor_model_parallel_size=tensor,
+        distributed_timeout_minutes=math.ceil(timeout.total_seconds() / 60),
+    )
 
 
 @contextlib.contextmanager

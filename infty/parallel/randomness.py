@@ -64,7 +64,9 @@ def restore(saved: dict[str, torch.Tensor]) -> None:
     _deepspeed().get_cuda_rng_tracker().set_states(tracked)
 
 
-def recompute_context() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+def recompute_context() -> tuple[
+    contextlib.AbstractContextManager, contextlib.AbstractContextManager
+]:
     """For `torch.utils.checkpoint(context_fn=...)`: replay the sharded stream too.
 
     Without it dropout inside the shards is redrawn at recompute: forwards agree, gradients are silently wrong.

@@ -36,7 +36,9 @@ class Region:
 
     def leave(self, partial: Tensor) -> Tensor:
         """From the partial sums of the ranks' shards back to the residual stream."""
-        return collectives.reduce_scatter(partial, 0) if self.active else collectives.reduce(partial)
+        return (
+            collectives.reduce_scatter(partial, 0) if self.active else collectives.reduce(partial)
+        )
 
 
 def mark_stream(parameters: Iterable[nn.Parameter | None]) -> None:

@@ -46,20 +46,34 @@ class Associative(Memory):
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """One matrix a key/value head, in float32."""
-        return Tree({"matrix": Field((self.kv_heads, self.head_size, self.head_size), torch.float32, split=True)})
+        return Tree(
+            {
+                "matrix": Field(
+                    (self.kv_heads, self.head_size, self.head_size), torch.float32, split=True
+                )
+            }
+        )
 
     @classmethod
-    def costs(cls, config: ModelConfig, layer: int, memory: AssociativeConfig, layout: Layout) -> Costs:
+    def costs(
+        cls, config: ModelConfig, layer: int, memory: AssociativeConfig, layout: Layout
+    ) -> Costs:
         return costs(config, layer, layout)
 
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
         """Read and write all segments of a window; see `Memory.forward`."""
         maps = self._maps(inputs)
-        found, matrix = through_segments(maps, state["matrix"], inputs.seen, self.delay, inputs.enabled)
-        z = read_normed(inputs.q, found, self.norm_weight).permute(3, 0, 1, 2, 4).flatten(2)  # [T, b, H/tp * d]
+        found, matrix = through_segments(
+            maps, state["matrix"], inputs.seen, self.delay, inputs.enabled
+        )
+        z = (
+            read_normed(inputs.q, found, self.norm_weight).permute(3, 0, 1, 2, 4).flatten(2)
+        )  # [T, b, H/tp * d]
         z = z + touch(self.strength_weight, self.strength_bias, self.decay_weight, self.decay_bias)
         figures = self._figures(maps, matrix) if inputs.statistics else None
-        return Reading(Tree({"matrix": matrix}), update=self.out(z.to(inputs.q.dtype)), figures=figures)
+        return Reading(
+            Tree({"matrix": matrix}), update=self.out(z.to(inputs.q.dtype)), figures=figures
+        )
 
     def _maps(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """What writing each segment that leaves the STM does to the matrices: M, C float32 [b, K, S, d, d] each."""
@@ -68,15 +82,21 @@ class Associative(Memory):
         values = inputs.values[:, :, :tokens]
         if not self.memory.backprop:
             keys, values = keys.detach(), values.detach()
-        tokens_told = told(keys, values, (self.strength_weight, self.strength_bias),
-                           (self.decay_weight, self.decay_bias))
+        tokens_told = told(
+            keys,
+            values,
+            (self.strength_weight, self.strength_bias),
+            (self.decay_weight, self.decay_bias),
+        )
         return segment_map(*(x.unflatten(2, (inputs.seen.shape[1], -1)) for x in tokens_told))
 
     @torch.no_grad()
     def _figures(self, maps: tuple[Tensor, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         """Means over lanes and heads: the norm of a matrix, and the share of one that a segment's writing keeps."""
         size = self.head_size
-        figures = torch.stack([matrix.norm(dim=(-2, -1)).mean(), maps[0].diagonal(dim1=-2, dim2=-1).mean()])
+        figures = torch.stack(
+            [matrix.norm(dim=(-2, -1)).mean(), maps[0].diagonal(dim1=-2, dim2=-1).mean()]
+        )
         figures = collectives.sum_(figures) / groups.tensor_size()
         return {"matrix_norm": figures[0] / size**0.5, "kept": figures[1]}
 
@@ -87,9 +107,15 @@ def costs(config: ModelConfig, layer: int, layout: Layout) -> Costs:
     H, K = config.heads, config.kv_heads
     system = 2.0 * L * d + 2.0 * L * d  # keys by keys; the triangular system for keys and values
     maps = 2.0 * d * 2 * d + 2.0 * d**3 / L
-    return Costs(products=2.0 * e * H * d, reads=2.0 * H * d * d, exact=K * (system + maps + 8.0 * d),
-                 moved=4.0 * 4 * K * L, launches=SEGMENT_LAUNCHES, saved=_saved(config, layout, config.stm_of(layer)),
-                 saved_together=_projected(config, layout))
+    return Costs(
+        products=2.0 * e * H * d,
+        reads=2.0 * H * d * d,
+        exact=K * (system + maps + 8.0 * d),
+        moved=4.0 * 4 * K * L,
+        launches=SEGMENT_LAUNCHES,
+        saved=_saved(config, layout, config.stm_of(layer)),
+        saved_together=_projected(config, layout),
+    )
 
 
 SEGMENT_LAUNCHES = 8

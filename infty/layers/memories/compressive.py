@@ -45,8 +45,14 @@ class Compressive(Memory):
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """Hidden states: the compressed, newest last, and those in the STM, which are not compressed yet."""
-        return Tree({"compressed": Field((self.share, self.memory.length, self.head_size), dtype, split=True),
-                     "pending": Field((self.share, self.stm, self.head_size), dtype, split=True)})
+        return Tree(
+            {
+                "compressed": Field(
+                    (self.share, self.memory.length, self.head_size), dtype, split=True
+                ),
+                "pending": Field((self.share, self.stm, self.head_size), dtype, split=True),
+            }
+        )
 
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
         """Compress what leaves the short-term memory; see `Memory.forward`. The penalty is the weighted
@@ -55,13 +61,17 @@ class Compressive(Memory):
         stream = torch.cat([state["pending"].to(content.dtype), content], 2)
         keys, values, penalty, kept = self._compress(inputs, stream, state["compressed"])
         visible = self.visible(inputs.seen) * inputs.enabled
-        pending = stream[:, :, stream.shape[2] - self.stm:].detach().clone()
+        pending = stream[:, :, stream.shape[2] - self.stm :].detach().clone()
         return Reading(
-            Tree({"compressed": kept, "pending": pending}), penalty=penalty,
-            attended=Attended(keys, values, visible, self.memory.length, self.each))
+            Tree({"compressed": kept, "pending": pending}),
+            penalty=penalty,
+            attended=Attended(keys, values, visible, self.memory.length, self.each),
+        )
 
     @classmethod
-    def costs(cls, config: ModelConfig, layer: int, memory: CompressiveConfig, layout: Layout) -> Costs:
+    def costs(
+        cls, config: ModelConfig, layer: int, memory: CompressiveConfig, layout: Layout
+    ) -> Costs:
         return costs(config, layer, memory, layout)
 
     def content(self, h: Tensor) -> Tensor:
@@ -71,10 +81,14 @@ class Compressive(Memory):
     def compress(self, stream: Tensor) -> Tensor:
         """[b, h, T, c] -> [b, h, T/ratio, c]: a convolution over tokens whose stride is its width."""
         whole = _whole(stream)  # [T, b, e]
-        grouped = whole.unflatten(0, (-1, self.memory.ratio)).transpose(1, 2).flatten(2)  # [T/ratio, b, ratio*e]
+        grouped = (
+            whole.unflatten(0, (-1, self.memory.ratio)).transpose(1, 2).flatten(2)
+        )  # [T/ratio, b, ratio*e]
         return self.convolution(grouped).unflatten(-1, (self.share, -1)).permute(1, 2, 0, 3)
 
-    def _compress(self, inputs: Inputs, stream: Tensor, old: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _compress(
+        self, inputs: Inputs, stream: Tensor, old: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compress what leaves the short-term memory in a window of S segments.
 
         stream [b, h, stm+T, c], the hidden states of the STM and the window; old [b, h, n, c]. Returns keys and values
@@ -89,15 +103,27 @@ class Compressive(Memory):
         memories = torch.cat([old.to(new.dtype), new], 2)
         _, key, value = inputs.attention.project(_whole(memories))
         loss = self._reconstruction(
-            inputs.attention, inputs.q.detach(), inputs.keys[:, :, :T].detach(), inputs.values[:, :, :T].detach(),
-            trained, inputs.seen)
-        kept = memories[:, :, memories.shape[2] - n:]
+            inputs.attention,
+            inputs.q.detach(),
+            inputs.keys[:, :, :T].detach(),
+            inputs.values[:, :, :T].detach(),
+            trained,
+            inputs.seen,
+        )
+        kept = memories[:, :, memories.shape[2] - n :]
         own = torch.arange(n, device=kept.device) >= n - self.visible(inputs.seen[:, -1:] + 1)
         kept = torch.where(own[:, None, :, None], kept, 0.0)  # nothing of earlier documents stays
         return key, value, loss, kept
 
-    def _reconstruction(self, attention: LocalAttention, q: Tensor, keys: Tensor, values: Tensor, new: Tensor,
-                        seen: Tensor) -> Tensor:
+    def _reconstruction(
+        self,
+        attention: LocalAttention,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        new: Tensor,
+        seen: Tensor,
+    ) -> Tensor:
         """Mean squared difference of the two readings, over heads and channels; 0 where nothing leaves."""
         S = seen.shape[1]
         _, key, value = attention.project(_whole(new), frozen=True)
@@ -105,13 +131,21 @@ class Compressive(Memory):
 
         def read(k: Tensor, v: Tensor) -> Tensor:
             k, v = (x.unflatten(2, (S, -1)).transpose(1, 2) for x in (k, v))  # [b, S, K, tokens, d]
-            return F.scaled_dot_product_attention(queries.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1),
-                                                  enable_gqa=queries.shape[2] != k.shape[2])
+            return F.scaled_dot_product_attention(
+                queries.flatten(0, 1),
+                k.flatten(0, 1),
+                v.flatten(0, 1),
+                enable_gqa=queries.shape[2] != k.shape[2],
+            )
 
-        square = (read(keys, values) - read(key, value)).float().square().mean(-1).sum(1)  # [b*S, L]
+        square = (
+            (read(keys, values) - read(key, value)).float().square().mean(-1).sum(1)
+        )  # [b*S, L]
         square = collectives.reduce(square).unflatten(0, seen.shape) / self.heads
         leaves = (seen >= self.delay)[..., None]
-        return self.memory.reconstruction_weight * torch.where(leaves, square, 0 * square).flatten(1)
+        return self.memory.reconstruction_weight * torch.where(leaves, square, 0 * square).flatten(
+            1
+        )
 
     def visible(self, seen: Tensor) -> Tensor:
         """int64 [b, S]: how many of the newest memories are of each segment's document."""
@@ -128,9 +162,12 @@ def costs(config: ModelConfig, layer: int, memory: CompressiveConfig, layout: La
     projections = 2.0 * e * d * (H + 2 * K) * (2 / memory.ratio + n / L)
     return Costs(
         products=convolutions + projections + 4.0 * H * d * (n + L + L / memory.ratio),
-        extra_keys=n, saved=_saved(config, memory, layout),
+        extra_keys=n,
+        saved=_saved(config, memory, layout),
         # Gathered to be compressed, and what is kept to be projected; twice for the loss.
-        sent=layout.width * L * e * (2 + 2 / memory.ratio + n / L / layout.segments), collectives=4)
+        sent=layout.width * L * e * (2 + 2 / memory.ratio + n / L / layout.segments),
+        collectives=4,
+    )
 
 
 def _saved(config: ModelConfig, memory: CompressiveConfig, layout: Layout) -> float:

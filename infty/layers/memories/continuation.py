@@ -59,14 +59,18 @@ class Continuation(Memory):
         """A matrix a head, and what is in the STM: the keys of one token more, since a token goes with the key before
         it."""
         H, k, d = self.heads, self.memory.key_size, self.head_size
-        fields = {"matrix": Field((H, k, d), torch.float32, split=True),
-                  "keys": Field((H, self.stm + 1, k), dtype, split=True)}
+        fields = {
+            "matrix": Field((H, k, d), torch.float32, split=True),
+            "keys": Field((H, self.stm + 1, k), dtype, split=True),
+        }
         if self.stm:
             fields["values"] = Field((H, self.stm, d), dtype, split=True)
         return Tree(fields)
 
     @classmethod
-    def costs(cls, config: ModelConfig, layer: int, memory: ContinuationConfig, layout: Layout) -> Costs:
+    def costs(
+        cls, config: ModelConfig, layer: int, memory: ContinuationConfig, layout: Layout
+    ) -> Costs:
         return costs(config, layer, memory, layout)
 
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
@@ -74,17 +78,24 @@ class Continuation(Memory):
         key = self._by_head(self.key(inputs.normed))
         value = self._by_head(collectives.split(inputs.embedded.detach(), -1)).to(key.dtype)
         keys = torch.cat([state["keys"].to(key.dtype), key], 2)  # [b, H, stm+1+T, k]
-        values = torch.cat([state["values"].to(key.dtype), value], 2) if self.stm else value  # [b, H, stm+T, d]
+        values = (
+            torch.cat([state["values"].to(key.dtype), value], 2) if self.stm else value
+        )  # [b, H, stm+T, d]
         maps = self._maps(keys, values, inputs.seen)
-        found, matrix = through_segments(maps, state["matrix"], inputs.seen, self.delay, inputs.enabled)
+        found, matrix = through_segments(
+            maps, state["matrix"], inputs.seen, self.delay, inputs.enabled
+        )
         z = read(key[:, :, None], found)[:, :, 0] * (GATE_SCALE * self.gate.float())[:, None, None]
         z = z.permute(2, 0, 1, 3).flatten(2)  # [T, b, H/tp * d]
         z = z + touch(self.strength_weight, self.strength_bias, self.decay_weight, self.decay_bias)
         new = {"matrix": matrix, "keys": _tail(keys, self.stm + 1)}
         if self.stm:
             new["values"] = _tail(values, self.stm)
-        return Reading(Tree(new), update=self.out(z.to(inputs.q.dtype)),
-                       figures=self._figures(matrix) if inputs.statistics else None)
+        return Reading(
+            Tree(new),
+            update=self.out(z.to(inputs.q.dtype)),
+            figures=self._figures(matrix) if inputs.statistics else None,
+        )
 
     def _by_head(self, x: Tensor) -> Tensor:
         """[T, b, H/tp * n] -> [b, H/tp, T, n]."""
@@ -95,7 +106,9 @@ class Continuation(Memory):
         tokens = seen.shape[1] * self.segment_length
         strength = (self.strength_weight, self.strength_bias)
         decay = (self.decay_weight, self.decay_bias)
-        told = told_after(keys[:, :, :tokens], values[:, :, :tokens], seen == self.delay, strength, decay)
+        told = told_after(
+            keys[:, :, :tokens], values[:, :, :tokens], seen == self.delay, strength, decay
+        )
         return segment_map(*(x.unflatten(2, (seen.shape[1], -1)) for x in told))
 
     @torch.no_grad()
@@ -109,17 +122,29 @@ class Continuation(Memory):
 
 def _tail(tokens: Tensor, length: int) -> Tensor:
     """The last `length` tokens; a copy, or the state would keep the whole window's storage."""
-    return tokens[:, :, tokens.shape[2] - length:].detach().clone()
+    return tokens[:, :, tokens.shape[2] - length :].detach().clone()
 
 
 def costs(config: ModelConfig, layer: int, memory: ContinuationConfig, layout: Layout) -> Costs:
     """See `Memory.costs`."""
-    e, d, L, H, k = config.hidden_size, config.head_size, config.segment_length, config.heads, memory.key_size
+    e, d, L, H, k = (
+        config.hidden_size,
+        config.head_size,
+        config.segment_length,
+        config.heads,
+        memory.key_size,
+    )
     exact = H * (2.0 * L * k + L * (k + d) + 2.0 * k * (k + d) + 2.0 * k * k * d / L)
     n = layout.lanes * layout.segments * L
     w, heads = layout.width, H / layout.tensor
     systems = 4 * n * heads * (5 * L + 7 * k + 4 * d + 10)
     matrices = 4 * n / L * heads * k * (k + 2 * d)
     projected = w * n * heads * d
-    return Costs(products=2.0 * e * H * k + 2.0 * e * e, reads=2.0 * H * k * d, exact=exact, moved=4.0 * 4 * H * L,
-                 launches=8, saved=systems + matrices + projected)
+    return Costs(
+        products=2.0 * e * H * k + 2.0 * e * e,
+        reads=2.0 * H * k * d,
+        exact=exact,
+        moved=4.0 * 4 * H * L,
+        launches=8,
+        saved=systems + matrices + projected,
+    )

@@ -34,21 +34,31 @@ class DensityMaps(nn.Module):
         self.scale = reading.map_scale(memory)
         rows = reading.map_rows(memory, heads)
         for part in ("mu", "sigma"):
-            full = normal(f"{name}.{part}", reading.map_std(memory))(torch.empty(rows, memory.basis))
+            full = normal(f"{name}.{part}", reading.map_std(memory))(
+                torch.empty(rows, memory.basis)
+            )
             self.register_parameter(f"weight_{part}", self._parameter(full))
         self.bias_mu: nn.Parameter | None = None
         self.bias_sigma: nn.Parameter | None = None
         if memory.map_bias:
-            self.bias_mu, self.bias_sigma = (self._parameter(full) for full in reading.map_biases(rows))
+            self.bias_mu, self.bias_sigma = (
+                self._parameter(full) for full in reading.map_biases(rows)
+            )
 
     def _parameter(self, full: Tensor) -> nn.Parameter:
         return nn.Parameter(full) if self.shared else sharded_parameter(full)
 
     def forward(self, heads: int) -> dict[str, Tensor | None]:
         """float32 weights [H/tp, N] and biases [H/tp] (or None) of this rank's `heads`."""
-        return {name: self._expand(p, heads) for name, p in
-                (("mu", self.weight_mu), ("sigma", self.weight_sigma),
-                 ("bias_mu", self.bias_mu), ("bias_sigma", self.bias_sigma))}
+        return {
+            name: self._expand(p, heads)
+            for name, p in (
+                ("mu", self.weight_mu),
+                ("sigma", self.weight_sigma),
+                ("bias_mu", self.bias_mu),
+                ("bias_sigma", self.bias_sigma),
+            )
+        }
 
     def _expand(self, p: Tensor | None, heads: int) -> Tensor | None:
         if p is None:
@@ -78,18 +88,28 @@ class Continuous(Memory):
         self.layer = layer
         self.core = ContinuousMemory(self.memory, config.segment_length)
         stream = f"{layer}.{name}"
-        self.maps = None if self.memory.density == "gibbs" else DensityMaps(self.memory, config.heads, stream)
+        self.maps = (
+            None
+            if self.memory.density == "gibbs"
+            else DensityMaps(self.memory, config.heads, stream)
+        )
         e, d, init = config.hidden_size, config.head_size, config.init_std
         if self.hidden:
             self.key = ColumnParallelLinear(e, config.kv_heads * d, normal(f"{stream}.key", init))
-            self.value = ColumnParallelLinear(e, config.kv_heads * d, normal(f"{stream}.value", init))
+            self.value = ColumnParallelLinear(
+                e, config.kv_heads * d, normal(f"{stream}.value", init)
+            )
         if self.memory.gate:
             self.gate = ColumnParallelLinear(3 * e, e, normal(f"{stream}.gate", init), bias=True)
         if self.memory.output_gate:
             self.output_gate = sharded_parameter(torch.zeros(config.heads))
         # The logarithm of a learned contraction's rate: at zero it is the uniform one.
-        self.log_rate = nn.Parameter(torch.zeros(1)) if self.memory.contraction == "learned" else None
-        self.out = RowParallelLinear(config.heads * d, e, normal(f"{stream}.out", init / math.sqrt(2 * config.layers)))
+        self.log_rate = (
+            nn.Parameter(torch.zeros(1)) if self.memory.contraction == "learned" else None
+        )
+        self.out = RowParallelLinear(
+            config.heads * d, e, normal(f"{stream}.out", init / math.sqrt(2 * config.layers))
+        )
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """The signal, in float32; with `signal: hidden` also the tokens in the STM, which are not written yet."""
@@ -133,10 +153,13 @@ class Continuous(Memory):
         context = self._read(place, values) + touch(*self._of_writing())
         new: dict[str, Tree | Tensor] = {"signal": Tree(vars(signal))}
         if "pending" in state:
-            new["pending"] = stream[:, :, stream.shape[2] - self.stm:].detach().clone()
+            new["pending"] = stream[:, :, stream.shape[2] - self.stm :].detach().clone()
         return Reading(
-            Tree(new), update=self.out(context.to(inputs.q.dtype)), penalty=self._divergence(place),
-            figures=self._statistics(place, signal) if inputs.statistics else None)
+            Tree(new),
+            update=self.out(context.to(inputs.q.dtype)),
+            penalty=self._divergence(place),
+            figures=self._statistics(place, signal) if inputs.statistics else None,
+        )
 
     def _stream(self, inputs: Inputs, state: Tree) -> Tensor:
         """What the window will write, in order: [b, h, stm + T, c]; it begins with the tokens in the STM, which are not
@@ -148,8 +171,9 @@ class Continuous(Memory):
         new = self.content(inputs.normed if normed else inputs.region.enter(inputs.residual))
         return torch.cat([state["pending"].to(new.dtype), new], 2) if "pending" in state else new
 
-    def _segments(self, q: Tensor, stream: Tensor, signal: MemoryState, seen: Tensor,
-                  enabled: bool) -> tuple[tuple[Tensor, Tensor], Tensor, MemoryState]:
+    def _segments(
+        self, q: Tensor, stream: Tensor, signal: MemoryState, seen: Tensor, enabled: bool
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, MemoryState]:
         """The recurrence: before each segment, write what has left the short-term memory.
 
         Reads are only planned here and made for all segments at once afterwards. Returns what their densities are
@@ -167,9 +191,13 @@ class Continuous(Memory):
             places.append(place)
             values.append(value)
             if self.memory.sticky != "off":
-                signal = self.core.with_histogram(signal, self._histogram(place), signal.written > 0)
+                signal = self.core.with_histogram(
+                    signal, self._histogram(place), signal.written > 0
+                )
             ready = (seen[:, s] >= self.delay) & enabled
-            signal = self.core.write(signal, stream[:, :, s * L:(s + 1) * L], ready, self._seeds(signal), rate)
+            signal = self.core.write(
+                signal, stream[:, :, s * L : (s + 1) * L], ready, self._seeds(signal), rate
+            )
         first, second = zip(*places)
         place = torch.stack(first, 1), torch.stack(second, 1)
         return place, torch.stack(values, 1), signal
@@ -180,9 +208,13 @@ class Continuous(Memory):
         if self.maps is None:
             return None
         maps = self.maps(self.kv_heads * self.group)
-        maps["pool"] = torch.stack([maps["mu"], maps["sigma"]]).unflatten(1, (self.kv_heads, self.group))
+        maps["pool"] = torch.stack([maps["mu"], maps["sigma"]]).unflatten(
+            1, (self.kv_heads, self.group)
+        )
         if self.hidden:
-            maps["projection"] = self.key.weight.float().unflatten(0, (self.kv_heads, self.config.head_size))
+            maps["projection"] = self.key.weight.float().unflatten(
+                0, (self.kv_heads, self.config.head_size)
+            )
         return maps
 
     def _of_writing(self) -> list[Tensor]:
@@ -196,8 +228,9 @@ class Continuous(Memory):
             return None
         return sticky.seed(self.memory.sticky_seed, state.written, self.layer)
 
-    def _keys_and_values(self, state: MemoryState, maps: dict | None,
-                         dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _keys_and_values(
+        self, state: MemoryState, maps: dict | None, dtype: torch.dtype
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Keys and values of a segment's reads; values [b, K, N, d] in the compute dtype, as attention's are.
 
         Keys are pooled for mu and for sigma, float32 [b, K, G, d] each; for a gibbs density all of them, [b, K, N, d].
@@ -207,9 +240,13 @@ class Continuous(Memory):
             return (self._pool(B[..., :d], maps) if maps else (B[..., :d],)), B[..., d:].to(dtype)
         whole = collectives.gather(B.transpose(1, 2).flatten(2), -1)  # [b, N, e]
         value = self._projected(self.value, whole, dtype)
-        return (self._pool_hidden(whole, maps) if maps else (self._projected(self.key, whole, dtype),)), value
+        return (
+            self._pool_hidden(whole, maps) if maps else (self._projected(self.key, whole, dtype),)
+        ), value
 
-    def _projected(self, projection: ColumnParallelLinear, whole: Tensor, dtype: torch.dtype) -> Tensor:
+    def _projected(
+        self, projection: ColumnParallelLinear, whole: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         """[b, N, e] -> [b, K, N, d] in the compute dtype, which is that of activations."""
         y = projection(whole.to(dtype))
         return y.unflatten(-1, (self.kv_heads, self.config.head_size)).transpose(1, 2)
@@ -222,7 +259,9 @@ class Continuous(Memory):
         pooled = reading.pooled_hidden(maps["pool"], whole)
         return torch.einsum("pbkge,kde->pbkgd", pooled, maps["projection"]).unbind(0)
 
-    def _place(self, q: Tensor, keys: tuple[Tensor, ...], maps: dict | None) -> tuple[Tensor, Tensor]:
+    def _place(
+        self, q: Tensor, keys: tuple[Tensor, ...], maps: dict | None
+    ) -> tuple[Tensor, Tensor]:
         """What a segment's densities are made from; q is [b, K, G, L, d].
 
         Mean and variance, float32 [b, K, G*L] each; for a gibbs density queries [b, K, G*L, d] and keys [b, K, N, d].
@@ -238,7 +277,9 @@ class Continuous(Memory):
 
     def _histogram(self, place: tuple[Tensor, Tensor]) -> Tensor:
         """Where a segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for each signal head."""
-        return reading.histogram(self.memory, self._density(place), self.config.kv_heads, collectives.sum_)
+        return reading.histogram(
+            self.memory, self._density(place), self.config.kv_heads, collectives.sum_
+        )
 
     def _read(self, place: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
         """One read for all segments: values [b, S, K, N, d] -> [T, b, H/tp * d]."""
@@ -253,7 +294,11 @@ class Continuous(Memory):
         if self.memory.kl_weight == 0:
             return None
         variance = place[1].unflatten(-1, (self.group, -1))  # [b, S, K, G, L]
-        total = density.kl(place[0].view_as(variance), variance, self.memory.kl_sigma).sum((2, 3)).flatten(1)
+        total = (
+            density.kl(place[0].view_as(variance), variance, self.memory.kl_sigma)
+            .sum((2, 3))
+            .flatten(1)
+        )
         return self.memory.kl_weight * collectives.reduce(total) / self.config.heads
 
     @torch.no_grad()
@@ -263,7 +308,9 @@ class Continuous(Memory):
         together = self._density((place[0].flatten(0, 1), place[1].flatten(0, 1)))
         figures = densities.statistics(together, self.memory.bins)
         return {"coefficient_norm": norms} | {
-            k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size() for k, v in figures.items()}
+            k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size()
+            for k, v in figures.items()
+        }
 
 
 def signal_heads(config: ModelConfig, memory: MemoryConfig) -> int:

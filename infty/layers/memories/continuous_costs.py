@@ -33,13 +33,17 @@ def costs(config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout)
     samples = samples_of(memory) * _stored(config, memory) / L
     shared_histogram = memory.sticky != "off" and memory.sticky_heads == "shared"
     return Costs(
-        products=products, reads=reads, exact=densities + _writes(config, memory, layout),
+        products=products,
+        reads=reads,
+        exact=densities + _writes(config, memory, layout),
         moved=4.0 * 4 * samples,  # two tiles of the old signal, the grid there and back
         launches=SEGMENT_LAUNCHES,
         sent=4.0 * (memory.bins if shared_histogram else 0) + (4.0 * N * e if hidden else 0.0),
-        collectives=1 + 2 * hidden, saved=_saved(config, memory, layout, config.stm_of(layer)),
+        collectives=1 + 2 * hidden,
+        saved=_saved(config, memory, layout, config.stm_of(layer)),
         saved_together=_projected(config, memory, layout),
-        constants={memory: _operators(memory, L)})
+        constants={memory: _operators(memory, L)},
+    )
 
 
 def joint_costs(config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout) -> Costs:
@@ -55,16 +59,25 @@ def joint_costs(config: ModelConfig, layer: int, memory: MemoryConfig, layout: L
     mask = N + (0 if config.stm_of(layer) else L)
     # The signal at its centres, and from it keys and values; the mask; the bands of all reads; what is written.
     kept = S * b * N * kv * d * 4 * w + w * n * mask
-    kept += S * b * N * (8 + 4 * band) + _kept_of_writes(config, memory, layout, config.stm_of(layer))
+    kept += S * b * N * (8 + 4 * band) + _kept_of_writes(
+        config, memory, layout, config.stm_of(layer)
+    )
     return Costs(
-        reads=4.0 * config.heads * d * N, exact=points + _writes(config, memory, layout), extra_keys=0.0,
-        moved=4.0 * 6 * samples_of(memory) * stored / L, launches=SEGMENT_LAUNCHES / 2, saved=kept,
-        constants={memory: _operators(memory, L)})
+        reads=4.0 * config.heads * d * N,
+        exact=points + _writes(config, memory, layout),
+        extra_keys=0.0,
+        moved=4.0 * 6 * samples_of(memory) * stored / L,
+        launches=SEGMENT_LAUNCHES / 2,
+        saved=kept,
+        constants={memory: _operators(memory, L)},
+    )
 
 
 def _stored(config: ModelConfig, memory: MemoryConfig) -> int:
     """Numbers of the stored signal at one place, all heads."""
-    return 2 * config.kv_heads * config.head_size if memory.signal == "heads" else config.hidden_size
+    return (
+        2 * config.kv_heads * config.head_size if memory.signal == "heads" else config.hidden_size
+    )
 
 
 def _reads(config: ModelConfig, memory: MemoryConfig) -> tuple[float, float]:
@@ -125,10 +138,21 @@ def _saved(config: ModelConfig, memory: MemoryConfig, layout: Layout, stm: int) 
     # The CPU's read makes its own float32 values; the slices for each width share one storage.
     values = (4 if layout.device == "cpu" else w) * S * b * kv * N * d
     # The CPU's blocked read keeps its result for each width.
-    read = 4 * n * heads * d * widths if layout.device == "cpu" and memory.density == "gaussian" else 0
+    read = (
+        4 * n * heads * d * widths if layout.device == "cpu" and memory.density == "gaussian" else 0
+    )
     into_projection = w * n * heads * d
-    return (queries + pooled + maps + densities + values + read + into_projection
-            + _signal(config, memory, layout) + _kept_of_writes(config, memory, layout, stm))
+    return (
+        queries
+        + pooled
+        + maps
+        + densities
+        + values
+        + read
+        + into_projection
+        + _signal(config, memory, layout)
+        + _kept_of_writes(config, memory, layout, stm)
+    )
 
 
 def _projected(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
@@ -144,10 +168,19 @@ def _gibbs(config: ModelConfig, memory: MemoryConfig, layout: Layout, stm: int) 
     d, w, t = config.head_size, layout.width, layout.tensor
     b, S = layout.lanes, layout.segments
     n = b * S * config.segment_length
-    heads, kv, cells = config.heads / t, config.kv_heads / t, gibbs_points(memory.basis, memory.bins)
+    heads, kv, cells = (
+        config.heads / t,
+        config.kv_heads / t,
+        gibbs_points(memory.basis, memory.bins),
+    )
     stored = w * S * b * memory.basis * config.hidden_size if memory.signal == "hidden" else 0.0
-    return 4 * n * heads * (2 * d + 1) + 2 * 4 * S * b * kv * cells * d + stored + w * n * heads * d + (
-        _gate(config, memory, layout) + _kept_of_writes(config, memory, layout, stm))
+    return (
+        4 * n * heads * (2 * d + 1)
+        + 2 * 4 * S * b * kv * cells * d
+        + stored
+        + w * n * heads * d
+        + (_gate(config, memory, layout) + _kept_of_writes(config, memory, layout, stm))
+    )
 
 
 def _signal(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> float:
@@ -180,13 +213,22 @@ def _kept_of_writes(config: ModelConfig, memory: MemoryConfig, layout: Layout, s
     signals = config.heads / layout.tensor if memory.sticky_heads == "per_head" else 1
     # A learned contraction's gradient reaches the samples' places: the dense form.
     band = None if memory.contraction == "learned" else band_of(N, memory.widths)
-    sampled = 4 * N if band is None else 8 + 4 * band  # the place of a sample's first function, and the functions
+    sampled = (
+        4 * N if band is None else 8 + 4 * band
+    )  # the place of a sample's first function, and the functions
     rewritten = (S - 1) * b * signals * samples * sampled
     if not memory.has_policy:
         return 0.0 if memory.sticky == "off" else rewritten
-    if memory.contraction == "learned":  # the places of samples and tokens, and everything made from them
+    if (
+        memory.contraction == "learned"
+    ):  # the places of samples and tokens, and everything made from them
         stored = _stored(config, memory) / layout.tensor
         stream = 4 * b * stored * (stm + S * L)
-        return rewritten + stream + S * b * (4 * N * (4 * signals * samples + stored) + 12 * 8 * samples
-                                             + 4 * samples * L)
+        return (
+            rewritten
+            + stream
+            + S
+            * b
+            * (4 * N * (4 * signals * samples + stored) + 12 * 8 * samples + 4 * samples * L)
+        )
     return rewritten + S * b * L * (8 + 4 * touched(samples, L))

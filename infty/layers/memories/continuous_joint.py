@@ -52,17 +52,25 @@ class JointContinuous(Memory):
         stream = torch.cat([inputs.keys, inputs.values], -1)
         if not self.memory.backprop:
             stream = stream.detach()
-        found, signal = self._segments(stream, MemoryState(**state["signal"]), inputs.seen, inputs.enabled)
-        keys, values = attending.points(found.flatten(2, 3), self.log_sharpness, inputs.q.dtype)  # [b, K, S*N, d]
+        found, signal = self._segments(
+            stream, MemoryState(**state["signal"]), inputs.seen, inputs.enabled
+        )
+        keys, values = attending.points(
+            found.flatten(2, 3), self.log_sharpness, inputs.q.dtype
+        )  # [b, K, S*N, d]
         written = (inputs.seen > self.delay) & inputs.enabled
         points = self.memory.basis
         return Reading(
             Tree({"signal": vars(signal)}),
-            attended=Attended(keys, values, points * written, points, points, attending.prior(points)),
-            figures=self._figures(signal) if inputs.statistics else None)
+            attended=Attended(
+                keys, values, points * written, points, points, attending.prior(points)
+            ),
+            figures=self._figures(signal) if inputs.statistics else None,
+        )
 
-    def _segments(self, stream: Tensor, signal: MemoryState, seen: Tensor,
-                  enabled: bool) -> tuple[Tensor, MemoryState]:
+    def _segments(
+        self, stream: Tensor, signal: MemoryState, seen: Tensor, enabled: bool
+    ) -> tuple[Tensor, MemoryState]:
         """The recurrence. Returns the signal at the centres that each segment finds [b, K, S, N, 2d], and the last."""
         L = self.segment_length
         found = []
@@ -70,12 +78,15 @@ class JointContinuous(Memory):
             signal = self.core.reset(signal, (seen[:, s] == 0) | (not enabled))
             found.append(self.core.at_centers(signal))
             ready = (seen[:, s] >= self.delay) & enabled
-            signal = self.core.write(signal, stream[:, :, s * L:(s + 1) * L], ready)
+            signal = self.core.write(signal, stream[:, :, s * L : (s + 1) * L], ready)
         return torch.stack(found, 2), signal
 
     @torch.no_grad()
     def _figures(self, signal: MemoryState) -> dict[str, Tensor]:
         """Means over the heads of the layer: how sharply they look, and the norm of a lane's coefficients."""
         norm = collectives.sum_(signal.coefficients.square().sum((1, 2, 3))).sqrt().mean()
-        sharpness = collectives.sum_(self.log_sharpness.detach().float().exp().mean()) / groups.tensor_size()
+        sharpness = (
+            collectives.sum_(self.log_sharpness.detach().float().exp().mean())
+            / groups.tensor_size()
+        )
         return {"sharpness": sharpness, "coefficient_norm": norm}

@@ -20,7 +20,9 @@ BLOCK = 1 << 19
 LOWEST = -60.0
 
 
-def read(mu: Tensor, variance: Tensor, values: Tensor, centers: Tensor, widths: Tensor, each: int) -> Tensor:
+def read(
+    mu: Tensor, variance: Tensor, values: Tensor, centers: Tensor, widths: Tensor, each: int
+) -> Tensor:
     """z = E[psi] values, float32 [..., T, d]; see `density.read`.
 
     mu, variance [..., T]; values [..., N, d]; centers, widths [N] of `each` widths at every place.
@@ -28,8 +30,10 @@ def read(mu: Tensor, variance: Tensor, values: Tensor, centers: Tensor, widths: 
     lead, tokens = mu.shape[:-1], mu.shape[-1]
     mu, variance = mu.float().reshape(-1, tokens), variance.float().reshape(-1, tokens)
     values = values.float().reshape(-1, *values.shape[-2:])
-    total = sum(_Blocked.apply(mu, variance + float(widths[k]) ** 2, values[:, k::each], centers[k::each])
-                for k in range(each))
+    total = sum(
+        _Blocked.apply(mu, variance + float(widths[k]) ** 2, values[:, k::each], centers[k::each])
+        for k in range(each)
+    )
     return total.reshape(*lead, tokens, -1)
 
 
@@ -37,15 +41,20 @@ def _blocks(rows: int, tokens: int, size: int) -> list[tuple[slice, slice]]:
     """Slices of rows and of tokens: blocks of about BLOCK weights."""
     per_token = max(1, min(tokens, BLOCK // size))
     per_row = max(1, BLOCK // (size * tokens)) if per_token == tokens else 1
-    return [(slice(i, i + per_row), slice(j, j + per_token))
-            for i in range(0, rows, per_row) for j in range(0, tokens, per_token)]
+    return [
+        (slice(i, i + per_row), slice(j, j + per_token))
+        for i in range(0, rows, per_row)
+        for j in range(0, tokens, per_token)
+    ]
 
 
 def _buffer(rows: int, tokens: int, size: int, like: Tensor) -> Tensor:
     return like.new_empty(min(rows * tokens * size, max(BLOCK, size)))
 
 
-def _weights(mu: Tensor, variance: Tensor, centers: Tensor, distance: Tensor, out: Tensor) -> Tensor:
+def _weights(
+    mu: Tensor, variance: Tensor, centers: Tensor, distance: Tensor, out: Tensor
+) -> Tensor:
     """e [i, t, j] into `out`, and mu - m into `distance` (may be `out`)."""
     torch.sub(mu.unsqueeze(-1), centers, out=distance)
     torch.mul(distance, distance, out=out)
@@ -62,7 +71,7 @@ class _Blocked(torch.autograd.Function):
         space = _buffer(n, tokens, size, z)
         for i, t in _blocks(n, tokens, size):
             shape = (*mu[i, t].shape, size)
-            e = space[:math.prod(shape)].view(shape)
+            e = space[: math.prod(shape)].view(shape)
             _weights(mu[i, t], v[i, t], centers, e, e)
             z[i, t] = torch.bmm(e, values[i])
         z.mul_(torch.rsqrt(2 * math.pi * v).unsqueeze(-1))
@@ -81,7 +90,7 @@ class _Blocked(torch.autograd.Function):
         spaces = [_buffer(n, tokens, size, z) for _ in range(3)]
         for i, t in _blocks(n, tokens, size):
             shape = (*mu[i, t].shape, size)
-            distance, e, w = (s[:math.prod(shape)].view(shape) for s in spaces)
+            distance, e, w = (s[: math.prod(shape)].view(shape) for s in spaces)
             _weights(mu[i, t], v[i, t], centers, distance, e)
             dvalues[i].baddbmm_(e.transpose(1, 2), grad[i, t])
             torch.bmm(grad[i, t], values[i].transpose(1, 2), out=w)

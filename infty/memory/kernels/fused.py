@@ -57,8 +57,21 @@ def _product(a, b, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _forward(mu, variance, values, centers, squares, out, T, N, d, PRECISION: tl.constexpr,
-             INTERPRETED: tl.constexpr, B: tl.constexpr, D: tl.constexpr):
+def _forward(
+    mu,
+    variance,
+    values,
+    centers,
+    squares,
+    out,
+    T,
+    N,
+    d,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    B: tl.constexpr,
+    D: tl.constexpr,
+):
     head = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * B + tl.arange(0, B)
     total = tl.zeros((B, D), tl.float32)
@@ -73,8 +86,23 @@ def _forward(mu, variance, values, centers, squares, out, T, N, d, PRECISION: tl
 
 
 @triton.jit
-def _backward_density(mu, variance, values, centers, squares, grad, dmu, dvariance, T, N, d, PRECISION: tl.constexpr,
-                      INTERPRETED: tl.constexpr, B: tl.constexpr, D: tl.constexpr):
+def _backward_density(
+    mu,
+    variance,
+    values,
+    centers,
+    squares,
+    grad,
+    dmu,
+    dvariance,
+    T,
+    N,
+    d,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    B: tl.constexpr,
+    D: tl.constexpr,
+):
     head = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * B + tl.arange(0, B)
     dz = _matrix(grad + head * T * d, rows, d, T, D)
@@ -91,8 +119,21 @@ def _backward_density(mu, variance, values, centers, squares, grad, dmu, dvarian
 
 
 @triton.jit
-def _backward_values(mu, variance, centers, squares, grad, dvalues, T, N, d, PRECISION: tl.constexpr,
-                     INTERPRETED: tl.constexpr, B: tl.constexpr, D: tl.constexpr):
+def _backward_values(
+    mu,
+    variance,
+    centers,
+    squares,
+    grad,
+    dvalues,
+    T,
+    N,
+    d,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    B: tl.constexpr,
+    D: tl.constexpr,
+):
     head = tl.program_id(1).to(tl.int64)
     columns = tl.program_id(0) * B + tl.arange(0, B)
     total = tl.zeros((B, D), tl.float32)
@@ -110,11 +151,15 @@ class _Fused(torch.autograd.Function):
     """mu, variance float32 [n, T]; values [n, N, d]; centers, squares float32 [N]."""
 
     @staticmethod
-    def forward(ctx, mu: Tensor, variance: Tensor, values: Tensor, centers: Tensor, squares: Tensor) -> Tensor:
+    def forward(
+        ctx, mu: Tensor, variance: Tensor, values: Tensor, centers: Tensor, squares: Tensor
+    ) -> Tensor:
         (n, T), (N, d) = mu.shape, values.shape[1:]
         out = torch.empty(n, T, d, device=mu.device, dtype=torch.float32)
         constants = _constants(values)
-        _forward[(triton.cdiv(T, constants["B"]), n)](mu, variance, values, centers, squares, out, T, N, d, **constants)
+        _forward[(triton.cdiv(T, constants["B"]), n)](
+            mu, variance, values, centers, squares, out, T, N, d, **constants
+        )
         ctx.save_for_backward(mu, variance, values, centers, squares)
         return out
 
@@ -124,12 +169,19 @@ class _Fused(torch.autograd.Function):
         mu, variance, values, centers, squares = ctx.saved_tensors
         (n, T), (N, d) = mu.shape, values.shape[1:]
         grad = grad.contiguous()
-        dmu, dvariance, dvalues = torch.empty_like(mu), torch.empty_like(variance), torch.empty_like(values)
+        dmu, dvariance, dvalues = (
+            torch.empty_like(mu),
+            torch.empty_like(variance),
+            torch.empty_like(values),
+        )
         constants = _constants(values)
         tiles_of_tokens, tiles_of_functions = (triton.cdiv(x, constants["B"]) for x in (T, N))
-        _backward_density[(tiles_of_tokens, n)](mu, variance, values, centers, squares, grad, dmu, dvariance, T, N, d,
-                                                **constants)
-        _backward_values[(tiles_of_functions, n)](mu, variance, centers, squares, grad, dvalues, T, N, d, **constants)
+        _backward_density[(tiles_of_tokens, n)](
+            mu, variance, values, centers, squares, grad, dmu, dvariance, T, N, d, **constants
+        )
+        _backward_values[(tiles_of_functions, n)](
+            mu, variance, centers, squares, grad, dvalues, T, N, d, **constants
+        )
         return dmu, dvariance, dvalues, None, None
 
 
@@ -138,13 +190,22 @@ def read(mu: Tensor, variance: Tensor, values: Tensor, centers: Tensor, widths: 
     lead, tokens = mu.shape[:-1], mu.shape[-1]
     if values.dtype not in (torch.float32, torch.bfloat16):
         values = values.float()
-    z = _Fused.apply(mu.float().reshape(-1, tokens).contiguous(), variance.float().reshape(-1, tokens).contiguous(),
-                     values.reshape(-1, *values.shape[-2:]).contiguous(), centers, widths.square())
+    z = _Fused.apply(
+        mu.float().reshape(-1, tokens).contiguous(),
+        variance.float().reshape(-1, tokens).contiguous(),
+        values.reshape(-1, *values.shape[-2:]).contiguous(),
+        centers,
+        widths.square(),
+    )
     return z.reshape(*lead, tokens, -1)
 
 
 def _constants(values: Tensor) -> dict[str, Any]:
     """What a kernel is compiled for. A tile has a power of two of features, at least a matrix unit's 16."""
-    return {"PRECISION": tl.bfloat16 if values.dtype == torch.bfloat16 else tl.float32,
-            "INTERPRETED": os.environ.get("TRITON_INTERPRET") == "1",
-            "B": TILE[values.dtype], "D": max(16, triton.next_power_of_2(values.shape[-1])), "num_warps": WARPS}
+    return {
+        "PRECISION": tl.bfloat16 if values.dtype == torch.bfloat16 else tl.float32,
+        "INTERPRETED": os.environ.get("TRITON_INTERPRET") == "1",
+        "B": TILE[values.dtype],
+        "D": max(16, triton.next_power_of_2(values.shape[-1])),
+        "num_warps": WARPS,
+    }

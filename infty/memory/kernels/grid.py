@@ -65,8 +65,28 @@ def _store(base, rows, columns, ROWS, c, value):
 
 
 @triton.jit
-def _forward(times, weight, signal, start, end, x, out, widths, heads, groups, P, N, places, reach, l, c,
-             EACH: tl.constexpr, REACH: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+def _forward(
+    times,
+    weight,
+    signal,
+    start,
+    end,
+    x,
+    out,
+    widths,
+    heads,
+    groups,
+    P,
+    N,
+    places,
+    reach,
+    l,
+    c,
+    EACH: tl.constexpr,
+    REACH: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+):
     """One tile of rows of the grid."""
     head = tl.program_id(1).to(tl.int64)
     lane = head // heads
@@ -82,16 +102,23 @@ def _forward(times, weight, signal, start, end, x, out, widths, heads, groups, P
     for first in range(low // B * B, high, B):
         columns = first + tl.arange(0, B)
         psi = _functions(whole, rest, columns, widths, places, N, EACH, REACH) * share[:, None]
-        total += tl.dot(psi, _matrix(signal + head * N * c, columns, channels, N, c), input_precision="ieee")
+        total += tl.dot(
+            psi, _matrix(signal + head * N * c, columns, channels, N, c), input_precision="ieee"
+        )
     begin, step = tl.load(start + lane) * P, (tl.load(end + lane) - tl.load(start + lane)) * P / l
     low = _token(tl.program_id(0) * B, begin, step, l, -1)
     high = _token(tl.program_id(0) * B + B, begin, step, l, 2)
     for first in range(low // B * B, high, B):
         tokens = first + tl.arange(0, B)
         whole, rest = _split(begin + step * tokens)
-        covered = tl.where((tokens < l)[None, :], _overlaps(whole[None, :], rest[None, :], step.to(tl.float32),
-                                                                   rows[:, None]), 0.0)
-        total += tl.dot(covered, _matrix(x + head * l * c, tokens, channels, l, c), input_precision="ieee")
+        covered = tl.where(
+            (tokens < l)[None, :],
+            _overlaps(whole[None, :], rest[None, :], step.to(tl.float32), rows[:, None]),
+            0.0,
+        )
+        total += tl.dot(
+            covered, _matrix(x + head * l * c, tokens, channels, l, c), input_precision="ieee"
+        )
     _store(out + head * P * c, rows, channels, P, c, total)
 
 
@@ -103,12 +130,31 @@ def _token(cell, begin, step, l, more):
 
 
 @triton.jit
-def _backward_signal(times, weight, grad, dsignal, widths, heads, groups, P, N, places, reach, c,
-                     EACH: tl.constexpr, REACH: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+def _backward_signal(
+    times,
+    weight,
+    grad,
+    dsignal,
+    widths,
+    heads,
+    groups,
+    P,
+    N,
+    places,
+    reach,
+    c,
+    EACH: tl.constexpr,
+    REACH: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+):
     """One tile of functions: the rows that touch it are found by counting the samples before it."""
     head = tl.program_id(1).to(tl.int64)
     lane = head // heads
-    columns, channels = tl.program_id(0) * B + tl.arange(0, B), tl.program_id(2) * C + tl.arange(0, C)
+    columns, channels = (
+        tl.program_id(0) * B + tl.arange(0, B),
+        tl.program_id(2) * C + tl.arange(0, C),
+    )
     line = lane * groups + tl.where(groups > 1, head % heads, 0)
     from_place = tl.program_id(0) * B // EACH - reach
     to_place = (tl.program_id(0) * B + B - 1) // EACH + reach + 1
@@ -123,9 +169,15 @@ def _backward_signal(times, weight, grad, dsignal, widths, heads, groups, P, N, 
     for first in range(low // B * B, high, B):
         rows = first + tl.arange(0, B)
         share = tl.load(weight + lane * P + rows, mask=rows < P, other=0.0)
-        whole, rest = _split(tl.load(times + line * P + rows, mask=rows < P, other=0.0) * (places - 1))
+        whole, rest = _split(
+            tl.load(times + line * P + rows, mask=rows < P, other=0.0) * (places - 1)
+        )
         psi = _functions(whole, rest, columns, widths, places, N, EACH, REACH) * share[:, None]
-        total += tl.dot(tl.trans(psi), _matrix(grad + head * P * c, rows, channels, P, c), input_precision="ieee")
+        total += tl.dot(
+            tl.trans(psi),
+            _matrix(grad + head * P * c, rows, channels, P, c),
+            input_precision="ieee",
+        )
     _store(dsignal + head * N * c, columns, channels, N, c, total)
 
 
@@ -134,7 +186,10 @@ def _backward_tokens(start, end, grad, dx, heads, P, l, c, B: tl.constexpr, C: t
     """One tile of tokens."""
     head = tl.program_id(1).to(tl.int64)
     lane = head // heads
-    tokens, channels = tl.program_id(0) * B + tl.arange(0, B), tl.program_id(2) * C + tl.arange(0, C)
+    tokens, channels = (
+        tl.program_id(0) * B + tl.arange(0, B),
+        tl.program_id(2) * C + tl.arange(0, C),
+    )
     begin, step = tl.load(start + lane) * P, (tl.load(end + lane) - tl.load(start + lane)) * P / l
     whole, rest = _split(begin + step * tokens)
     low = tl.maximum(tl.min(whole), 0)
@@ -143,24 +198,54 @@ def _backward_tokens(start, end, grad, dx, heads, P, l, c, B: tl.constexpr, C: t
     for first in range(low // B * B, high, B):
         rows = first + tl.arange(0, B)
         covered = _overlaps(whole[:, None], rest[:, None], step.to(tl.float32), rows[None, :])
-        total += tl.dot(covered, _matrix(grad + head * P * c, rows, channels, P, c), input_precision="ieee")
+        total += tl.dot(
+            covered, _matrix(grad + head * P * c, rows, channels, P, c), input_precision="ieee"
+        )
     _store(dx + head * l * c, tokens, channels, l, c, total)
 
 
 class _Grid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, times: Tensor, weight: Tensor, signal: Tensor, start: Tensor, end: Tensor, x: Tensor,
-                widths: Tensor, each: tuple[float, ...], reach: float) -> Tensor:
+    def forward(
+        ctx,
+        times: Tensor,
+        weight: Tensor,
+        signal: Tensor,
+        start: Tensor,
+        end: Tensor,
+        x: Tensor,
+        widths: Tensor,
+        each: tuple[float, ...],
+        reach: float,
+    ) -> Tensor:
         (b, h, N, c), l, (groups, P) = signal.shape, x.shape[2], times.shape[1:]
         out = signal.new_empty(b, h, P, c)
         ctx.sizes = (h, groups, P, N, N // len(each))
-        ctx.constants = {"EACH": len(each), "REACH": reach, "B": TILE,
-                         "C": min(CHANNELS, max(16, triton.next_power_of_2(c))), "num_warps": WARPS}
+        ctx.constants = {
+            "EACH": len(each),
+            "REACH": reach,
+            "B": TILE,
+            "C": min(CHANNELS, max(16, triton.next_power_of_2(c))),
+            "num_warps": WARPS,
+        }
         ctx.reach = math.ceil(reach * max(each) * (N // len(each) - 1))
         ctx.save_for_backward(times, weight, start, end, widths)
         ctx.tokens = l
-        _forward[_programs(ctx, P, b * h, c)](times, weight, signal, start, end, x, out, widths, *ctx.sizes, ctx.reach,
-                                              l, c, **ctx.constants)
+        _forward[_programs(ctx, P, b * h, c)](
+            times,
+            weight,
+            signal,
+            start,
+            end,
+            x,
+            out,
+            widths,
+            *ctx.sizes,
+            ctx.reach,
+            l,
+            c,
+            **ctx.constants,
+        )
         return out
 
     @staticmethod
@@ -172,12 +257,14 @@ class _Grid(torch.autograd.Function):
         dsignal = dx = None
         if ctx.needs_input_grad[2]:
             dsignal = grad.new_empty(b, h, N, c)
-            _backward_signal[_programs(ctx, N, b * h, c)](times, weight, grad, dsignal, widths, *ctx.sizes, ctx.reach,
-                                                          c, **ctx.constants)
+            _backward_signal[_programs(ctx, N, b * h, c)](
+                times, weight, grad, dsignal, widths, *ctx.sizes, ctx.reach, c, **ctx.constants
+            )
         if ctx.needs_input_grad[5]:
             dx = grad.new_empty(b, h, l, c)
-            _backward_tokens[_programs(ctx, l, b * h, c)](start, end, grad, dx, h, P, l, c, B=TILE,
-                                                          C=ctx.constants["C"], num_warps=WARPS)
+            _backward_tokens[_programs(ctx, l, b * h, c)](
+                start, end, grad, dx, h, P, l, c, B=TILE, C=ctx.constants["C"], num_warps=WARPS
+            )
         return None, None, dsignal, None, None, dx, None, None, None
 
 
@@ -185,13 +272,31 @@ def _programs(ctx, rows: int, heads: int, c: int) -> tuple[int, int, int]:
     return triton.cdiv(rows, TILE), heads, triton.cdiv(c, ctx.constants["C"])
 
 
-def grid(times: Tensor, weight: Tensor, signal: Tensor, start: Tensor, end: Tensor, x: Tensor, widths: Tensor,
-         each: tuple[float, ...], reach: float) -> Tensor:
+def grid(
+    times: Tensor,
+    weight: Tensor,
+    signal: Tensor,
+    start: Tensor,
+    end: Tensor,
+    x: Tensor,
+    widths: Tensor,
+    each: tuple[float, ...],
+    reach: float,
+) -> Tensor:
     """`resample.sample(times, weight, signal) + resample.pool(start, end, x)`: float32 [b, h, P, c].
 
     times float64 [b, g, P], in order along P; weight [b, P], whose zeros come last; signal float32 [b, h, N, c]; start,
     end float64 [b]; x float32 [b, h, l, c]; widths float32 [N], `each` of them at every place. Gradients reach signal
     and x.
     """
-    return _Grid.apply(times.contiguous(), weight.float().contiguous(), signal.contiguous(), start.contiguous(),
-                       end.contiguous(), x.contiguous(), widths, each, reach)
+    return _Grid.apply(
+        times.contiguous(),
+        weight.float().contiguous(),
+        signal.contiguous(),
+        start.contiguous(),
+        end.contiguous(),
+        x.contiguous(),
+        widths,
+        each,
+        reach,
+    )

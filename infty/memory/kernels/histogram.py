@@ -15,7 +15,18 @@ TOKENS, BINS = 64, 32
 
 
 @triton.jit
-def _mass(mu, variance, weights, out, heads, T, bins, WEIGHTED: tl.constexpr, TOKENS: tl.constexpr, BINS: tl.constexpr):
+def _mass(
+    mu,
+    variance,
+    weights,
+    out,
+    heads,
+    T,
+    bins,
+    WEIGHTED: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BINS: tl.constexpr,
+):
     head = tl.program_id(1).to(tl.int64)
     bin = tl.program_id(0) * BINS + tl.arange(0, BINS)
     low, high = bin.to(tl.float32) / bins, (bin + 1).to(tl.float32) / bins
@@ -23,7 +34,10 @@ def _mass(mu, variance, weights, out, heads, T, bins, WEIGHTED: tl.constexpr, TO
     for start in range(0, T, TOKENS):
         token = start + tl.arange(0, TOKENS)
         mean = tl.load(mu + head * T + token, mask=token < T, other=0.0)[:, None]
-        scale = 1 / tl.sqrt(2 * tl.load(variance + head * T + token, mask=token < T, other=1.0))[:, None]
+        scale = (
+            1
+            / tl.sqrt(2 * tl.load(variance + head * T + token, mask=token < T, other=1.0))[:, None]
+        )
         mass = tl.erf((high[None, :] - mean) * scale) - tl.erf((low[None, :] - mean) * scale)
         if WEIGHTED:
             mass *= tl.load(weights + head // heads * T + token, mask=token < T, other=0.0)[:, None]
@@ -39,6 +53,16 @@ def mass(mu: Tensor, variance: Tensor, bins: int, weights: Tensor | None) -> Ten
     b, h, T = mu.shape
     out = torch.empty(b, h, bins, device=mu.device, dtype=torch.float32)
     given = mu if weights is None else weights.float().contiguous()  # not looked at without weights
-    _mass[(triton.cdiv(bins, BINS), b * h)](mu.float().contiguous(), variance.float().contiguous(), given, out, h, T,
-                                            bins, WEIGHTED=weights is not None, TOKENS=TOKENS, BINS=BINS)
+    _mass[(triton.cdiv(bins, BINS), b * h)](
+        mu.float().contiguous(),
+        variance.float().contiguous(),
+        given,
+        out,
+        h,
+        T,
+        bins,
+        WEIGHTED=weights is not None,
+        TOKENS=TOKENS,
+        BINS=BINS,
+    )
     return out
