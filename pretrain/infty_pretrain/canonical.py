@@ -65,7 +65,11 @@ def _make_moments(engine: deepspeed.DeepSpeedEngine) -> None:
     """Give the optimizer the state that it would make in its first step."""
     optimizer, wrapper = _optimizer(engine), engine.optimizer
     held = list(engine.module.parameters())
-    for attribute in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+    for attribute in (
+        "fp32_partitioned_groups_flat",
+        "single_partition_of_fp32_groups",
+        "fp32_groups_flat_partition",
+    ):
         held = getattr(wrapper, attribute, held)  # ZeRO-3; ZeRO-1 and 2; bf16 with ZeRO-1
     for p in held:
         optimizer.state[p] = {"step": torch.tensor(0.0)} | {m: torch.zeros_like(p) for m in MOMENTS}
@@ -85,7 +89,9 @@ def _link_moments(engine: deepspeed.DeepSpeedEngine) -> None:
 def _set_step(engine: deepspeed.DeepSpeedEngine, step: int) -> None:
     for state in _optimizer(engine).state.values():
         if "step" in state:
-            state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), float(step))
+            state["step"] = torch.full_like(
+                torch.as_tensor(state["step"], dtype=torch.float32), float(step)
+            )
 
 
 def _weight(engine: deepspeed.DeepSpeedEngine, p: torch.nn.Parameter) -> Tensor:
@@ -94,7 +100,11 @@ def _weight(engine: deepspeed.DeepSpeedEngine, p: torch.nn.Parameter) -> Tensor:
 
 def _moment(engine: deepspeed.DeepSpeedEngine, p: torch.nn.Parameter, moment: str) -> Tensor:
     if engine.zero_optimization_stage() == 0:
-        return engine.optimizer.state[p][moment] if p in engine.optimizer.state else torch.zeros_like(p)
+        return (
+            engine.optimizer.state[p][moment]
+            if p in engine.optimizer.state
+            else torch.zeros_like(p)
+        )
     return safe_get_full_optimizer_state(p, moment)
 
 
@@ -115,7 +125,9 @@ def slice_for_rank(whole: Tensor, p: torch.nn.Parameter) -> Tensor:
     return whole.float().contiguous()
 
 
-def _put(engine: deepspeed.DeepSpeedEngine, p: torch.nn.Parameter, part: str, value: Tensor) -> None:
+def _put(
+    engine: deepspeed.DeepSpeedEngine, p: torch.nn.Parameter, part: str, value: Tensor
+) -> None:
     stage, value = engine.zero_optimization_stage(), value.to(engine.device)
     if stage == 3:
         _put_partition(p, part, value)
@@ -132,12 +144,12 @@ def _put_partition(p: torch.nn.Parameter, part: str, value: Tensor) -> None:
     """ZeRO-3: this rank's partition, padded as DeepSpeed pads; DeepSpeed's own setter does not pad."""
     size = safe_get_local_fp32_param(p).numel()
     flat = torch.zeros(size * groups.data_size(), device=value.device)
-    flat[:value.numel()] = value.flatten()
-    mine = flat[size * groups.data_rank():size * (groups.data_rank() + 1)]
+    flat[: value.numel()] = value.flatten()
+    mine = flat[size * groups.data_rank() : size * (groups.data_rank() + 1)]
     if part != "weight":
         safe_set_local_optimizer_state(p, mine, part)
         return
     safe_set_local_fp32_param(p, mine)
-    p.ds_tensor.data.copy_(mine[:p.ds_tensor.numel()])
+    p.ds_tensor.data.copy_(mine[: p.ds_tensor.numel()])
     if p.numel() == value.numel():  # small parameters stay gathered
         p.data.copy_(value.view_as(p))

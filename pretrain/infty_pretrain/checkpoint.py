@@ -68,8 +68,12 @@ def collect(engine: Engine, folder: Path, run: dict[str, Any]) -> Snapshot:
     """Copy what makes the checkpoint of step `run["step"]` to host memory. A collective."""
     snapshot = Snapshot(folder / f"step-{run['step']:08d}", _collect(engine), {})
     if dist.get_rank() == 0:
-        run = run | {"format": FORMAT, "layout": _layout(), "optimizer_step": canonical.optimizer_step(
-            engine.deepspeed), "zero_stage": engine.config.parallel.zero_stage}
+        run = run | {
+            "format": FORMAT,
+            "layout": _layout(),
+            "optimizer_step": canonical.optimizer_step(engine.deepspeed),
+            "zero_stage": engine.config.parallel.zero_stage,
+        }
         snapshot.texts.update({RUN: json.dumps(run, indent=1), CONFIG: engine.config.to_yaml()})
         shutil.rmtree(snapshot.partial, ignore_errors=True)
     dist.barrier()
@@ -85,7 +89,9 @@ def write(snapshot: Snapshot) -> tuple[dict[str, Any], str | None]:
             _write(snapshot.partial / name, lambda path, t=tensors: save_file(t, path))
         for name, text in snapshot.texts.items():
             _write(snapshot.partial / name, lambda path, t=text: path.write_text(t))
-        return {name: _digest(snapshot.partial / name) for name in (*snapshot.shards, *snapshot.texts)}, None
+        return {
+            name: _digest(snapshot.partial / name) for name in (*snapshot.shards, *snapshot.texts)
+        }, None
     except OSError as error:
         return {}, _explain(error, snapshot.final.parent)
 
@@ -102,12 +108,23 @@ def publish(snapshot: Snapshot, digests: dict[str, Any], problem: str | None) ->
     if not problems and dist.get_rank() == 0:
         files = {k: v for d, _ in everything for k, v in d.items()}
         # Other nodes wrote to the same disk, or did they? Older checkpoints are deleted after this one is in place.
-        odd = [problem for name, f in files.items() if (problem := _odd_size(partial / name, f["size"]))]
-        problems = [f"{problem} in {partial}: run.folder must be on a disk that all nodes share" for problem in odd[:1]]
+        odd = [
+            problem
+            for name, f in files.items()
+            if (problem := _odd_size(partial / name, f["size"]))
+        ]
+        problems = [
+            f"{problem} in {partial}: run.folder must be on a disk that all nodes share"
+            for problem in odd[:1]
+        ]
     if not problems and dist.get_rank() == 0:
         try:
-            _write(partial / MANIFEST, lambda path: path.write_text(json.dumps({"format": FORMAT, "files": files},
-                                                                               indent=1)))
+            _write(
+                partial / MANIFEST,
+                lambda path: path.write_text(
+                    json.dumps({"format": FORMAT, "files": files}, indent=1)
+                ),
+            )
             whole_files.sync(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
@@ -119,8 +136,10 @@ def publish(snapshot: Snapshot, digests: dict[str, Any], problem: str | None) ->
     if agreed[0]:
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{'; '.join(agreed[0])}. No checkpoint was written at {final.name}; earlier ones are "
-                        "unharmed. Fix this and rerun the same command")
+        raise UserError(
+            f"{'; '.join(agreed[0])}. No checkpoint was written at {final.name}; earlier ones are "
+            "unharmed. Fix this and rerun the same command"
+        )
 
 
 def _collect(engine: Engine) -> dict[str, dict[str, Tensor]]:
@@ -132,8 +151,11 @@ def _collect(engine: Engine) -> dict[str, dict[str, Tensor]]:
             weights[name] = parts["weight"].cpu().clone()
             moments |= {f"{name}.{m}": parts[m].cpu().clone() for m in canonical.MOMENTS}
     suffix = f"{rank:05d}.safetensors"
-    shards = {f"weights-{suffix}": weights, f"optimizer-{suffix}": moments,
-              f"random-{suffix}": randomness.states()}
+    shards = {
+        f"weights-{suffix}": weights,
+        f"optimizer-{suffix}": moments,
+        f"random-{suffix}": randomness.states(),
+    }
     lanes = _whole_lanes(engine)
     if groups.tensor_rank() == 0:
         shards[f"lanes-{groups.data_rank():05d}.safetensors"] = lanes
@@ -177,8 +199,12 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _digest(path: Path) -> dict[str, Any]:
     with open(path, "rb") as f:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()
-                if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()}
+        return {
+            "size": path.stat().st_size,
+            "sha256": hashlib.file_digest(f, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(f.read()).hexdigest(),
+        }
 
 
 def _explain(error: OSError, folder: Path) -> str:
@@ -207,12 +233,16 @@ def _contradiction(folder: Path, text: bytes, rank: int, world: int) -> str | No
     try:
         manifest = whole_files.parse_json(text)
         version = manifest["format"]
-        files = {str(name): (int(f["size"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+        files = {
+            str(name): (int(f["size"]), str(f["sha256"])) for name, f in manifest["files"].items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} is damaged"
     if version != FORMAT:
-        raise UserError(f"{folder} has the format {version}, this version of infty reads {FORMAT}: continue with the "
-                        "version that wrote it, or give another run.folder; nothing was changed")
+        raise UserError(
+            f"{folder} has the format {version}, this version of infty reads {FORMAT}: continue with the "
+            "version that wrote it, or give another run.folder; nothing was changed"
+        )
     if RUN not in files:
         return f"its {MANIFEST} is damaged"
     for name, (size, _) in files.items():
@@ -246,7 +276,11 @@ def candidates(folder: Path) -> list[Path]:
     is not the same as an empty one."""
     try:
         with os.scandir(folder) as entries:
-            found = [folder / e.name for e in entries if re.fullmatch(r"step-\d{8,}", e.name) and e.is_dir()]
+            found = [
+                folder / e.name
+                for e in entries
+                if re.fullmatch(r"step-\d{8,}", e.name) and e.is_dir()
+            ]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -274,8 +308,10 @@ def set_aside(folder: Path, chosen: Path | None, tell: Callable[[str], None] = p
     newest. Raises UserError when none is whole: starting again from nothing is for a person to decide."""
     newer = [p for p in candidates(folder) if chosen is None or _step_of(p) > _step_of(chosen)]
     if chosen is None and newer:
-        raise UserError(f"{folder} holds {len(newer)} checkpoint(s), but none is whole (see above). To start from the "
-                        f"beginning, move {folder} away or give another run.folder")
+        raise UserError(
+            f"{folder} holds {len(newer)} checkpoint(s), but none is whole (see above). To start from the "
+            f"beginning, move {folder} away or give another run.folder"
+        )
     for path in newer:
         aside = path.with_name(path.name + DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
@@ -283,12 +319,18 @@ def set_aside(folder: Path, chosen: Path | None, tell: Callable[[str], None] = p
         tell(f"renamed {path.name} to {aside.name}")
 
 
-def prune(folder: Path, keep_last: int, keep_every: int | None, tell: Callable[[str], None] = print) -> None:
+def prune(
+    folder: Path, keep_last: int, keep_every: int | None, tell: Callable[[str], None] = print
+) -> None:
     """Delete all but the newest checkpoint, the newest `keep_last` of those that are not ephemeral, and those at
     multiples of `keep_every` steps. Says which may not be deleted."""
     found = candidates(folder)
     lasting = [p for p in found if not _ephemeral(p)]
-    kept = {*found[:1], *lasting[:keep_last], *(p for p in lasting if keep_every and _step_of(p) % keep_every == 0)}
+    kept = {
+        *found[:1],
+        *lasting[:keep_last],
+        *(p for p in lasting if keep_every and _step_of(p) % keep_every == 0),
+    }
     for path in (p for p in found if p not in kept):
         doomed = path.with_name(path.name + PARTIAL)  # first it stops looking like a checkpoint
         try:
@@ -315,10 +357,16 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.run: dict[str, Any] = _read_run(folder / RUN)
-        self._files = {kind: [_opened(p) for p in sorted(folder.glob(f"{kind}-*.safetensors"))]
-                       for kind in ("weights", "optimizer", "lanes")}
-        self._where = {(kind, key): f for kind in ("weights", "optimizer") for f in self._files[kind]
-                       for key in f.keys()}  # noqa: SIM118 - not a dict
+        self._files = {
+            kind: [_opened(p) for p in sorted(folder.glob(f"{kind}-*.safetensors"))]
+            for kind in ("weights", "optimizer", "lanes")
+        }
+        self._where = {
+            (kind, key): f
+            for kind in ("weights", "optimizer")
+            for f in self._files[kind]
+            for key in f.keys()
+        }  # noqa: SIM118 - not a dict
 
     def names(self) -> list[str]:
         """The parameters."""
@@ -337,16 +385,23 @@ class Reader:
         rows = {}
         for f in self._files["lanes"]:
             for row, lane in enumerate(f.get_tensor("id").tolist()):
-                rows[lane] = lambda name, f=f, row=row: f.get_slice(name)[row:row + 1]
+                rows[lane] = lambda name, f=f, row=row: f.get_slice(name)[row : row + 1]
         return rows
 
     def everything(self) -> dict[str, Tensor]:
         """All but the random streams, to compare checkpoints: `<parameter>/weight`, `<parameter>/exp_avg`,
         `<parameter>/exp_avg_sq`, `lane <id>/<name>`."""
-        out = {f"{name}/{part}": self.parameter(name, part) for name in self.names()
-               for part in ("weight", *canonical.MOMENTS)}
+        out = {
+            f"{name}/{part}": self.parameter(name, part)
+            for name in self.names()
+            for part in ("weight", *canonical.MOMENTS)
+        }
         names = {key for f in self._files["lanes"] for key in f.keys()} - {"id"}  # noqa: SIM118
-        return out | {f"lane {lane}/{name}": row(name) for lane, row in self.lanes().items() for name in sorted(names)}
+        return out | {
+            f"lane {lane}/{name}": row(name)
+            for lane, row in self.lanes().items()
+            for name in sorted(names)
+        }
 
     def random(self, rank: int) -> dict[str, Tensor]:
         path = self.folder / f"random-{rank:05d}.safetensors"
@@ -384,8 +439,10 @@ def _opened(path: Path) -> Any:
 
 def _edited(path: Path, problem: str) -> UserError:
     problem = " ".join(problem.split())
-    return UserError(f"{path} cannot be used ({problem}), though it is as {MANIFEST} says: was it edited? Take another "
-                     "checkpoint")
+    return UserError(
+        f"{path} cannot be used ({problem}), though it is as {MANIFEST} says: was it edited? Take another "
+        "checkpoint"
+    )
 
 
 def load(engine: Engine, folder: Path, kept_lanes: list[int]) -> Reader:
@@ -406,17 +463,24 @@ def load(engine: Engine, folder: Path, kept_lanes: list[int]) -> Reader:
 
 
 # May differ between a checkpoint and the run that goes on from it: what they change is not what the weights mean.
-_FREE = re.compile(r"model\.(dropout|init_std"
-                   r"|(memory|memories\.\w+)\.(backprop|kl_weight|kl_sigma|precision|reconstruction_weight)): ")
+_FREE = re.compile(
+    r"model\.(dropout|init_std"
+    r"|(memory|memories\.\w+)\.(backprop|kl_weight|kl_sigma|precision|reconstruction_weight)): "
+)
 
 
 def _check_model(engine: Engine, reader: Reader) -> None:
     check_shapes(engine.model, reader)
-    changes = [c for c in configs.differences(configs.load(reader.folder / CONFIG), engine.config)
-               if c.startswith("model.") and not _FREE.match(c)]
+    changes = [
+        c
+        for c in configs.differences(configs.load(reader.folder / CONFIG), engine.config)
+        if c.startswith("model.") and not _FREE.match(c)
+    ]
     if changes:
-        raise UserError(f"{reader.folder} is a checkpoint of a different model: {'; '.join(changes)}. Use the config "
-                        f"it was made with ({reader.folder / CONFIG}) or another run.folder")
+        raise UserError(
+            f"{reader.folder} is a checkpoint of a different model: {'; '.join(changes)}. Use the config "
+            f"it was made with ({reader.folder / CONFIG}) or another run.folder"
+        )
 
 
 def check_shapes(model: torch.nn.Module, reader: Reader) -> None:
@@ -429,10 +493,14 @@ def check_shapes(model: torch.nn.Module, reader: Reader) -> None:
         expected[name] = shape
     saved = {name: list(reader.shape(name)) for name in reader.names()}
     if saved != expected:
-        odd = next(n for n in sorted(saved.keys() | expected.keys()) if saved.get(n) != expected.get(n))
-        raise UserError(f"{reader.folder} is a checkpoint of a different model: {odd} has shape {saved.get(odd)} "
-                        f"there, {expected.get(odd)} in this config. Use the config it was made with "
-                        f"({reader.folder / CONFIG}) or another run.folder")
+        odd = next(
+            n for n in sorted(saved.keys() | expected.keys()) if saved.get(n) != expected.get(n)
+        )
+        raise UserError(
+            f"{reader.folder} is a checkpoint of a different model: {odd} has shape {saved.get(odd)} "
+            f"there, {expected.get(odd)} in this config. Use the config it was made with "
+            f"({reader.folder / CONFIG}) or another run.folder"
+        )
 
 
 def _restored_lanes(engine: Engine, reader: Reader, kept: set[int]) -> Tree:
@@ -449,6 +517,6 @@ def _restored_lanes(engine: Engine, reader: Reader, kept: set[int]) -> Tree:
                     row = row.chunk(groups.tensor_size(), 1)[groups.tensor_rank()]
                 rows.append(row.to(default.dtype).to(default.device))
             else:
-                rows.append(default[i:i + 1])
+                rows.append(default[i : i + 1])
         tensors[name] = torch.cat(rows)
     return fresh.from_named(tensors)

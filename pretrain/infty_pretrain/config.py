@@ -164,21 +164,31 @@ class Config:
 
     @property
     def total_steps(self) -> int:
-        return self.run.steps if self.run.steps is not None else -(-self.run.tokens // self.tokens_per_step)
+        return (
+            self.run.steps
+            if self.run.steps is not None
+            else -(-self.run.tokens // self.tokens_per_step)
+        )
 
     def check_layout(self, world: int) -> None:
         """Refuse a number of processes that this config cannot be spread over. Raises UserError."""
         tensor, lanes = self.parallel.tensor, self.batch.lanes
         if world % tensor:
-            raise UserError(f"parallel.tensor: {tensor} does not divide the {world} process(es) of this run. Start a "
-                            f"multiple of {tensor} processes (torchrun --nproc-per-node {tensor} ...), or set "
-                            "parallel.tensor=1")
+            raise UserError(
+                f"parallel.tensor: {tensor} does not divide the {world} process(es) of this run. Start a "
+                f"multiple of {tensor} processes (torchrun --nproc-per-node {tensor} ...), or set "
+                "parallel.tensor=1"
+            )
         data = world // tensor
         if lanes % data:
-            raise UserError(f"batch.lanes: {lanes} lanes cannot be shared evenly by {data} data-parallel ranks")
+            raise UserError(
+                f"batch.lanes: {lanes} lanes cannot be shared evenly by {data} data-parallel ranks"
+            )
         if self.batch.micro_batch and (lanes // data) % self.batch.micro_batch:
-            raise UserError(f"batch.micro_batch: {self.batch.micro_batch} does not divide the {lanes // data} lanes "
-                            "of a rank")
+            raise UserError(
+                f"batch.micro_batch: {self.batch.micro_batch} does not divide the {lanes // data} lanes "
+                "of a rank"
+            )
 
     def micro_batches(self, data_ranks: int) -> int:
         """Forward passes a rank makes in one step."""
@@ -189,9 +199,13 @@ class Config:
         """Take the vocabulary from the dataset's tokenizer. Raises UserError if the config names another size."""
         given = self.model.vocab_size
         if given is not None and given != vocab_size:
-            raise UserError(f"model.vocab_size is {given}, but the tokenizer of data.train has {vocab_size} tokens: "
-                            "leave model.vocab_size out, or give the dataset that belongs to this model")
-        return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=vocab_size))
+            raise UserError(
+                f"model.vocab_size is {given}, but the tokenizer of data.train has {vocab_size} tokens: "
+                "leave model.vocab_size out, or give the dataset that belongs to this model"
+            )
+        return dataclasses.replace(
+            self, model=dataclasses.replace(self.model, vocab_size=vocab_size)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""
@@ -208,7 +222,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"there is no config at {path}")
     values = typed.read_yaml_file(path) or {}
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections (run:, model:, data:, ...), not a {type(values).__name__}")
+        raise UserError(
+            f"{path} must hold sections (run:, model:, data:, ...), not a {type(values).__name__}"
+        )
     for text in overrides or []:
         _override(values, text)
     return from_dict(values, str(path))
@@ -232,20 +248,26 @@ def _with_memories(values: dict[str, Any], source: str) -> dict[str, Any]:
     if isinstance(model.get("memory"), dict):
         made["memory"] = _memory(model["memory"], source, "model.memory")
     if isinstance(model.get("memories"), dict):
-        made["memories"] = {str(name): _memory(section, source, f"model.memories.{name}")
-                            for name, section in model["memories"].items()}
+        made["memories"] = {
+            str(name): _memory(section, source, f"model.memories.{name}")
+            for name, section in model["memories"].items()
+        }
     return values | {"model": model | made}
 
 
 def _memory(section: Any, source: str, key: str) -> Any:
     if not isinstance(section, dict):
-        raise UserError(f"{source}: {key} must be a section, such as {{kind: continuous}}, not {section!r}")
+        raise UserError(
+            f"{source}: {key} must be a section, such as {{kind: continuous}}, not {section!r}"
+        )
     if "preset" in section:
         changes = {name: value for name, value in section.items() if name != "preset"}
         section = presets.fields(section["preset"]) | changes
     kind = kind_of(section).section
     if isinstance(section.get("overrides"), dict):
-        section = section | {"overrides": _overrides(kind, section["overrides"], source, f"{key}.overrides")}
+        section = section | {
+            "overrides": _overrides(kind, section["overrides"], source, f"{key}.overrides")
+        }
     return typed.validated(kind, section, source, f"{key}.")
 
 
@@ -255,8 +277,12 @@ def _overrides(kind: type, layers: dict[Any, Any], source: str, key: str) -> dic
     made = {}
     for layer, changes in layers.items():
         if isinstance(changes, dict):
-            changes = {name: typed.value_of(hints[name], value, source, f"{key}.{layer}.{name}") if name in hints
-                       else value for name, value in changes.items()}
+            changes = {
+                name: typed.value_of(hints[name], value, source, f"{key}.{layer}.{name}")
+                if name in hints
+                else value
+                for name, value in changes.items()
+            }
         made[layer] = changes
     return made
 
@@ -264,21 +290,30 @@ def _overrides(kind: type, layers: dict[Any, Any], source: str, key: str) -> dic
 def differences(old: Config, new: Config) -> list[str]:
     """What a later config says otherwise, as `section.key: old -> new`; the run's folder may move."""
     before, after = _flat(old.to_dict()), _flat(new.to_dict())
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in sorted(before.keys() | after.keys())
-            if before.get(key) != after.get(key) and key != "run.folder"]
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key != "run.folder"
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     out = {}
     for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        out |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return out
 
 
 def _override(values: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     if not sign:
-        raise UserError(f"'{text}' is not an override: write section.key=value, such as optimizer.lr=1e-4")
+        raise UserError(
+            f"'{text}' is not an override: write section.key=value, such as optimizer.lr=1e-4"
+        )
     *sections, name = key.strip().split(".")
     for section in sections:
         inner = values.setdefault(section, {})
@@ -309,27 +344,53 @@ def _check_values(config: Config) -> None:
 def _ranges(config: Config) -> list[tuple[bool, str, str]]:
     """(holds, key, what is wrong if not) of single values."""
     run, batch, optimizer, kept = config.run, config.batch, config.optimizer, config.checkpoint
-    positive = {"run.minutes": run.minutes, "run.stall_minutes": run.stall_minutes, "batch.lanes": batch.lanes,
-                "batch.micro_batch": batch.micro_batch,
-                "batch.window_segments": batch.window_segments, "optimizer.lr": optimizer.lr,
-                "optimizer.eps": optimizer.eps, "parallel.tensor": config.parallel.tensor,
-                "checkpoint.every": kept.every, "checkpoint.keep_last": kept.keep_last,
-                "checkpoint.keep_every": kept.keep_every, "checkpoint.minutes": kept.minutes,
-                "logging.every": config.logging.every, "logging.peak_tflops": config.logging.peak_tflops,
-                "evaluation.every": config.evaluation.every, "evaluation.windows": config.evaluation.windows,
-                "faults.spike_sigma": config.faults.spike_sigma, "faults.patience": config.faults.patience}
-    not_negative = {"optimizer.memory_lr": optimizer.memory_lr, "optimizer.weight_decay": optimizer.weight_decay,
-                    "schedule.warmup_steps": config.schedule.warmup_steps}
+    positive = {
+        "run.minutes": run.minutes,
+        "run.stall_minutes": run.stall_minutes,
+        "batch.lanes": batch.lanes,
+        "batch.micro_batch": batch.micro_batch,
+        "batch.window_segments": batch.window_segments,
+        "optimizer.lr": optimizer.lr,
+        "optimizer.eps": optimizer.eps,
+        "parallel.tensor": config.parallel.tensor,
+        "checkpoint.every": kept.every,
+        "checkpoint.keep_last": kept.keep_last,
+        "checkpoint.keep_every": kept.keep_every,
+        "checkpoint.minutes": kept.minutes,
+        "logging.every": config.logging.every,
+        "logging.peak_tflops": config.logging.peak_tflops,
+        "evaluation.every": config.evaluation.every,
+        "evaluation.windows": config.evaluation.windows,
+        "faults.spike_sigma": config.faults.spike_sigma,
+        "faults.patience": config.faults.patience,
+    }
+    not_negative = {
+        "optimizer.memory_lr": optimizer.memory_lr,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "schedule.warmup_steps": config.schedule.warmup_steps,
+    }
     return [
-        (0 <= run.seed < 2**31, "run.seed", f"{run.seed} must be a whole number from 0 to {2**31 - 1:,}"),
-        ((run.steps is None) != (run.tokens is None), "run.steps", "give either run.steps or run.tokens"),
+        (
+            0 <= run.seed < 2**31,
+            "run.seed",
+            f"{run.seed} must be a whole number from 0 to {2**31 - 1:,}",
+        ),
+        (
+            (run.steps is None) != (run.tokens is None),
+            "run.steps",
+            "give either run.steps or run.tokens",
+        ),
         ((run.steps or run.tokens or 0) > 0, "run.steps", "must be > 0"),
         *((v is None or v > 0, key, f"{v} must be > 0") for key, v in positive.items()),
         *((v is None or v >= 0, key, f"{v} must be >= 0") for key, v in not_negative.items()),
         (all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", "must lie in [0, 1)"),
         (optimizer.clip >= 0, "optimizer.clip", "must be >= 0 (0: no clipping)"),
         (0 <= config.schedule.min_ratio <= 1, "schedule.min_ratio", "must lie in [0, 1]"),
-        (config.faults.spike_window >= 2, "faults.spike_window", "must be >= 2: one loss has no spread"),
+        (
+            config.faults.spike_window >= 2,
+            "faults.spike_window",
+            "must be >= 2: one loss has no spread",
+        ),
     ]
 
 
@@ -337,24 +398,53 @@ def _agreement(config: Config) -> list[tuple[bool, str, str]]:
     """(holds, key, what is wrong if not) of values that depend on each other."""
     batch, parallel = config.batch, config.parallel
     checks = [
-        (config.precision == "fp32" or parallel.zero_stage > 0, "parallel.zero_stage",
-         "bf16 needs a stage of 1 or more (stage 0 computes a wrong gradient norm under tensor parallelism)"),
-        (not (parallel.sequence and parallel.tensor == 1), "parallel.sequence", "true needs parallel.tensor > 1"),
-        (batch.window_segments * config.model.segment_length % parallel.tensor == 0 or not parallel.sequence,
-         "parallel.sequence", "the tokens of a window must be divisible by parallel.tensor"),
-        (config.evaluation.every is None or config.data.validation is not None, "evaluation.every",
-         "needs data.validation"),
+        (
+            config.precision == "fp32" or parallel.zero_stage > 0,
+            "parallel.zero_stage",
+            "bf16 needs a stage of 1 or more (stage 0 computes a wrong gradient norm under tensor parallelism)",
+        ),
+        (
+            not (parallel.sequence and parallel.tensor == 1),
+            "parallel.sequence",
+            "true needs parallel.tensor > 1",
+        ),
+        (
+            batch.window_segments * config.model.segment_length % parallel.tensor == 0
+            or not parallel.sequence,
+            "parallel.sequence",
+            "the tokens of a window must be divisible by parallel.tensor",
+        ),
+        (
+            config.evaluation.every is None or config.data.validation is not None,
+            "evaluation.every",
+            "needs data.validation",
+        ),
     ]
     for name, section in config.model.sections().items():
         if section.learns_to_write:
             needed = config.model.stm_length // config.model.segment_length + 2
-            checks.append((batch.window_segments >= needed, "batch.window_segments",
-                           f"must be at least {needed}: how model.{name} writes is learned only where a window reads "
-                           "what it has written"))
+            checks.append(
+                (
+                    batch.window_segments >= needed,
+                    "batch.window_segments",
+                    f"must be at least {needed}: how model.{name} writes is learned only where a window reads "
+                    "what it has written",
+                )
+            )
     for name in ("heads", "kv_heads", "ffn_size"):
         value = getattr(config.model, name)
-        checks.append((value % parallel.tensor == 0, f"model.{name}",
-                       f"{value} is not divisible by parallel.tensor {parallel.tensor}"))
-    checks.append((config.model.vocab_multiple % parallel.tensor == 0, "model.vocab_multiple",
-                   f"{config.model.vocab_multiple} is not divisible by parallel.tensor {parallel.tensor}"))
+        checks.append(
+            (
+                value % parallel.tensor == 0,
+                f"model.{name}",
+                f"{value} is not divisible by parallel.tensor {parallel.tensor}",
+            )
+        )
+    checks.append(
+        (
+            config.model.vocab_multiple % parallel.tensor == 0,
+            "model.vocab_multiple",
+            f"{config.model.vocab_multiple} is not divisible by parallel.tensor {parallel.tensor}",
+        )
+    )
     return checks

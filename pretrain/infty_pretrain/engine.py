@@ -45,23 +45,37 @@ class Engine:
 
     def __init__(self, config: Config, device: str) -> None:
         self.config, self.device = config, device
-        model = build(config.model, seed=config.run.seed, sequence_parallel=config.parallel.sequence,
-                      recompute=config.parallel.recompute, partition=config.parallel.zero_stage == 3,
-                      bf16=config.precision == "bf16")
+        model = build(
+            config.model,
+            seed=config.run.seed,
+            sequence_parallel=config.parallel.sequence,
+            recompute=config.parallel.recompute,
+            partition=config.parallel.zero_stage == 3,
+            bf16=config.precision == "bf16",
+        )
         self.parameter_count = sum(
-            shape_of(p).numel() * (groups.tensor_size() if getattr(p, "tensor_model_parallel", False) else 1)
-            for p in model.parameters())
-        optimizer = torch.optim.AdamW(_parameter_groups(model, config), lr=config.optimizer.lr,
-                                      betas=config.optimizer.betas, eps=config.optimizer.eps)
+            shape_of(p).numel()
+            * (groups.tensor_size() if getattr(p, "tensor_model_parallel", False) else 1)
+            for p in model.parameters()
+        )
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config),
+            lr=config.optimizer.lr,
+            betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
+        )
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
-        self.deepspeed = deepspeed.initialize(model=model, optimizer=optimizer, config=self._settings(),
-                                              mpu=groups.MPU())[0]
+        self.deepspeed = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=self._settings(), mpu=groups.MPU()
+        )[0]
         randomness.seed(config.run.seed)
         self.micro_batches = config.micro_batches(groups.data_size())
         lanes = config.batch.lanes // groups.data_size()
         self.lanes = range(groups.data_rank() * lanes, (groups.data_rank() + 1) * lanes)
         self.micro_lanes = lanes // self.micro_batches
-        self.states = [self.model.initial_state(self.micro_lanes, device) for _ in range(self.micro_batches)]
+        self.states = [
+            self.model.initial_state(self.micro_lanes, device) for _ in range(self.micro_batches)
+        ]
         self.faults = FaultHistory(config.faults)
 
     @property
@@ -97,13 +111,17 @@ class Engine:
         """
         self.deepspeed.train()
         states, quarantined = [], []
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)  # summed nll; tokens that were not read
+        total = torch.zeros(
+            2, dtype=torch.float64, device=self.device
+        )  # summed nll; tokens that were not read
         # The engine averages gradients over ranks and micro-batches; the loss is a mean over all tokens that count.
         counted = max(1, window.tokens_in_step)
         scale = groups.data_size() * self.micro_batches / counted
         for i in range(self.micro_batches):
             last = i == self.micro_batches - 1
-            part = window.select(slice(i * self.micro_lanes, (i + 1) * self.micro_lanes)).to(self.device)
+            part = window.select(slice(i * self.micro_lanes, (i + 1) * self.micro_lanes)).to(
+                self.device
+            )
             loss, out, bad, lost = self._read(part, self.states[i], statistics)
             total += torch.stack([out.nll_sum.double(), lost])
             if last:
@@ -117,14 +135,20 @@ class Engine:
             quarantined.append(bad)
         if not math.isfinite(norm):
             skipped = skipped or "gradient"
-            states = [self._put_back(before, after, bad, blind)
-                      for before, after, bad in zip(self.states, states, quarantined)]
+            states = [
+                self._put_back(before, after, bad, blind)
+                for before, after, bad in zip(self.states, states, quarantined)
+            ]
         self.states = states
         lanes = () if blind else _ids(quarantined)
         self.faults.record(mean if window.tokens_in_step else math.nan, skipped, len(lanes))
-        return StepResult(mean, norm, window.tokens_in_step, _mean_over_data(out.figures), skipped, lanes)
+        return StepResult(
+            mean, norm, window.tokens_in_step, _mean_over_data(out.figures), skipped, lanes
+        )
 
-    def _read(self, part: Window, state: Tree, statistics: bool) -> tuple[Tensor, Output, Tensor, Tensor]:
+    def _read(
+        self, part: Window, state: Tree, statistics: bool
+    ) -> tuple[Tensor, Output, Tensor, Tensor]:
         """One micro-batch's forward, and a second one where a lane anywhere has numbers that are not finite.
 
         Returns the loss, the output, the lanes in quarantine (bool [data-parallel ranks, b], on the host) and the
@@ -141,14 +165,21 @@ class Engine:
         randomness.restore(streams)
         mine = bad[groups.data_rank()].to(self.device)
         empty = self.model.initial_state(self.micro_lanes, self.device)
-        loss, out = self._forward(quarantine.reading_nothing(part, mine), empty.where(mine, state),
-                                  statistics)
+        loss, out = self._forward(
+            quarantine.reading_nothing(part, mine), empty.where(mine, state), statistics
+        )
         out = replace(out, state=empty.where(mine, out.state))
         return loss, out, bad, part.weights[mine].double().sum()
 
     def _forward(self, part: Window, state: Tree, statistics: bool) -> tuple[Tensor, Output]:
-        return self.deepspeed(part.tokens, part.reset, state, labels=part.labels, weights=part.weights,
-                              statistics=statistics)
+        return self.deepspeed(
+            part.tokens,
+            part.reset,
+            state,
+            labels=part.labels,
+            weights=part.weights,
+            statistics=statistics,
+        )
 
     def _mean_loss(self, total: Tensor, tokens: int) -> tuple[float, bool]:
         """The step's loss over all data-parallel ranks, NaN where no token was read; and whether the weights must be
@@ -195,7 +226,9 @@ class Engine:
                     split += square
                 else:
                     whole += square
-        split += 0 * whole  # a NaN on one rank alone is seen by all: they must agree on what is skipped
+        split += (
+            0 * whole
+        )  # a NaN on one rank alone is seen by all: they must agree on what is skipped
         dist.all_reduce(split, group=groups.tensor_group())
         return (split + whole).sqrt().item()
 
@@ -207,8 +240,10 @@ class Engine:
     def set_lane_state(self, state: Tree) -> None:
         """The inverse of `lane_state`."""
         n = self.micro_lanes
-        self.states = [state.map(lambda x, i=i: x[i * n:(i + 1) * n].to(self.device)) for i in
-                       range(self.micro_batches)]
+        self.states = [
+            state.map(lambda x, i=i: x[i * n : (i + 1) * n].to(self.device))
+            for i in range(self.micro_batches)
+        ]
 
 
 def shape_of(p: torch.nn.Parameter) -> torch.Size:
@@ -224,8 +259,10 @@ def _parameter_groups(model: InftyLM, config: Config) -> list[dict]:
     for name, p in model.named_parameters():
         buckets.setdefault((".memories." in name, len(shape_of(p)) >= 2), []).append(p)
     decay = {True: config.optimizer.weight_decay, False: 0.0}
-    return [{"params": parameters, "lr": rates[memory], "weight_decay": decay[matrix]}
-            for (memory, matrix), parameters in sorted(buckets.items())]
+    return [
+        {"params": parameters, "lr": rates[memory], "weight_decay": decay[matrix]}
+        for (memory, matrix), parameters in sorted(buckets.items())
+    ]
 
 
 def _ids(lanes: list[Tensor]) -> tuple[int, ...]:

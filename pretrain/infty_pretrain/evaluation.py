@@ -19,9 +19,19 @@ from infty_pretrain.tally import LARGEST_EXPONENT, Tally
 
 
 @torch.no_grad()
-def evaluate(forward: Callable[..., tuple], initial_state: Callable[..., Any], documents: Documents, *, lanes: int,
-             segment_length: int, window_segments: int, device: str, windows: int | None = None,
-             memory: bool = True, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def evaluate(
+    forward: Callable[..., tuple],
+    initial_state: Callable[..., Any],
+    documents: Documents,
+    *,
+    lanes: int,
+    segment_length: int,
+    window_segments: int,
+    device: str,
+    windows: int | None = None,
+    memory: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Read every document once from its start (or only the first `windows` windows of each lane).
 
     `lanes` is a number for the whole run, shared out evenly over data-parallel ranks (rounded up; a lane without a
@@ -36,16 +46,27 @@ def evaluate(forward: Callable[..., tuple], initial_state: Callable[..., Any], d
     state = initial_state(share, device)
     total = torch.zeros(3, dtype=torch.float64, device=device)
     tally = Tally(len(documents), device)
-    done, expected = 0, int((documents.lengths - np.maximum(documents.counted_from, 1)).clip(0).sum())
+    done, expected = (
+        0,
+        int((documents.lengths - np.maximum(documents.counted_from, 1)).clip(0).sum()),
+    )
     passes = 0
     while not reader.schedule.exhausted and (windows is None or passes < windows):
         window = reader.next_window(window_segments)
         window = window.to(device)
-        _, out = forward(window.tokens, window.reset, state, labels=window.labels, weights=window.weights,
-                         memory_enabled=memory)
+        _, out = forward(
+            window.tokens,
+            window.reset,
+            state,
+            labels=window.labels,
+            weights=window.weights,
+            memory_enabled=memory,
+        )
         tally.add(window, out.token_nll, segments_seen(state["segments"], window.reset))
         state = out.state
-        total += torch.stack([out.nll_sum, (out.token_correct * window.weights).sum(), window.weights.sum()]).double()
+        total += torch.stack(
+            [out.nll_sum, (out.token_correct * window.weights).sum(), window.weights.sum()]
+        ).double()
         done, passes = done + window.tokens_in_step, passes + 1
         if progress is not None:
             progress(done, expected)
@@ -54,10 +75,16 @@ def evaluate(forward: Callable[..., tuple], initial_state: Callable[..., Any], d
     nll_sum, correct, tokens = total.tolist()
     found = figures(nll_sum, correct, int(tokens), documents, whole=windows is None)
     interval = tally.interval()
-    return found | ({} if interval is None else {"interval": list(interval)}) | {"by_position": tally.curve()}
+    return (
+        found
+        | ({} if interval is None else {"interval": list(interval)})
+        | {"by_position": tally.curve()}
+    )
 
 
-def figures(nll_sum: float, correct: float, tokens: int, documents: Documents, whole: bool) -> dict[str, float]:
+def figures(
+    nll_sum: float, correct: float, tokens: int, documents: Documents, whole: bool
+) -> dict[str, float]:
     """A perplexity that no float can hold says nothing that nll does not say: it is left out."""
     if not tokens:
         raise UserError("nothing was evaluated: no token of the dataset counts")
@@ -72,8 +99,14 @@ def figures(nll_sum: float, correct: float, tokens: int, documents: Documents, w
     return figures
 
 
-def replay(forward: Callable[..., tuple], state: Any, reader: LaneReader, window_segments: int, device: str,
-           progress: Callable[[int, int], None] | None = None) -> Any:
+def replay(
+    forward: Callable[..., tuple],
+    state: Any,
+    reader: LaneReader,
+    window_segments: int,
+    device: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
     """Rebuild the memories of lanes that stand in the middle of a document: read it again from its start.
 
     Lanes that stand further back begin later, so that all arrive together; every rank makes the same passes. Returns
@@ -92,9 +125,11 @@ def replay(forward: Callable[..., tuple], state: Any, reader: LaneReader, window
         plans.append([NOTHING] * (longest - n) + pieces)
     with torch.no_grad():
         for first in range(0, longest, window_segments):
-            plan = [lane[first:first + window_segments] for lane in plans]
+            plan = [lane[first : first + window_segments] for lane in plans]
             window = reader.read(plan).to(device)
             if progress is not None:
                 progress(first, longest)
-            state = forward(window.tokens, window.reset, state, labels=window.labels, weights=window.weights)[1].state
+            state = forward(
+                window.tokens, window.reset, state, labels=window.labels, weights=window.weights
+            )[1].state
     return state

@@ -26,7 +26,9 @@ def find_checkpoint(path: Path) -> Path:
         return path
     found = checkpoint.newest_valid(path / "checkpoints")
     if found is None:
-        raise UserError(f"{path} holds no whole checkpoint: is it the folder of a run (run.folder)?")
+        raise UserError(
+            f"{path} holds no whole checkpoint: is it the folder of a run (run.folder)?"
+        )
     return found
 
 
@@ -41,8 +43,10 @@ class Evaluator:
         self.config = configs.load(found / checkpoint.CONFIG)
         reader = checkpoint.Reader(found)
         if reader.run["tokenizer_fingerprint"] != self.documents.info.tokenizer_fingerprint:
-            raise UserError(f"{data} was prepared with another tokenizer than {found} was trained with: prepare it "
-                            f"with --tokenizer {reader.run['tokenizer']}")
+            raise UserError(
+                f"{data} was prepared with another tokenizer than {found} was trained with: prepare it "
+                f"with --tokenizer {reader.run['tokenizer']}"
+            )
         tensor = self.config.parallel.tensor
         self.device = connect(launch, tensor if launch.world % tensor == 0 else 1)
         self.model = self._load(reader)
@@ -67,9 +71,17 @@ class Evaluator:
             for mode in modes:
                 task = progress.add_task(f"memory {mode}", total=None)
                 figures[mode] = evaluation.evaluate(
-                    self.model, self.model.initial_state, self.documents, lanes=min(lanes, len(self.documents)),
+                    self.model,
+                    self.model.initial_state,
+                    self.documents,
+                    lanes=min(lanes, len(self.documents)),
                     segment_length=self.config.model.segment_length,
-                    window_segments=self.config.batch.window_segments, device=self.device, windows=windows,
+                    window_segments=self.config.batch.window_segments,
+                    device=self.device,
+                    windows=windows,
                     memory=mode == "on",
-                    progress=lambda done, total, t=task: progress.update(t, completed=done, total=total))
+                    progress=lambda done, total, t=task: progress.update(
+                        t, completed=done, total=total
+                    ),
+                )
         return figures

@@ -34,22 +34,32 @@ def forward_per_token(config: ModelConfig) -> dict[str, float]:
     """Operations of one token's forward pass, by part; a multiply-add counts as two."""
     e, d, L = config.hidden_size, config.head_size, config.segment_length
     H, K, layers = config.heads, config.kv_heads, config.layers
-    parts = {"projections": layers * 2.0 * e * d * (2 * H + 2 * K), "attention": 0.0,
-             "mlp": layers * 2.0 * e * config.ffn_size * (3 if config.activation == "swiglu" else 2),
-             "head": 2.0 * e * config.vocab_size, "memory": 0.0}
+    parts = {
+        "projections": layers * 2.0 * e * d * (2 * H + 2 * K),
+        "attention": 0.0,
+        "mlp": layers * 2.0 * e * config.ffn_size * (3 if config.activation == "swiglu" else 2),
+        "head": 2.0 * e * config.vocab_size,
+        "memory": 0.0,
+    }
     for i in range(layers):
         costs = memory_costs(config, i, ONE)
         parts["attention"] += 4.0 * H * d * (config.stm_of(i) + L / 2)
-        if config.positions == "relative":  # scores by distance, and the projection of the distances once a window
-            parts["attention"] += 2.0 * H * d * (config.stm_of(i) + L + sum(c.extra_keys for c in costs))
+        if (
+            config.positions == "relative"
+        ):  # scores by distance, and the projection of the distances once a window
+            parts["attention"] += (
+                2.0 * H * d * (config.stm_of(i) + L + sum(c.extra_keys for c in costs))
+            )
         parts["memory"] += sum(c.operations for c in costs)
     return parts
 
 
 def memory_costs(config: ModelConfig, layer: int, layout: Layout) -> list[Costs]:
     """What each memory of a layer says of itself."""
-    return [memory_of(section).costs(config, layer, section, layout)
-            for section in config.memories_of(layer).values()]
+    return [
+        memory_of(section).costs(config, layer, section, layout)
+        for section in config.memories_of(layer).values()
+    ]
 
 
 def training_per_token(config: ModelConfig) -> float:

@@ -38,8 +38,11 @@ def detect(environ: MutableMapping[str, str] | None = None) -> Launch:
     if launcher == "mpi":
         _from_mpi(env)
     elif launcher == "slurm":
-        env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_STEP_NUM_TASKS"],
-                   LOCAL_RANK=env["SLURM_LOCALID"])
+        env.update(
+            RANK=env["SLURM_PROCID"],
+            WORLD_SIZE=env["SLURM_STEP_NUM_TASKS"],
+            LOCAL_RANK=env["SLURM_LOCALID"],
+        )
     elif launcher == "single":
         env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     env.setdefault("LOCAL_RANK", "0")
@@ -47,8 +50,10 @@ def detect(environ: MutableMapping[str, str] | None = None) -> Launch:
         rendezvous.alone(env)
     missing = [k for k in ("MASTER_ADDR", "MASTER_PORT") if not env.get(k)]
     if missing:
-        raise UserError(f"{' and '.join(missing)} must be exported before the processes start, so that they find each "
-                        "other (infty submit writes batch files that do)")
+        raise UserError(
+            f"{' and '.join(missing)} must be exported before the processes start, so that they find each "
+            "other (infty submit writes batch files that do)"
+        )
     return Launch(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"]), launcher)
 
 
@@ -56,7 +61,8 @@ def _launcher(env: MutableMapping[str, str]) -> str:
     """Who started this process: see `Launch.launcher`."""
     outer = "single"
     if any(k in env for k in ("OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")) or (
-            "PMI_RANK" in env and "SLURM_STEP_ID" not in env):  # srun --mpi=pmi2 sets PMI_RANK, too
+        "PMI_RANK" in env and "SLURM_STEP_ID" not in env
+    ):  # srun --mpi=pmi2 sets PMI_RANK, too
         outer = "mpi"
     elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
         outer = "slurm"
@@ -70,18 +76,28 @@ def _left_over(env: MutableMapping[str, str], outer: str) -> bool:
 
     torchrun and deepspeed started by mpirun or srun, one a node, set them for more processes than it started.
     """
-    names = {"mpi": (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")),
-             "slurm": (("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),), "single": ()}[outer]
-    rank, size = next(((int(env[r]), int(env[s])) for r, s in names if r in env and s in env), (0, 1))
+    names = {
+        "mpi": (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")),
+        "slurm": (("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),),
+        "single": (),
+    }[outer]
+    rank, size = next(
+        ((int(env[r]), int(env[s])) for r, s in names if r in env and s in env), (0, 1)
+    )
     if int(env["WORLD_SIZE"]) < size:
         if rank == 0:
-            print(f"RANK={env['RANK']} and WORLD_SIZE={env['WORLD_SIZE']} in the environment are not this run's, which "
-                  f"has {size} processes: ignored", flush=True)
+            print(
+                f"RANK={env['RANK']} and WORLD_SIZE={env['WORLD_SIZE']} in the environment are not this run's, which "
+                f"has {size} processes: ignored",
+                flush=True,
+            )
         return True
     inner = "TORCHELASTIC_RUN_ID" in env or "CROSS_RANK" in env  # set by torchrun; by deepspeed
     if int(env["WORLD_SIZE"]) == size > 1 and int(env["RANK"]) != rank and not inner:
-        raise UserError(f"RANK={env['RANK']} is set in the environment, but this is process {rank} of {size}: unset "
-                        "RANK and WORLD_SIZE before starting, or set both to what each process is")
+        raise UserError(
+            f"RANK={env['RANK']} is set in the environment, but this is process {rank} of {size}: unset "
+            "RANK and WORLD_SIZE before starting, or set both to what each process is"
+        )
     return False
 
 
@@ -89,15 +105,19 @@ def _from_mpi(env: MutableMapping[str, str]) -> None:
     try:
         from mpi4py import MPI
     except ImportError as error:
-        raise UserError("this process was started by mpirun, which needs mpi4py: pip install 'infty[mpi]' "
-                        f"({error})") from error
+        raise UserError(
+            "this process was started by mpirun, which needs mpi4py: pip install 'infty[mpi]' "
+            f"({error})"
+        ) from error
     world = MPI.COMM_WORLD
     local = env.get("OMPI_COMM_WORLD_LOCAL_RANK") or env.get("MPI_LOCALRANKID")
     here = world.Split_type(MPI.COMM_TYPE_SHARED)
     env.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=local or str(here.rank))
     given = {k: env.get(k) for k in ("MASTER_ADDR", "MASTER_PORT")}  # kept: exported on purpose
     try:
-        found = rendezvous.offer(given, one_host=here.size == world.size) if world.rank == 0 else None
+        found = (
+            rendezvous.offer(given, one_host=here.size == world.size) if world.rank == 0 else None
+        )
     except UserError as error:
         found = error
     found = world.bcast(found)
@@ -153,8 +173,12 @@ def connect(launch: Launch, tensor: int, stall_minutes: float | None = 30.0) -> 
         device = f"cuda:{index}"
     wait = patience(stall_minutes)  # DeepSpeed's own would be ten minutes
     rendezvous.meet(launch.rank, launch.world, accelerator.communication_backend_name(), wait)
-    deepspeed.init_distributed(accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False,
-                               timeout=wait)
+    deepspeed.init_distributed(
+        accelerator.communication_backend_name(),
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=wait,
+    )
     groups.initialize(tensor=tensor, timeout=wait)
     return device
 
@@ -169,8 +193,10 @@ def device_index(launch: Launch, visible: int) -> int:
         return launch.local_rank
     if visible == 1:
         return 0
-    raise UserError(f"process {launch.local_rank} of its node finds {visible} GPUs: start at most one process per GPU, "
-                    f"or check CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})")
+    raise UserError(
+        f"process {launch.local_rank} of its node finds {visible} GPUs: start at most one process per GPU, "
+        f"or check CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
+    )
 
 
 def _tell_deepspeed(index: int) -> None:
@@ -185,7 +211,12 @@ def _cores() -> int:
 
 
 def _local_world(launch: Launch) -> int:
-    for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"):
+    for name in (
+        "LOCAL_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "MPI_LOCALNRANKS",
+        "SLURM_NTASKS_PER_NODE",
+    ):
         value = os.environ.get(name, "")
         if value.isdigit() and int(value) > 0:
             return int(value)

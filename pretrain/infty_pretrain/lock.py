@@ -18,7 +18,9 @@ PATIENCE = 60.0
 """Seconds to wait for the other one: a requeued job may start before the last process of the old one has gone."""
 
 
-def take(folder: Path, tell: Callable[[str], None] = print, patience: float = PATIENCE) -> IO | None:
+def take(
+    folder: Path, tell: Callable[[str], None] = print, patience: float = PATIENCE
+) -> IO | None:
     """Lock the folder for as long as this process lives (or the returned file is open).
 
     None where the file system knows no locks. Raises UserError when another process keeps it longer than `patience`.
@@ -26,8 +28,10 @@ def take(folder: Path, tell: Callable[[str], None] = print, patience: float = PA
     try:
         file = open(folder / NAME, "a+")  # noqa: SIM115 - held open
     except PermissionError as error:
-        raise UserError(f"run.folder: {refused(error)}. To continue somebody else's run, have its owner make the "
-                        "folder writable for the group (chmod -R g+rwX), or copy it") from error
+        raise UserError(
+            f"run.folder: {refused(error)}. To continue somebody else's run, have its owner make the "
+            "folder writable for the group (chmod -R g+rwX), or copy it"
+        ) from error
     deadline, told = time.monotonic() + patience, False
     while True:
         try:
@@ -37,8 +41,10 @@ def take(folder: Path, tell: Callable[[str], None] = print, patience: float = PA
             file.seek(0)
             owner = file.read().strip() or "another process"
             if time.monotonic() >= deadline:
-                raise UserError(f"{folder} is in use by {owner}: wait until it ends, or give this run another "
-                                "run.folder") from None
+                raise UserError(
+                    f"{folder} is in use by {owner}: wait until it ends, or give this run another "
+                    "run.folder"
+                ) from None
             if not told:
                 tell(f"waiting for {owner}, which works in {folder}")
                 told = True

@@ -18,8 +18,11 @@ from infty_pretrain.engine import StepResult
 from infty_pretrain.saving import Saved
 from infty_pretrain.spikes import FaultHistory
 
-WHY = {"loss": "because the loss is not finite", "gradient": "because the gradient is not finite",
-       "spike": "because the loss is far above recent ones"}
+WHY = {
+    "loss": "because the loss is not finite",
+    "gradient": "because the gradient is not finite",
+    "spike": "because the loss is far above recent ones",
+}
 """What `StepResult.skipped` means, in words."""
 
 MEASURED = "mfu_of_measured_peak"
@@ -29,7 +32,9 @@ MEASURED = "mfu_of_measured_peak"
 class Monitor:
     """Only rank 0 writes; the others' calls do nothing."""
 
-    def __init__(self, config: Config, device: str, rank: int, first_step: int, tokens: int) -> None:
+    def __init__(
+        self, config: Config, device: str, rank: int, first_step: int, tokens: int
+    ) -> None:
         self.config, self.rank, self.tokens = config, rank, tokens
         self.peak: flops.Peak | None = None
         self.first_step, self.started = first_step, time.monotonic()
@@ -38,7 +43,11 @@ class Monitor:
         if rank != 0:
             return
         given = config.logging.peak_tflops
-        self.peak = flops.Peak(1e12 * given, "logging.peak_tflops") if given else flops.peak(device, config.precision)
+        self.peak = (
+            flops.Peak(1e12 * given, "logging.peak_tflops")
+            if given
+            else flops.peak(device, config.precision)
+        )
         self.rows = config.run.folder / "metrics.jsonl"
         self.validations = config.run.folder / "validation.jsonl"
         for path in (self.rows, self.validations):
@@ -47,7 +56,9 @@ class Monitor:
         if config.logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(config.run.folder / "tensorboard"), purge_step=first_step + 1)
+            self.writer = SummaryWriter(
+                str(config.run.folder / "tensorboard"), purge_step=first_step + 1
+            )
 
     def wants_statistics(self, step: int) -> bool:
         """Whether this step (counted from 1) is one that is reported."""
@@ -60,8 +71,14 @@ class Monitor:
         self.interval_steps += 1
         if self.rank != 0:
             return
-        row = {"step": step, "steps": self.config.total_steps, "loss": _finite(result.loss), "lr": rate,
-               "grad_norm": _finite(result.grad_norm), "tokens": self.tokens}
+        row = {
+            "step": step,
+            "steps": self.config.total_steps,
+            "loss": _finite(result.loss),
+            "lr": rate,
+            "grad_norm": _finite(result.grad_norm),
+            "tokens": self.tokens,
+        }
         if result.skipped or result.quarantined:
             row |= self._fault(step, result)
         if self.wants_statistics(step):
@@ -76,8 +93,10 @@ class Monitor:
         row: dict[str, Any] = {}
         if result.quarantined:
             row["quarantined"] = list(result.quarantined)
-            self.say(f"step {step}: lane {', '.join(map(str, result.quarantined))} had non-finite numbers: "
-                     "left out of the step, continues with an empty memory")
+            self.say(
+                f"step {step}: lane {', '.join(map(str, result.quarantined))} had non-finite numbers: "
+                "left out of the step, continues with an empty memory"
+            )
         if result.skipped:
             row["skipped"] = result.skipped
             figure = f" ({result.loss:.4f})" if math.isfinite(result.loss) else ""
@@ -85,7 +104,9 @@ class Monitor:
         return row
 
     def _count_faults(self, step: int, result: StepResult, faults: FaultHistory) -> None:
-        if self.writer is not None and (result.skipped or result.quarantined or self.wants_statistics(step)):
+        if self.writer is not None and (
+            result.skipped or result.quarantined or self.wants_statistics(step)
+        ):
             self.writer.add_scalar("faults/skipped", faults.skipped, step)
             self.writer.add_scalar("faults/quarantined", faults.quarantined, step)
 
@@ -93,7 +114,10 @@ class Monitor:
         now = time.monotonic()
         seconds = max(1e-9, now - self.interval_start)
         speed = self.interval_tokens / seconds
-        figures = {"tokens_per_second": speed, "seconds_per_step": seconds / max(1, self.interval_steps)}
+        figures = {
+            "tokens_per_second": speed,
+            "seconds_per_step": seconds / max(1, self.interval_steps),
+        }
         figures |= self._utilisation(speed)
         self.interval_start, self.interval_tokens, self.interval_steps = now, 0, 0
         return figures
@@ -108,15 +132,19 @@ class Monitor:
         share = operations / self.peak.operations
         if share <= 1:
             return {MEASURED if self.peak.measured else "mfu": share}
-        self.say(f"no utilisation is shown: {operations / 1e12:.3g} TFLOP/s a device are above its peak of "
-                 f"{self.peak.operations / 1e12:.3g} ({self.peak.source}); give the right one in logging.peak_tflops")
+        self.say(
+            f"no utilisation is shown: {operations / 1e12:.3g} TFLOP/s a device are above its peak of "
+            f"{self.peak.operations / 1e12:.3g} ({self.peak.source}); give the right one in logging.peak_tflops"
+        )
         self.peak = None
         return {}
 
     def _report(self, step: int, row: dict, result: StepResult) -> None:
         left = row["seconds_per_step"] * (self.config.total_steps - step)
-        text = (f"step {step}/{self.config.total_steps}  loss {result.loss:.4f}  lr {row['lr']:.2e}  "
-                f"norm {result.grad_norm:.2f}  {row['tokens_per_second']:,.0f} tokens/s")
+        text = (
+            f"step {step}/{self.config.total_steps}  loss {result.loss:.4f}  lr {row['lr']:.2e}  "
+            f"norm {result.grad_norm:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
+        )
         if "mfu" in row:
             text += f"  mfu {100 * row['mfu']:.0f}%"
         elif MEASURED in row:
@@ -136,8 +164,11 @@ class Monitor:
         self.interval_start = time.monotonic()
         if self.rank != 0:
             return
-        text = ", ".join(f"memory {mode}: {f.get('perplexity', math.inf):.2f} "
-                         f"({100 * f['accuracy']:.1f}% of tokens right)" for mode, f in figures.items())
+        text = ", ".join(
+            f"memory {mode}: {f.get('perplexity', math.inf):.2f} "
+            f"({100 * f['accuracy']:.1f}% of tokens right)"
+            for mode, f in figures.items()
+        )
         self.say(f"step {step}: validation perplexity, {text}")
         with open(self.validations, "a") as f:
             f.write(json.dumps({"step": step, **figures}) + "\n")
@@ -148,8 +179,10 @@ class Monitor:
 
     def saved(self, checkpoint: Saved) -> None:
         """Record a checkpoint that is in place."""
-        self.say(f"saved {checkpoint.path.name}: training paused for {checkpoint.stall:.2f} s, writing took "
-                 f"{checkpoint.written:.2f} s")
+        self.say(
+            f"saved {checkpoint.path.name}: training paused for {checkpoint.stall:.2f} s, writing took "
+            f"{checkpoint.written:.2f} s"
+        )
         if self.rank == 0 and self.writer is not None:
             step = int(checkpoint.path.name.removeprefix("step-"))
             self.writer.add_scalar("checkpoint/stall_seconds", checkpoint.stall, step)

@@ -33,7 +33,11 @@ def faulty(out: Output) -> Tensor:
 def damaged(state: Tree) -> Tensor:
     """bool [b]: lanes with a number in this rank's part of their state that is not finite."""
     finite = [_finite(x) for x in state.named().values() if x.is_floating_point()]
-    return ~torch.stack(finite).all(0) if finite else torch.zeros_like(state["segments"], dtype=torch.bool)
+    return (
+        ~torch.stack(finite).all(0)
+        if finite
+        else torch.zeros_like(state["segments"], dtype=torch.bool)
+    )
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -57,7 +61,11 @@ def agree(bad: Tensor) -> Tensor:
 def reading_nothing(window: Window, lanes: Tensor) -> Window:
     """The window in which `lanes` (bool [b]) read nothing: token 0, weight 0, each segment begins a document."""
     token, segment = lanes[:, None, None], lanes[:, None]
-    return replace(window, tokens=window.tokens.masked_fill(token, 0), labels=window.labels.masked_fill(token, 0),
-                   weights=window.weights.masked_fill(token, 0), reset=window.reset | segment,
-                   document=window.document.masked_fill(segment, -1))
-
+    return replace(
+        window,
+        tokens=window.tokens.masked_fill(token, 0),
+        labels=window.labels.masked_fill(token, 0),
+        weights=window.weights.masked_fill(token, 0),
+        reset=window.reset | segment,
+        document=window.document.masked_fill(segment, -1),
+    )

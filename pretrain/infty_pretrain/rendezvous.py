@@ -47,8 +47,10 @@ def own_address() -> str:
         named = []
     found = next((a for a in named if not _is_loopback(a)), None) or _source_address(_ELSEWHERE)
     if found is None:
-        raise UserError(f"{host} has no address but loopback, where other hosts cannot reach it: "
-                        "export MASTER_ADDR, an address of that host that the others can reach")
+        raise UserError(
+            f"{host} has no address but loopback, where other hosts cannot reach it: "
+            "export MASTER_ADDR, an address of that host that the others can reach"
+        )
     return found
 
 
@@ -57,13 +59,19 @@ def resolve(name: str, patience: float = NAMES) -> list[str]:
     deadline = time.monotonic() + patience
     while True:
         try:
-            return list(dict.fromkeys(str(a[4][0]) for a in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)))
+            return list(
+                dict.fromkeys(
+                    str(a[4][0]) for a in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+                )
+            )
         except (OSError, UnicodeError) as error:
             temporary = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
             if not temporary or time.monotonic() > deadline:
-                raise UserError(f"MASTER_ADDR={name} is not the name or address of a host that {socket.gethostname()} "
-                                f"knows ({getattr(error, 'strerror', None) or error}): export the one of the host that "
-                                "runs rank 0") from error
+                raise UserError(
+                    f"MASTER_ADDR={name} is not the name or address of a host that {socket.gethostname()} "
+                    f"knows ({getattr(error, 'strerror', None) or error}): export the one of the host that "
+                    "runs rank 0"
+                ) from error
         time.sleep(1)
 
 
@@ -80,7 +88,9 @@ def meet(rank: int, world: int, backend: str, patience: timedelta) -> None:
         _choose_interface(addresses[0])
     lost = rank > 0 and _several_hosts(world) and all(map(_is_loopback, addresses))
     try:
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=ON_LOOPBACK if lost else TOGETHER)))
+        store, _, _ = next(
+            iter(dist.rendezvous("env://", timeout=ON_LOOPBACK if lost else TOGETHER))
+        )
     except dist.DistError as error:
         raise UserError(_explain(error, rank, world, address, port, addresses)) from error
     store.set_timeout(patience)
@@ -94,20 +104,34 @@ def _several_hosts(world: int) -> bool:
     return (nodes.isdigit() and int(nodes) > 1) or (here.isdigit() and int(here) < world)
 
 
-def _explain(error: Exception, rank: int, world: int, address: str, port: str, addresses: list[str]) -> str:
+def _explain(
+    error: Exception, rank: int, world: int, address: str, port: str, addresses: list[str]
+) -> str:
     host = socket.gethostname()
     if "EADDRINUSE" in str(error) or "in use" in str(error):
-        return (f"port {port} of {host} is in use by another program (or another run): export another MASTER_PORT, the "
-                "same for every process")
+        return (
+            f"port {port} of {host} is in use by another program (or another run): export another MASTER_PORT, the "
+            "same for every process"
+        )
     if "EACCES" in str(error):
         return f"port {port} may not be used on {host}: export a MASTER_PORT of 1024 or more"
     if rank == 0:
-        return (f"after {TOGETHER.total_seconds() / 60:.0f} minutes not all of {world} processes have connected to "
-                f"{address}:{port} ({host}): check what the others say, and that MASTER_ADDR is {host}")
-    loopback = ("; that is the loopback address, which means another machine on every host: export an "
-                "address of rank 0's host that the others can reach") if all(map(_is_loopback, addresses)) else ""
-    return (f"rank {rank} on {host} gets no answer at MASTER_ADDR={address}, MASTER_PORT={port} "
-            f"({', '.join(addresses)}){loopback or ': is that the host of rank 0, is it reachable, has it started?'}")
+        return (
+            f"after {TOGETHER.total_seconds() / 60:.0f} minutes not all of {world} processes have connected to "
+            f"{address}:{port} ({host}): check what the others say, and that MASTER_ADDR is {host}"
+        )
+    loopback = (
+        (
+            "; that is the loopback address, which means another machine on every host: export an "
+            "address of rank 0's host that the others can reach"
+        )
+        if all(map(_is_loopback, addresses))
+        else ""
+    )
+    return (
+        f"rank {rank} on {host} gets no answer at MASTER_ADDR={address}, MASTER_PORT={port} "
+        f"({', '.join(addresses)}){loopback or ': is that the host of rank 0, is it reachable, has it started?'}"
+    )
 
 
 def _choose_interface(address: str) -> None:

@@ -49,9 +49,15 @@ class StopFlag:
             self.reason = f"the file {self.file}"
         now = time.monotonic()
         self._longest, self._asked = max(self._longest, now - self._asked), now
-        if self.reason is None and self.deadline is not None and now + self._longest > self.deadline:
+        if (
+            self.reason is None
+            and self.deadline is not None
+            and now + self._longest > self.deadline
+        ):
             self.reason = "the time budget"
-        flags = torch.tensor([self.reason is not None, *also], dtype=torch.int32, device=self.device)
+        flags = torch.tensor(
+            [self.reason is not None, *also], dtype=torch.int32, device=self.device
+        )
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         stop, *others = flags.bool().tolist()
         if stop and self.reason is None:
@@ -73,7 +79,9 @@ class _Ear:
     def __init__(self) -> None:
         self.first: float | None = None
         """When the first signal came."""
-        self._mouth, self._ear = socket.socketpair()  # where the interpreter writes the numbers of signals
+        self._mouth, self._ear = (
+            socket.socketpair()
+        )  # where the interpreter writes the numbers of signals
         self._mouth.setblocking(False)
         signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
@@ -93,9 +101,13 @@ class _Ear:
 
     @staticmethod
     def _tell(number: int) -> None:
-        text = (f"{signal.Signals(number).name}: saving after this step; again in {SAME_REQUEST:.0f} s to stop at "
-                "once\n")
-        with contextlib.suppress(OSError):  # the terminal may have been closed: that is what SIGHUP says
+        text = (
+            f"{signal.Signals(number).name}: saving after this step; again in {SAME_REQUEST:.0f} s to stop at "
+            "once\n"
+        )
+        with contextlib.suppress(
+            OSError
+        ):  # the terminal may have been closed: that is what SIGHUP says
             os.write(2, text.encode())
 
 

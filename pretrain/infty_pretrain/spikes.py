@@ -58,7 +58,11 @@ class FaultHistory:
     def state(self) -> dict[str, Any]:
         """Plain JSON values for the checkpoint. The patience begins anew: whoever starts the run again has seen to
         it."""
-        return {"losses": list(self.losses), "skipped": self.skipped, "quarantined": self.quarantined}
+        return {
+            "losses": list(self.losses),
+            "skipped": self.skipped,
+            "quarantined": self.quarantined,
+        }
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """The inverse of `state`; None: nothing is known."""

@@ -51,7 +51,9 @@ class Tally:
         for i, (nll, tokens) in enumerate(self.by_place.tolist()):
             if tokens:
                 start = 0 if i == 0 else FIRST * 2 ** (i - 1)
-                rows.append({"from": start, "to": FIRST * 2**i, "tokens": int(tokens), "nll": nll / tokens})
+                rows.append(
+                    {"from": start, "to": FIRST * 2**i, "tokens": int(tokens), "nll": nll / tokens}
+                )
         return rows
 
     def interval(self) -> tuple[float, float] | None:

@@ -38,8 +38,10 @@ def validate(config: Config, world: int) -> Config:
     if config.data.validation is not None:
         held_out = Documents.open(config.data.validation)
         if held_out.info.tokenizer_fingerprint != documents.info.tokenizer_fingerprint:
-            raise UserError(f"data.validation ({config.data.validation}) was made with a different tokenizer than "
-                            f"data.train ({config.data.train}): prepare them together")
+            raise UserError(
+                f"data.validation ({config.data.validation}) was made with a different tokenizer than "
+                f"data.train ({config.data.train}): prepare them together"
+            )
     config.check_layout(world)
     _check_folder(config.run.folder)
     return config
@@ -51,9 +53,11 @@ def crowding(lengths: np.ndarray, lanes: int) -> str | None:
     if lanes <= usable:
         return None
     most = math.ceil(lanes / usable)
-    return (f"batch.lanes: {lanes} lanes for {usable} document(s): {lanes - usable} of them begin with a document that "
-            f"another lane also reads, so that a step holds up to {most} identical rows, which teach nothing new: use "
-            f"{usable} lanes or fewer, or more documents")
+    return (
+        f"batch.lanes: {lanes} lanes for {usable} document(s): {lanes - usable} of them begin with a document that "
+        f"another lane also reads, so that a step holds up to {most} identical rows, which teach nothing new: use "
+        f"{usable} lanes or fewer, or more documents"
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -61,13 +65,16 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run.folder: {folder} is a file")
     if folder.is_dir() and not (folder / "config.yaml").exists():
-        others = {p.name for p in folder.iterdir() if not p.name.startswith("config.yaml" + files.PARTIAL)} - {
-            lock.NAME, REPORT, "stop"}
+        others = {
+            p.name for p in folder.iterdir() if not p.name.startswith("config.yaml" + files.PARTIAL)
+        } - {lock.NAME, REPORT, "stop"}
         if others:
             raise UserError(f"run.folder: {folder} holds other files; give a new or empty folder")
     above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"run.folder: {folder} cannot be made or written: {above} is not a writable folder")
+        raise UserError(
+            f"run.folder: {folder} cannot be made or written: {above} is not a writable folder"
+        )
 
 
 class Trainer:
@@ -84,8 +91,13 @@ class Trainer:
         self.train_data = Documents.open(config.data.train)
         self.validation = Documents.open(config.data.validation) if config.data.validation else None
         self.engine = Engine(config, self.device)
-        lanes = LaneSchedule(self.train_data.lengths, config.batch.lanes, config.model.segment_length, config.run.seed,
-                             counted_from=self.train_data.counted_from)
+        lanes = LaneSchedule(
+            self.train_data.lengths,
+            config.batch.lanes,
+            config.model.segment_length,
+            config.run.seed,
+            counted_from=self.train_data.counted_from,
+        )
         self.reader = LaneReader(self.train_data, lanes, self.engine.lanes)
         self.step, tokens = self._resume()
         self.monitor = Monitor(config, self.device, self.rank, self.step, tokens)
@@ -101,7 +113,9 @@ class Trainer:
         if stopped:
             return self._stopped()
         total = self.config.total_steps
-        self.monitor.say(f"done: {total} steps, {self.monitor.tokens:,} tokens; checkpoint in {self.checkpoints}")
+        self.monitor.say(
+            f"done: {total} steps, {self.monitor.tokens:,} tokens; checkpoint in {self.checkpoints}"
+        )
         self.monitor.close()
         return 0
 
@@ -127,7 +141,9 @@ class Trainer:
         self.watchdog.tick(f"reading data for step {self.step + 1}")
         window = self.reader.next_window(self.config.batch.window_segments)
         self.watchdog.tick(f"computing step {self.step + 1}")
-        rate = self.engine.set_rate(schedule.factor(self.step, self.config.total_steps, self.config.schedule))
+        rate = self.engine.set_rate(
+            schedule.factor(self.step, self.config.total_steps, self.config.schedule)
+        )
         result = self.engine.step(window, self.monitor.wants_statistics(self.step + 1))
         self.step += 1
         self.monitor.step(self.step, result, rate, self.engine.faults)
@@ -142,11 +158,14 @@ class Trainer:
         if not self.engine.faults.suspect:
             self._save()
             self._saved(self.saver.finish())
-            kept = f"Nothing was lost: skipped steps change no weights, and step {self.step} is saved"
+            kept = (
+                f"Nothing was lost: skipped steps change no weights, and step {self.step} is saved"
+            )
         raise UserError(
             f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience: "
             f"{self.config.faults.patience}), the last {WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the "
-            "data, or, if such losses are expected, raise faults.spike_sigma; then start again")
+            "data, or, if such losses are expected, raise faults.spike_sigma; then start again"
+        )
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
@@ -159,11 +178,21 @@ class Trainer:
     def _evaluate(self) -> None:
         config = self.config
         self.engine.deepspeed.eval()
-        figures = {mode: evaluation.evaluate(
-            self.engine.deepspeed, self.engine.model.initial_state, self.validation, lanes=config.batch.lanes,
-            segment_length=config.model.segment_length, window_segments=config.batch.window_segments,
-            device=self.device, windows=config.evaluation.windows, memory=mode == "on",
-            progress=lambda done, _: self.watchdog.tick(f"evaluating, {done:,} tokens")) for mode in self._modes()}
+        figures = {
+            mode: evaluation.evaluate(
+                self.engine.deepspeed,
+                self.engine.model.initial_state,
+                self.validation,
+                lanes=config.batch.lanes,
+                segment_length=config.model.segment_length,
+                window_segments=config.batch.window_segments,
+                device=self.device,
+                windows=config.evaluation.windows,
+                memory=mode == "on",
+                progress=lambda done, _: self.watchdog.tick(f"evaluating, {done:,} tokens"),
+            )
+            for mode in self._modes()
+        }
         self.engine.deepspeed.train()
         self.monitor.evaluation(self.step, figures)
 
@@ -172,14 +201,21 @@ class Trainer:
 
     def _save(self, ephemeral: bool = False) -> None:
         if self.engine.faults.suspect:
-            self.monitor.say(f"step {self.step} is not saved: its loss is not finite, perhaps because of the weights")
+            self.monitor.say(
+                f"step {self.step} is not saved: its loss is not finite, perhaps because of the weights"
+            )
         if self.engine.faults.suspect or self.last_saved == self.step:
             return
-        run = {"step": self.step, "tokens": self.monitor.tokens, "lanes": self.reader.schedule.state(),
-               "data_fingerprint": self.train_data.fingerprint,
-               "tokenizer_fingerprint": self.train_data.info.tokenizer_fingerprint,
-               "tokenizer": str((self.train_data.folder / "tokenizer").resolve()),
-               "faults": self.engine.faults.state(), checkpoint.EPHEMERAL: ephemeral}
+        run = {
+            "step": self.step,
+            "tokens": self.monitor.tokens,
+            "lanes": self.reader.schedule.state(),
+            "data_fingerprint": self.train_data.fingerprint,
+            "tokenizer_fingerprint": self.train_data.info.tokenizer_fingerprint,
+            "tokenizer": str((self.train_data.folder / "tokenizer").resolve()),
+            "faults": self.engine.faults.state(),
+            checkpoint.EPHEMERAL: ephemeral,
+        }
         self.watchdog.tick(f"saving step {self.step}")
         self._saved(self.saver.start(run))
         if not self.config.checkpoint.overlap:
@@ -192,8 +228,10 @@ class Trainer:
             self.monitor.saved(checkpoint)
 
     def _stopped(self) -> int:
-        self.monitor.say(f"stopped by {self.stop.reason} after step {self.step}/{self.config.total_steps}; "
-                         f"rerun the same command to resume from the checkpoint of step {self.last_saved}")
+        self.monitor.say(
+            f"stopped by {self.stop.reason} after step {self.step}/{self.config.total_steps}; "
+            f"rerun the same command to resume from the checkpoint of step {self.last_saved}"
+        )
         if self.rank == 0:
             self.stop.clear_file()
         self.monitor.close()
@@ -264,27 +302,39 @@ class Trainer:
 
     def _check_data(self, run: dict, path: Path) -> None:
         for key, name, value in (
-                ("tokenizer_fingerprint", "tokenizer", self.train_data.info.tokenizer_fingerprint),
-                ("data_fingerprint", "dataset", self.train_data.fingerprint)):
+            ("tokenizer_fingerprint", "tokenizer", self.train_data.info.tokenizer_fingerprint),
+            ("data_fingerprint", "dataset", self.train_data.fingerprint),
+        ):
             if run[key] != value:
-                raise UserError(f"{path} was trained with another {name} than data.train ({self.config.data.train}): "
-                                "give the one the run began with, or another run.folder")
+                raise UserError(
+                    f"{path} was trained with another {name} than data.train ({self.config.data.train}): "
+                    "give the one the run began with, or another run.folder"
+                )
 
     def _replay(self) -> None:
         self.engine.deepspeed.eval()
-        state = evaluation.replay(self.engine.deepspeed, self.engine.model.initial_state(len(self.engine.lanes),
-                                  self.device), self.reader, self.config.batch.window_segments, self.device,
-                                  progress=lambda done, total: self.watchdog.tick(f"replaying, {done} of {total}"))
+        state = evaluation.replay(
+            self.engine.deepspeed,
+            self.engine.model.initial_state(len(self.engine.lanes), self.device),
+            self.reader,
+            self.config.batch.window_segments,
+            self.device,
+            progress=lambda done, total: self.watchdog.tick(f"replaying, {done} of {total}"),
+        )
         self.engine.deepspeed.train()
         self.engine.set_lane_state(state)
 
     def _greet(self) -> None:
-        c, layout = self.config, f"{groups.data_size()} data x {groups.tensor_size()} tensor parallel"
+        c, layout = (
+            self.config,
+            f"{groups.data_size()} data x {groups.tensor_size()} tensor parallel",
+        )
         self.monitor.say(
             f"{self.engine.parameter_count:,} parameters on {groups.data_size() * groups.tensor_size()} process(es) "
             f"({layout}, ZeRO-{c.parallel.zero_stage}, {c.precision}, {self.device.split(':')[0]}); "
             f"{c.batch.lanes} lanes x {c.batch.window_segments} segments x {c.model.segment_length} tokens = "
             f"{c.tokens_per_step:,} tokens per step; {len(self.train_data)} documents, "
-            f"{self.train_data.info.tokens:,} tokens")
+            f"{self.train_data.info.tokens:,} tokens"
+        )
         if crowded := crowding(self.train_data.lengths, c.batch.lanes):
             self.monitor.say(crowded)

@@ -42,7 +42,9 @@ class _Loader(yaml.SafeLoader):
 
 MERGE = "tag:yaml.org,2002:merge"
 _Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
 _Loader.add_implicit_resolver(MERGE, re.compile(r"<<$"), ["<"])
 
 TAG = "tag:yaml.org,2002:"
@@ -51,9 +53,13 @@ TAG = "tag:yaml.org,2002:"
 _Loader.yaml_constructors = {
     None: yaml.SafeLoader.construct_undefined,
     f"{TAG}null": yaml.SafeLoader.construct_yaml_null,
-    **{f"{TAG}{name}": yaml.SafeLoader.construct_yaml_str for name in ("str", "int", "float", "bool")},
+    **{
+        f"{TAG}{name}": yaml.SafeLoader.construct_yaml_str
+        for name in ("str", "int", "float", "bool")
+    },
     f"{TAG}seq": lambda loader, node: loader.construct_sequence(node, deep=True),
-    f"{TAG}map": lambda loader, node: loader.construct_mapping(node, deep=True)}
+    f"{TAG}map": lambda loader, node: loader.construct_mapping(node, deep=True),
+}
 
 
 def read_yaml(text: str, source: str) -> Any:
@@ -81,8 +87,9 @@ def read_yaml_file(path: Path) -> Any:
     try:
         return read_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid YAML: it is not UTF-8 text ({error.reason} at byte {error.start})") from (
-            error)
+        raise UserError(
+            f"{path} is not valid YAML: it is not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from (error)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -99,7 +106,9 @@ def validated(kind: type, values: Any, source: str, prefix: str = "") -> Any:
     except pydantic.ValidationError as error:
         lines = []
         for problem in error.errors():
-            where = ".".join(str(p) for p in problem["loc"] if not str(p).startswith(("function", "constrained")))
+            where = ".".join(
+                str(p) for p in problem["loc"] if not str(p).startswith(("function", "constrained"))
+            )
             lines.append(f"{prefix}{where}: {problem['msg']} (got {problem['input']!r})")
         raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from error
 
@@ -142,8 +151,10 @@ def check_numbers(hint: Any, value: Any, source: str, key: str) -> None:
     except (ValueError, TypeError):
         return
     if not abs(number) <= LARGEST:
-        raise UserError(f"{source}: {key}: {str(value)[:50]} is no number that infty can use: it must be finite, and "
-                        f"at most {LARGEST:,}")
+        raise UserError(
+            f"{source}: {key}: {str(value)[:50]} is no number that infty can use: it must be finite, and "
+            f"at most {LARGEST:,}"
+        )
 
 
 def by_type(hint: Any, value: Any) -> Any:
@@ -152,11 +163,18 @@ def by_type(hint: Any, value: Any) -> Any:
     kind = dataclass_of(hint)
     if kind is not None and isinstance(value, dict):
         hints = typing.get_type_hints(kind)
-        return {key: by_type(hints[key], inner) if key in hints else inner for key, inner in value.items()}
+        return {
+            key: by_type(hints[key], inner) if key in hints else inner
+            for key, inner in value.items()
+        }
     if isinstance(value, (list, tuple)):
         inner = next((x for x in _options(hint) if typing.get_origin(x) in (tuple, list)), None)
-        return [by_type(typing.get_args(inner)[0], x) for x in value] if inner is not None else value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):  # from Python or JSON: a folder called 2024
+        return (
+            [by_type(typing.get_args(inner)[0], x) for x in value] if inner is not None else value
+        )
+    if isinstance(value, (int, float)) and not isinstance(
+        value, bool
+    ):  # from Python or JSON: a folder called 2024
         return str(value) if Path in _options(hint) or _options(hint)[0] is str else value
     if isinstance(value, str) and int in _options(hint):
         return _whole(value)
@@ -201,4 +219,8 @@ def dataclass_of(hint: Any) -> type | None:
 
 def _options(hint: Any) -> tuple[Any, ...]:
     """What a type hint admits, through unions."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )

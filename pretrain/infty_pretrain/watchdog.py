@@ -50,12 +50,22 @@ class Watchdog:
 
     def __init__(self, minutes: float | None, folder: Path) -> None:
         self.path = folder / REPORT
-        self.rank, self.world, self.limit = dist.get_rank(), dist.get_world_size(), 60 * (minutes or 0)
-        self._now = ("starting", 0, time.monotonic())  # phase, ticks, when: one assignment, so no lock
+        self.rank, self.world, self.limit = (
+            dist.get_rank(),
+            dist.get_world_size(),
+            60 * (minutes or 0),
+        )
+        self._now = (
+            "starting",
+            0,
+            time.monotonic(),
+        )  # phase, ticks, when: one assignment, so no lock
         if not minutes or self.world == 1:
             return
         self.every = min(MOST, self.limit / BEATS)
-        store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: this one may have to wait
+        store = (
+            dist.distributed_c10d._get_default_store().clone()
+        )  # a connection of its own: this one may have to wait
         self._store = dist.PrefixStore("watchdog", store)
         self._store.set_timeout(datetime.timedelta(seconds=max(1.0, self.every)))
         self._heard: dict[int, Report] = {}
@@ -70,7 +80,9 @@ class Watchdog:
     def _exchange(self) -> None:
         """Tell the others, and hear them."""
         while True:
-            with contextlib.suppress(RuntimeError, OSError):  # whose process holds the store may be gone
+            with contextlib.suppress(
+                RuntimeError, OSError
+            ):  # whose process holds the store may be gone
                 self._store.set(str(self.rank), json.dumps(vars(self._report())))
             self._heard = self._heard | self._others()
             time.sleep(self.every)
@@ -121,17 +133,26 @@ def table(reports: dict[int, Report], world: int, limit: float, every: float) ->
     silent = [r for r in range(world) if r not in reports or now - reports[r].at >= 3 * every]
     behind = min((reports[r].ticks for r in reports if r not in silent), default=0)
     late = silent or [r for r in sorted(reports) if reports[r].ticks == behind]
-    lines = [f"no progress for {limit:,.0f} s; where each rank is:",
-             f"{'rank':>5}  {'host':<20} {'in':<28} {'since':>9}  {'heard of':>9}"]
+    lines = [
+        f"no progress for {limit:,.0f} s; where each rank is:",
+        f"{'rank':>5}  {'host':<20} {'in':<28} {'since':>9}  {'heard of':>9}",
+    ]
     for rank in range(world):
         if rank not in reports:
             lines.append(f"{rank:>5}  {'?':<20} {'never heard of':<28}")
             continue
         r = reports[rank]
-        lines.append(f"{rank:>5}  {r.host:<20} {r.phase:<28} {r.idle + now - r.at:>7.0f} s  {now - r.at:>7.0f} s")
+        lines.append(
+            f"{rank:>5}  {r.host:<20} {r.phase:<28} {r.idle + now - r.at:>7.0f} s  {now - r.at:>7.0f} s"
+        )
     for rank in late:
         heard = reports.get(rank)
-        where = "before its first message" if heard is None else f"on {heard.host} while {heard.phase}"
+        where = (
+            "before its first message" if heard is None else f"on {heard.host} while {heard.phase}"
+        )
         what = "does not answer any more; it stopped" if rank in silent else "stands"
-        lines.append(f"rank {rank} {what} {where}" + ("" if len(late) == world else "; the others wait for it"))
+        lines.append(
+            f"rank {rank} {what} {where}"
+            + ("" if len(late) == world else "; the others wait for it")
+        )
     return "\n".join(lines)
