@@ -17,22 +17,39 @@ from infty.access import refused
 from infty.errors import UserError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     help="Pretrain language models with an unbounded continuous memory on whole books.\n\n"
-         "The usual order: prepare, pretrain, evaluate, export, generate.")
+    "The usual order: prepare, pretrain, evaluate, export, generate.",
+)
 bench = typer.Typer(no_args_is_help=True, help="Measure: every figure side by side in one run.")
 
 # verb -> (module, function); a verb whose module is not part of this installation is not offered.
-VERBS = {"prepare": ("data.prepare", "prepare"), "inspect": ("data.prepare", "inspect"),
-         "books": ("data.books", "books"), "sorting": ("data.sorting", "sorting"),
-         "pretrain": ("pretrain", "pretrain"), "evaluate": ("evaluate", "evaluate"),
-         "export": ("export.command", "export"), "generate": ("generate", "generate"),
-         "plan": ("plan.command", "plan"), "submit": ("slurm.submit", "submit"),
-         "doctor": ("doctor.command", "doctor")}
-BENCHES = {"memory": ("bench.memory", "memory"), "retention": ("bench.retention", "retention"),
-           "layouts": ("bench.layouts", "layouts"), "faults": ("bench.faults", "faults"),
-           "sorting": ("bench.sorting", "sorting"), "growth": ("bench.growth", "growth"),
-           "checkpoint": ("bench.checkpoint", "checkpoint"), "inputs": ("bench.inputs", "inputs")}
+VERBS = {
+    "prepare": ("data.prepare", "prepare"),
+    "inspect": ("data.prepare", "inspect"),
+    "books": ("data.books", "books"),
+    "sorting": ("data.sorting", "sorting"),
+    "pretrain": ("pretrain", "pretrain"),
+    "evaluate": ("evaluate", "evaluate"),
+    "export": ("export.command", "export"),
+    "generate": ("generate", "generate"),
+    "plan": ("plan.command", "plan"),
+    "submit": ("slurm.submit", "submit"),
+    "doctor": ("doctor.command", "doctor"),
+}
+BENCHES = {
+    "memory": ("bench.memory", "memory"),
+    "retention": ("bench.retention", "retention"),
+    "layouts": ("bench.layouts", "layouts"),
+    "faults": ("bench.faults", "faults"),
+    "sorting": ("bench.sorting", "sorting"),
+    "growth": ("bench.growth", "growth"),
+    "checkpoint": ("bench.checkpoint", "checkpoint"),
+    "inputs": ("bench.inputs", "inputs"),
+}
 
 
 def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:
@@ -44,7 +61,9 @@ def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _options(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
     if version:
         print(__version__)
         raise typer.Exit()
@@ -83,15 +102,23 @@ def main() -> NoReturn:
 def _explain(error: Exception) -> int:
     """Say what ended the command; with a stack trace only where the program, not the person, can mend it."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _say(f"the disk is full ({error.filename or error}): make room and run the same command again", 1)
+        return _say(
+            f"the disk is full ({error.filename or error}): make room and run the same command again",
+            1,
+        )
     if isinstance(error, PermissionError):
         return _say(refused(error), 2)
     if hasattr(error, "format_message"):  # a usage error of the command line
         return _say(error.format_message(), 2)
-    if isinstance(error, RuntimeError) and any(f"Connection {e} by peer" in str(error) for e in ("closed", "reset")):
+    if isinstance(error, RuntimeError) and any(
+        f"Connection {e} by peer" in str(error) for e in ("closed", "reset")
+    ):
         rank = os.environ.get("RANK", "0")
-        print(f"error: rank {rank}: another process of this run has ended; its own message says why",
-              file=sys.stderr, flush=True)
+        print(
+            f"error: rank {rank}: another process of this run has ended; its own message says why",
+            file=sys.stderr,
+            flush=True,
+        )
         return 1
     traceback.print_exception(error)
     return 1
@@ -107,7 +134,9 @@ def _end(code: int) -> NoReturn:
     """Leave at once when process groups are up: another rank may never come, and gloo can abort a teardown."""
     sys.stdout.flush()
     sys.stderr.flush()
-    connected = "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
+    connected = (
+        "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
+    )
     if connected or (code == 1 and "mpi4py.MPI" in sys.modules):  # mpirun then ends the others
         os._exit(code)
     sys.exit(code)

@@ -33,7 +33,9 @@ PROMPT = "HAMLET.\n"
 # the memory of what followed cannot do with.
 WITHOUT = ("model.memory=null", "model.memories=null", "model.tie_embeddings=false")
 # The generating process proves that the export stands alone: it cannot import what trained the model.
-GENERATE = HIDE + """
+GENERATE = (
+    HIDE
+    + """
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, prompt = sys.argv[1:]
@@ -44,6 +46,7 @@ ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
 out = model.generate(ids, max_new_tokens=120, do_sample=True, temperature=0.8, top_p=0.95)
 print(tokenizer.decode(out[0], skip_special_tokens=True))
 """
+)
 
 console = Console()
 
@@ -52,7 +55,11 @@ def main() -> None:
     """Entry point of `make demo`: `python -m infty_tools.demo --folder demo [--books FOLDER]`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes")
-    parser.add_argument("--books", type=Path, help="a folder with your own .txt books, instead of the default corpus")
+    parser.add_argument(
+        "--books",
+        type=Path,
+        help="a folder with your own .txt books, instead of the default corpus",
+    )
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("overrides", nargs="*", help="changes to the config, such as run.steps=20")
     arguments = parser.parse_args()
@@ -69,22 +76,37 @@ def main() -> None:
 class Demo:
     """The stations in order, and what each leaves behind."""
 
-    def __init__(self, folder: Path, books: Path | None, config: Path, overrides: list[str]) -> None:
+    def __init__(
+        self, folder: Path, books: Path | None, config: Path, overrides: list[str]
+    ) -> None:
         if books is not None and not books.is_dir():
             raise UserError(f"BOOKS={books} is not a folder: give one that holds .txt books")
         if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
-            raise UserError(f"{folder} exists and was not made by the demo; leaving it alone. "
-                            "Name another folder: make demo DEMO=folder")
+            raise UserError(
+                f"{folder} exists and was not made by the demo; leaving it alone. "
+                "Name another folder: make demo DEMO=folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARKER).touch()
         self.folder, self.books, self.config, self.overrides = folder, books, config, overrides
-        self.dataset, self.run_folder, self.export = folder / "dataset", folder / "run", folder / "export"
+        self.dataset, self.run_folder, self.export = (
+            folder / "dataset",
+            folder / "run",
+            folder / "export",
+        )
         self.without = folder / "run-without"
         self.started = time.time()
 
     def run(self) -> None:
-        stations = (self.get_books, self.prepare, self.pretrain, self.pretrain_without, self.evaluate,
-                    self.export_model, self.generate)
+        stations = (
+            self.get_books,
+            self.prepare,
+            self.pretrain,
+            self.pretrain_without,
+            self.evaluate,
+            self.export_model,
+            self.generate,
+        )
         for number, station in enumerate(stations, 1):
             console.rule(f"[bold]{number}/{len(stations)}  {station.__doc__.splitlines()[0]}")
             station()
@@ -92,12 +114,26 @@ class Demo:
 
     def get_books(self) -> None:
         """Books"""
-        self._infty("books", "--output", self.folder / "books", *(["--books", self.books] if self.books else []))
+        self._infty(
+            "books",
+            "--output",
+            self.folder / "books",
+            *(["--books", self.books] if self.books else []),
+        )
 
     def prepare(self) -> None:
         """Tokenizer and memory-mapped dataset"""
-        self._infty("prepare", "--input", self.folder / "books" / "train", "--validation",
-                    self.folder / "books" / "validation", "--output", self.dataset, "--vocab-size", "2048")
+        self._infty(
+            "prepare",
+            "--input",
+            self.folder / "books" / "train",
+            "--validation",
+            self.folder / "books" / "validation",
+            "--output",
+            self.dataset,
+            "--vocab-size",
+            "2048",
+        )
 
     def pretrain(self) -> None:
         """Pretraining in two processes: tensor parallel 2, ZeRO-3; interrupted once, then resumed"""
@@ -105,7 +141,9 @@ class Demo:
         if not self._metrics(self.run_folder):
             console.print("[dim]part one: stopped on purpose about a third of the way[/dim]")
             self._infty(*command, processes=2, stop_at=1 / 3)
-            console.print("[dim]part two: the same command again; it picks up where it stopped[/dim]")
+            console.print(
+                "[dim]part two: the same command again; it picks up where it stopped[/dim]"
+            )
         self._infty(*command, processes=2)
 
     def pretrain_without(self) -> None:
@@ -113,15 +151,31 @@ class Demo:
         self._infty(*self._pretrain_command(self.without), *WITHOUT, processes=2)
 
     def _pretrain_command(self, folder: Path) -> list[str | Path]:
-        return ["pretrain", "--config", self.config, f"run.folder={folder}",
-                f"data.train={self.dataset / 'train'}", f"data.validation={self.dataset / 'validation'}",
-                *self.overrides]
+        return [
+            "pretrain",
+            "--config",
+            self.config,
+            f"run.folder={folder}",
+            f"data.train={self.dataset / 'train'}",
+            f"data.validation={self.dataset / 'validation'}",
+            *self.overrides,
+        ]
 
     def evaluate(self) -> None:
         """Held-out works, read by both models"""
-        for run, result in ((self.run_folder, "evaluation.json"), (self.without, "evaluation-without.json")):
-            self._infty("evaluate", "--checkpoint", run, "--data", self.dataset / "validation",
-                        "--output", self.folder / result)
+        for run, result in (
+            (self.run_folder, "evaluation.json"),
+            (self.without, "evaluation-without.json"),
+        ):
+            self._infty(
+                "evaluate",
+                "--checkpoint",
+                run,
+                "--data",
+                self.dataset / "validation",
+                "--output",
+                self.folder / result,
+            )
 
     def export_model(self) -> None:
         """Hugging Face export"""
@@ -143,27 +197,40 @@ class Demo:
         """What a newcomer wants to know, and the next command."""
         rows = [r for r in self._metrics(self.run_folder) if "loss" in r]
         table = Table(show_header=False, box=None, padding=(0, 2))
-        table.add_row("training loss", f"{rows[0]['loss']:.3f} at step {rows[0]['step']}  →  "
-                                       f"{rows[-1]['loss']:.3f} at step {rows[-1]['step']}  (nats a token)")
+        table.add_row(
+            "training loss",
+            f"{rows[0]['loss']:.3f} at step {rows[0]['step']}  →  "
+            f"{rows[-1]['loss']:.3f} at step {rows[-1]['step']}  (nats a token)",
+        )
         for name, value in self._perplexities().items():
             table.add_row(name, value)
         speeds = sorted(r["tokens_per_second"] for r in rows if r.get("tokens_per_second"))
         if speeds:
-            table.add_row("training speed", f"{speeds[len(speeds) // 2]:,.0f} tokens/s on this machine")
-        table.add_row("TensorBoard", f"{self._bin('tensorboard')} --logdir {shlex.quote(str(self.run_folder))}")
+            table.add_row(
+                "training speed", f"{speeds[len(speeds) // 2]:,.0f} tokens/s on this machine"
+            )
+        table.add_row(
+            "TensorBoard",
+            f"{self._bin('tensorboard')} --logdir {shlex.quote(str(self.run_folder))}",
+        )
         table.add_row("exported model", str(self.export))
         table.add_row("this demo took", f"{(time.time() - self.started) / 60:.1f} minutes")
         console.print(Panel(table, title="[bold]done", border_style="green"))
         console.print("Next, write on from a beginning of your own:", highlight=False)
-        console.print(f"  {self._bin('infty')} generate --model {self.export} --prompt 'Once more unto the breach'",
-                      highlight=False, soft_wrap=True)
+        console.print(
+            f"  {self._bin('infty')} generate --model {self.export} --prompt 'Once more unto the breach'",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _perplexities(self) -> dict[str, str]:
         def of(name: str, mode: str) -> str:
             return f"{json.loads((self.folder / name).read_text())[mode]['perplexity']:.2f} a token"
 
-        return {"held-out perplexity, trained with a memory": of("evaluation.json", "on"),
-                "held-out perplexity, trained without": of("evaluation-without.json", "off")}
+        return {
+            "held-out perplexity, trained with a memory": of("evaluation.json", "on"),
+            "held-out perplexity, trained without": of("evaluation-without.json", "off"),
+        }
 
     @staticmethod
     def _metrics(folder: Path) -> list[dict]:
@@ -175,13 +242,22 @@ class Demo:
         path = Path(sys.executable).parent / name
         return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
-    def _infty(self, *arguments: str | Path, processes: int = 1, stop_at: float | None = None) -> None:
+    def _infty(
+        self, *arguments: str | Path, processes: int = 1, stop_at: float | None = None
+    ) -> None:
         """Run one verb, shown as one would type it; a failure ends the demo with what it said."""
         words = [str(a) for a in arguments]
         launcher = "" if processes == 1 else f"torchrun --nproc-per-node {processes} --no-python "
-        console.print(f"  $ {launcher}infty {shlex.join(words)}", style="cyan", soft_wrap=True, highlight=False)
-        started = [subprocess.Popen([sys.executable, "-m", "infty_tools", *words], env=environment)
-                   for environment in _environments(processes)]
+        console.print(
+            f"  $ {launcher}infty {shlex.join(words)}",
+            style="cyan",
+            soft_wrap=True,
+            highlight=False,
+        )
+        started = [
+            subprocess.Popen([sys.executable, "-m", "infty_tools", *words], env=environment)
+            for environment in _environments(processes)
+        ]
         try:
             if stop_at is not None:
                 self._stop_at(started[0], stop_at)
@@ -193,8 +269,10 @@ class Demo:
         if stop_at is not None and set(codes) <= {0, STOPPED}:
             return
         if any(codes):
-            raise UserError(f"`infty {words[0]}` ended with status {max(codes, key=abs)}; what it said is above. "
-                            "Once that is mended, `make demo` goes on from here")
+            raise UserError(
+                f"`infty {words[0]}` ended with status {max(codes, key=abs)}; what it said is above. "
+                "Once that is mended, `make demo` goes on from here"
+            )
 
     def _stop_at(self, process: subprocess.Popen, share: float) -> None:
         """Ask a running `pretrain` to stop when this share of its steps is done, as one can at any time."""
@@ -216,9 +294,18 @@ def _environments(processes: int) -> list[dict[str, str]]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    return [base | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(processes),
-                    "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            for r in range(processes)]
+    return [
+        base
+        | {
+            "RANK": str(r),
+            "LOCAL_RANK": str(r),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        for r in range(processes)
+    ]
 
 
 if __name__ == "__main__":

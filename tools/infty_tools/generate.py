@@ -11,17 +11,40 @@ from infty_tools.options import any_path, any_text_prints, utf8, whole
 
 
 def generate(
-    model: Annotated[Path, typer.Option(parser=any_path, metavar="PATH", help="A folder made by `infty export`")],
-    prompt: Annotated[str | None, typer.Option(parser=utf8, metavar="TEXT", help="The beginning of the text")] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="A text file (UTF-8, or .gz of it) to read first, as long as "
-                                                          "you like; --prompt then follows it")] = None,
+    model: Annotated[
+        Path, typer.Option(parser=any_path, metavar="PATH", help="A folder made by `infty export`")
+    ],
+    prompt: Annotated[
+        str | None, typer.Option(parser=utf8, metavar="TEXT", help="The beginning of the text")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text file (UTF-8, or .gz of it) to read first, as long as "
+            "you like; --prompt then follows it"
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, max=1e6, help="0: always the likeliest token")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens that together have this "
-                                                            "probability")] = 0.95,
-    seed: Annotated[int | None, typer.Option(parser=whole(0, 2**63 - 1), metavar="N",
-                                             help="The same seed writes the same text")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; left out: a GPU if there is one")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=1e6, help="0: always the likeliest token")
+    ] = 0.8,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Sample from the likeliest tokens that together have this probability",
+        ),
+    ] = 0.95,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(0, 2**63 - 1), metavar="N", help="The same seed writes the same text"
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; left out: a GPU if there is one")
+    ] = None,
 ) -> None:
     """Let an exported model write on.
 

@@ -35,7 +35,9 @@ def check_new_file(path: Path, option: str) -> None:
     """Refuse a file to write that no file can be, before the work whose result it is to hold. Raises UserError."""
     if path.is_dir():
         raise UserError(f"{option} {printable(path)} is a folder: name a file in it")
-    above = next(folder for folder in path.absolute().parents if folder.exists() or folder.is_symlink())
+    above = next(
+        folder for folder in path.absolute().parents if folder.exists() or folder.is_symlink()
+    )
     if not above.is_dir():
         raise UserError(f"{option} {printable(path)}: {printable(above)} is no folder")
     if not os.access(above, os.W_OK | os.X_OK):
@@ -74,7 +76,9 @@ def file_size(text: str) -> str:
     """The size of a file as transformers reads it: a number above 0 with KB, MB, GB or TB."""
     plain = text.strip().upper()
     if not re.fullmatch(r"\d{1,9}(\.\d{1,9})? ?[KMGT]B", plain, re.ASCII) or float(plain[:-2]) == 0:
-        raise typer.BadParameter(f"{printable(text)} is not a size: write a number and its unit, such as 500MB or 5GB")
+        raise typer.BadParameter(
+            f"{printable(text)} is not a size: write a number and its unit, such as 500MB or 5GB"
+        )
     return text
 
 

@@ -15,9 +15,15 @@ from infty_tools.outlast import outlast_readers
 
 
 def pretrain(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the config: section.key=value")] = None,
-    config: Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file")] = Path("config.yaml"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the config, then stop")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the config: section.key=value")
+    ] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file")] = Path(
+        "config.yaml"
+    ),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show the config, then stop")
+    ] = False,
 ) -> None:
     """Pretrain a model; started again, go on from the newest checkpoint.
 
@@ -70,7 +76,9 @@ def _end(_number: int, _frame: object) -> None:
 
 
 def _watch(told: int) -> None:
-    while signal.getsignal(os.read(told, 1)[0]) is not _end:  # another one, or a handler that came later
+    while (
+        signal.getsignal(os.read(told, 1)[0]) is not _end
+    ):  # another one, or a handler that came later
         pass
     os._exit(exit_codes.STOPPED)
 
@@ -86,7 +94,9 @@ def _show(config, here) -> None:
     config = validate(config, here.world)
     if here.rank == 0:
         Console().print(Syntax(config.to_yaml(), "yaml", background_color="default"))
-        print(f"valid for {here.world} process(es) ({here.launcher}); torch {torch.__version__}; "
-              f"{config.total_steps:,} steps of {config.tokens_per_step:,} tokens. Nothing was started.")
+        print(
+            f"valid for {here.world} process(es) ({here.launcher}); torch {torch.__version__}; "
+            f"{config.total_steps:,} steps of {config.tokens_per_step:,} tokens. Nothing was started."
+        )
         if crowded := crowding(Documents.open(config.data.train).lengths, config.batch.lanes):
             print(crowded)

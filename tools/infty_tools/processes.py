@@ -24,15 +24,21 @@ def context() -> BaseContext:
     return found
 
 
-def run(world: int, function: Callable[..., Any], *args: Any, tensor: int = 1, timeout: float = 240) -> list[Any]:
+def run(
+    world: int, function: Callable[..., Any], *args: Any, tensor: int = 1, timeout: float = 240
+) -> list[Any]:
     """Call `function(*args)` in `world` processes with the parallel state initialised; return what each returned.
 
     `function` must be importable (defined at the top of a module) and return what torch.save can write. Raises
     RuntimeError with every process's traceback when one fails, hangs or dies.
     """
     with tempfile.TemporaryDirectory(prefix="infty-") as folder:
-        processes = [context().Process(target=_worker, args=(rank, world, tensor, folder, function, args), daemon=True)
-                     for rank in range(world)]
+        processes = [
+            context().Process(
+                target=_worker, args=(rank, world, tensor, folder, function, args), daemon=True
+            )
+            for rank in range(world)
+        ]
         for p in processes:
             p.start()
         for p in processes:
@@ -45,13 +51,26 @@ def run(world: int, function: Callable[..., Any], *args: Any, tensor: int = 1, t
         if errors:
             raise RuntimeError("a process failed:\n" + "\n".join(errors))
         if alive or any(p.exitcode for p in processes):
-            raise RuntimeError(f"processes hung or died: exit codes {[p.exitcode for p in processes]}")
-        return [torch.load(Path(folder) / f"result.{rank}", weights_only=False) for rank in range(world)]
+            raise RuntimeError(
+                f"processes hung or died: exit codes {[p.exitcode for p in processes]}"
+            )
+        return [
+            torch.load(Path(folder) / f"result.{rank}", weights_only=False) for rank in range(world)
+        ]
 
 
-def _worker(rank: int, world: int, tensor: int, folder: str, function: Callable, args: tuple) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1",
-                      DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+def _worker(
+    rank: int, world: int, tensor: int, folder: str, function: Callable, args: tuple
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK=str(rank),
+        OMP_NUM_THREADS="1",
+        DS_ACCELERATOR="cpu",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="0",
+    )
     warnings.filterwarnings("ignore")  # deprecations of libraries among each other
     code = 0
     try:
@@ -62,7 +81,9 @@ def _worker(rank: int, world: int, tensor: int, folder: str, function: Callable,
 
         torch.set_num_threads(1)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
+        )
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
         groups.initialize(tensor=tensor)
         torch.save(function(*args), Path(folder) / f"result.{rank}")

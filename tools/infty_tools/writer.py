@@ -29,8 +29,10 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     text = "" if file is None else _read(file)
     text += prompt or ""
     if not text.strip():
-        raise UserError("there is nothing to continue: give --prompt TEXT or --prompt-file BOOK"
-                        + (f" ({file} is empty)" if file else ""))
+        raise UserError(
+            "there is nothing to continue: give --prompt TEXT or --prompt-file BOOK"
+            + (f" ({file} is empty)" if file else "")
+        )
     return text
 
 
@@ -41,8 +43,10 @@ def _read(file: Path) -> str:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as f:
             return f.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}): convert "
-                        "it first, for example with iconv") from error
+        raise UserError(
+            f"{file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}): convert "
+            "it first, for example with iconv"
+        ) from error
     except (gzip.BadGzipFile, EOFError) as error:
         raise UserError(f"{file} is not a whole gzip file: {error}") from error
 
@@ -58,7 +62,9 @@ class Writer:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
             self.model = InftyForCausalLM.from_pretrained(folder).eval().to(self.device)
-        except Exception as error:  # the libraries raise bare Exception, KeyError, ... for what a file holds
+        except (
+            Exception
+        ) as error:  # the libraries raise bare Exception, KeyError, ... for what a file holds
             raise UserError(f"{folder} cannot be loaded: {first_line(error)}") from error
         self.cache, self.logits, self.last = InftyCache(), None, None
         self.counts, self.seconds = {"read": 0, "wrote": 0}, {"read": 0.0, "wrote": 0.0}
@@ -74,9 +80,16 @@ class Writer:
     def read(self, ids: Tensor) -> None:
         """Read tokens [1, T] into the memory, with a progress bar for long texts."""
         chunk = SEGMENTS_AT_ONCE * self.model.config.segment_length
-        show = Progress(TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"),
-                        TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-                        disable=ids.shape[1] <= chunk)
+        show = Progress(
+            TextColumn("reading"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("tokens"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=ids.shape[1] <= chunk,
+        )
         begun = time.monotonic()
         with show as progress:
             task = progress.add_task("", total=ids.shape[1])
@@ -86,11 +99,15 @@ class Writer:
         self._count("read", ids.shape[1], begun)
 
     def _step(self, ids: Tensor) -> None:
-        out = self.model(ids.to(self.device), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        out = self.model(
+            ids.to(self.device), past_key_values=self.cache, use_cache=True, logits_to_keep=1
+        )
         self.logits, self.last = out.logits[0, -1].float().cpu(), int(ids[0, -1])
 
     @torch.no_grad()
-    def write(self, count: int, temperature: float, top_p: float, seed: int | None = None) -> Iterator[int]:
+    def write(
+        self, count: int, temperature: float, top_p: float, seed: int | None = None
+    ) -> Iterator[int]:
         """Yield tokens as they are written: at most `count`, or up to the one that ends a document."""
         generator = torch.Generator()
         generator.seed() if seed is None else generator.manual_seed(seed)
@@ -116,11 +133,11 @@ class Writer:
             text = self._decode(line)
             if text.endswith(UNFINISHED):
                 continue
-            yield text[len(shown):]
+            yield text[len(shown) :]
             if text.endswith("\n"):  # start afresh with each line, so that the cost does not grow
                 line, text = [token], self._decode([token])
             shown = text
-        yield self._decode(line)[len(shown):]
+        yield self._decode(line)[len(shown) :]
 
     def _decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -131,8 +148,10 @@ class Writer:
 
     def report(self) -> str:
         """What was done, in one line."""
-        return "; ".join(f"{what} {n:,} tokens, {n / max(self.seconds[what], 1e-9):,.0f} a second"
-                         for what, n in self.counts.items())
+        return "; ".join(
+            f"{what} {n:,} tokens, {n / max(self.seconds[what], 1e-9):,.0f} a second"
+            for what, n in self.counts.items()
+        )
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
@@ -142,7 +161,9 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     probabilities, order = (logits / temperature).softmax(0).sort(descending=True)
     outside = probabilities.cumsum(0) - probabilities >= top_p
     outside[0] = False
-    return int(order[torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)])
+    return int(
+        order[torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)]
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -159,7 +180,9 @@ def _check(folder: Path) -> None:
     except (OSError, AttributeError):
         kind = None
     except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} is damaged ({error}): export the model again") from error
+        raise UserError(
+            f"{folder / 'config.json'} is damaged ({error}): export the model again"
+        ) from error
     if kind == "infty":
         return
     hint = ""

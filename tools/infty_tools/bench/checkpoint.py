@@ -25,8 +25,12 @@ def checkpoint(
     hidden: Annotated[int, typer.Option(help="Hidden size of the model")] = 384,
     layers: Annotated[int, typer.Option(min=1)] = 6,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each kind, in turn")] = 2,
-    folder: Annotated[Path | None, typer.Option(help="On the disk to measure [the temporary folder]")] = None,
-    output: Annotated[Path | None, typer.Option(help="Also write every figure to this JSON file")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="On the disk to measure [the temporary folder]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write every figure to this JSON file")
+    ] = None,
 ) -> None:
     """Train one process with `checkpoint.overlap` on and off, in turn; report stalls and the length of the runs.
 
@@ -61,17 +65,28 @@ def measure(place: Path, hidden: int, layers: int, rounds: int) -> list[dict[str
         run = place / f"run-{i}"
         path = _config(run, data, hidden, layers, overlap)
         start = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "infty_tools", "pretrain", "--config", str(path)],
-                              capture_output=True, text=True, check=False, env=os.environ)
+        done = subprocess.run(
+            [sys.executable, "-m", "infty_tools", "pretrain", "--config", str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ,
+        )
         seconds = time.monotonic() - start
         if done.returncode:
             raise UserError(f"training ended with status {done.returncode}: {done.stderr[-2000:]}")
         found = SAID.findall(done.stdout)
         size = sum(p.stat().st_size for p in (run / "checkpoints" / f"step-{STEPS:08d}").iterdir())
         # The last checkpoint has nothing to be written beside.
-        rows.append({"overlap": overlap, "mib": size / 2**20, "run": seconds,
-                     "stalls": [float(stall) for stall, _ in found[:-1]],
-                     "writing": [float(written) for _, written in found[:-1]]})
+        rows.append(
+            {
+                "overlap": overlap,
+                "mib": size / 2**20,
+                "run": seconds,
+                "stalls": [float(stall) for stall, _ in found[:-1]],
+                "writing": [float(written) for _, written in found[:-1]],
+            }
+        )
     return rows
 
 
@@ -79,12 +94,26 @@ def _config(run: Path, data: Path, hidden: int, layers: int, overlap: bool) -> P
     import yaml
 
     path = run.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump({
-        "run": {"folder": str(run), "steps": STEPS}, "data": {"train": str(data)},
-        "model": {"hidden_size": hidden, "layers": layers, "heads": hidden // 64, "segment_length": 64,
-                  "stm_length": 64, "memory": {"basis": 64}},
-        "batch": {"lanes": 4, "window_segments": 2}, "parallel": {"zero_stage": 1},
-        "checkpoint": {"every": EVERY, "overlap": overlap}, "logging": {"tensorboard": False}}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "run": {"folder": str(run), "steps": STEPS},
+                "data": {"train": str(data)},
+                "model": {
+                    "hidden_size": hidden,
+                    "layers": layers,
+                    "heads": hidden // 64,
+                    "segment_length": 64,
+                    "stm_length": 64,
+                    "memory": {"basis": 64},
+                },
+                "batch": {"lanes": 4, "window_segments": 2},
+                "parallel": {"zero_stage": 1},
+                "checkpoint": {"every": EVERY, "overlap": overlap},
+                "logging": {"tensorboard": False},
+            }
+        )
+    )
     return path
 
 
@@ -92,11 +121,22 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("written", "training paused, s", "writing, s", "whole run, s",
-                  title=f"checkpoints of {rows[0]['mib']:,.0f} MiB; medians of {len(rows) // 2} run(s) each")
+    table = Table(
+        "written",
+        "training paused, s",
+        "writing, s",
+        "whole run, s",
+        title=f"checkpoints of {rows[0]['mib']:,.0f} MiB; medians of {len(rows) // 2} run(s) each",
+    )
     for overlap in (False, True):
         some = [r for r in rows if r["overlap"] == overlap]
-        stall, writing = (statistics.median(x for r in some for x in r[name]) for name in ("stalls", "writing"))
-        table.add_row("while training goes on" if overlap else "before training goes on", f"{stall:.2f}",
-                      f"{writing:.2f}", f"{statistics.median(r['run'] for r in some):.1f}")
+        stall, writing = (
+            statistics.median(x for r in some for x in r[name]) for name in ("stalls", "writing")
+        )
+        table.add_row(
+            "while training goes on" if overlap else "before training goes on",
+            f"{stall:.2f}",
+            f"{writing:.2f}",
+            f"{statistics.median(r['run'] for r in some):.1f}",
+        )
     Console().print(table)

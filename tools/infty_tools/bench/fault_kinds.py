@@ -60,7 +60,11 @@ def kill_all(trial: Trial) -> bool:
 
 def stop_signal(trial: Trial) -> bool:
     """SIGTERM or SIGUSR1 for one rank: it ends with the status for `again`, and so do all once they are connected."""
-    return _signal(trial, trial.random.choice([signal.SIGTERM, signal.SIGUSR1]), [trial.random.randrange(WORLD)])
+    return _signal(
+        trial,
+        trial.random.choice([signal.SIGTERM, signal.SIGUSR1]),
+        [trial.random.randrange(WORLD)],
+    )
 
 
 def _signal(trial: Trial, number: int, ranks: Any) -> bool:
@@ -76,7 +80,9 @@ def _signal(trial: Trial, number: int, ranks: Any) -> bool:
     if greeted:
         ended = start.wait(runs.PATIENCE)
     else:  # the others cannot notice before they are connected; a launcher ends them then (srun --wait)
-        ended = start.wait(runs.PATIENCE, lambda: all(start.codes()[rank] is not None for rank in ranks))
+        ended = start.wait(
+            runs.PATIENCE, lambda: all(start.codes()[rank] is not None for rank in ranks)
+        )
     codes = start.codes()
     start.end()
     if None not in codes and not any(codes):  # whom it was for had just left
@@ -109,7 +115,9 @@ def _tell_of_begin(rank: int, *, run: Path) -> None:
 def kill_in_checkpoint(trial: Trial) -> bool:
     """A rank dies at one of the moments at which something of a checkpoint reaches the disk."""
     rank = trial.random.randrange(WORLD)
-    start = trial.start(partial(_die_at_fsync, victim=rank, count=trial.random.randrange(1, 6 * STEPS)))
+    start = trial.start(
+        partial(_die_at_fsync, victim=rank, count=trial.random.randrange(1, 6 * STEPS))
+    )
     ended = start.wait(runs.PATIENCE)
     codes = start.codes()
     start.end()
@@ -133,11 +141,14 @@ def _die_at_fsync(rank: int, *, victim: int, count: int) -> None:
 
 def truncated(trial: Trial) -> bool:
     """A file of the newest checkpoint is shorter than it was."""
-    return _damage(trial, lambda path: os.truncate(path, trial.random.randrange(path.stat().st_size)))
+    return _damage(
+        trial, lambda path: os.truncate(path, trial.random.randrange(path.stat().st_size))
+    )
 
 
 def flipped(trial: Trial) -> bool:
     """One bit of the newest checkpoint is another."""
+
     def flip(path: Path) -> None:
         data = bytearray(path.read_bytes())
         data[trial.random.randrange(len(data))] ^= 1 << trial.random.randrange(8)
@@ -165,8 +176,13 @@ def _damage(trial: Trial, harm: Callable[[Path], None]) -> bool:
 
 def full_disk(trial: Trial) -> bool:
     """The disk is full in the middle of a file of a checkpoint; somebody makes room."""
-    start = trial.start(partial(_fill_disk, victim=trial.random.randrange(WORLD),
-                                count=trial.random.randrange(1, 4 * STEPS)))
+    start = trial.start(
+        partial(
+            _fill_disk,
+            victim=trial.random.randrange(WORLD),
+            count=trial.random.randrange(1, 4 * STEPS),
+        )
+    )
     ended = start.wait(runs.PATIENCE)
     codes, said = start.codes(), start.said()
     start.end()
@@ -201,7 +217,11 @@ def stalled(trial: Trial) -> bool:
     start.end()
     if not any(codes):
         raise TooLateError
-    return told and codes[1 - rank] == STOPPED and re.search(rf"rank {rank} (does not answer|stands)", said) is not None
+    return (
+        told
+        and codes[1 - rank] == STOPPED
+        and re.search(rf"rank {rank} (does not answer|stands)", said) is not None
+    )
 
 
 def nan_lane(trial: Trial) -> bool:
@@ -215,7 +235,9 @@ def nan_lane(trial: Trial) -> bool:
         raise TooLateError  # a new document begins in that step, with an empty memory
     told = {row["step"]: row.get("quarantined") for row in runs.rows(trial.run)}
     trial.facts |= {"lane": lane, "harmed step": step}
-    return ended and not any(codes) and [s for s in told if told[s]] == [step] and told[step] == [lane]
+    return (
+        ended and not any(codes) and [s for s in told if told[s]] == [step] and told[step] == [lane]
+    )
 
 
 def _before_step(step: int, harm: Callable[[Any], Callable[[], None] | None]) -> None:
@@ -255,7 +277,9 @@ def spike(trial: Trial) -> bool:
     start.end()
     told = {row["step"]: row.get("skipped") for row in runs.rows(trial.run)}
     trial.facts |= {"harmed step": step}
-    return ended and not any(codes) and {s: why for s, why in told.items() if why} == {step: "spike"}
+    return (
+        ended and not any(codes) and {s: why for s, why in told.items() if why} == {step: "spike"}
+    )
 
 
 def _raise_loss(_rank: int, *, step: int) -> None:
@@ -274,8 +298,14 @@ def _raise_loss(_rank: int, *, step: int) -> None:
     _before_step(step, harm)
 
 
-ENDS = {"kill -9 of one rank": kill_one, "kill -9 of all": kill_all, "kill -9 in a checkpoint": kill_in_checkpoint,
-        "SIGTERM, SIGUSR1": stop_signal, "full disk": full_disk, "stalled rank": stalled}
+ENDS = {
+    "kill -9 of one rank": kill_one,
+    "kill -9 of all": kill_all,
+    "kill -9 in a checkpoint": kill_in_checkpoint,
+    "SIGTERM, SIGUSR1": stop_signal,
+    "full disk": full_disk,
+    "stalled rank": stalled,
+}
 """Faults that end the run; started again, it must come to what it would have come to."""
 DAMAGES = {"truncated file": truncated, "flipped bit": flipped, "missing file": missing}
 """The same, and the next start must see that the newest checkpoint is not whole."""

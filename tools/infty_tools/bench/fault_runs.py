@@ -28,7 +28,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "data parallel, ZeRO-1": {"parallel": {"zero_stage": 1}},
     "data parallel, ZeRO-3": {"parallel": {"zero_stage": 3}},
     "tensor parallel, ZeRO-3": {"parallel": {"tensor": 2, "zero_stage": 3}},
-    "tensor parallel, ZeRO-2, bf16": {"parallel": {"tensor": 2, "zero_stage": 2}, "precision": "bf16"},
+    "tensor parallel, ZeRO-2, bf16": {
+        "parallel": {"tensor": 2, "zero_stage": 2},
+        "precision": "bf16",
+    },
 }
 PATIENCE = 60.0
 """Seconds after which processes that should end by themselves count as hanging."""
@@ -51,15 +54,30 @@ def dataset(folder: Path) -> Path:
     return folder / "data"
 
 
-def write_config(path: Path, run: Path, data: Path, layout: str, **sections: dict[str, Any]) -> Path:
+def write_config(
+    path: Path, run: Path, data: Path, layout: str, **sections: dict[str, Any]
+) -> Path:
     """A run's YAML file; `sections` are merged into it."""
     values: dict[str, Any] = {
-        "run": {"folder": str(run), "steps": STEPS, "stall_minutes": 8 / 60}, "data": {"train": str(data)},
-        "model": {"hidden_size": 32, "layers": 2, "heads": 4, "segment_length": 8, "stm_length": 8,
-                  "vocab_multiple": 8, "dropout": 0.1, "memory": {"basis": 16, "bins": 16}},
-        "batch": {"lanes": LANES, "window_segments": 3}, "optimizer": {"lr": 3e-3},
-        "schedule": {"warmup_steps": 2}, "checkpoint": {"every": 1, "keep_last": 100},
-        "faults": {"spike_window": 6}, "logging": {"every": 2, "tensorboard": False}}
+        "run": {"folder": str(run), "steps": STEPS, "stall_minutes": 8 / 60},
+        "data": {"train": str(data)},
+        "model": {
+            "hidden_size": 32,
+            "layers": 2,
+            "heads": 4,
+            "segment_length": 8,
+            "stm_length": 8,
+            "vocab_multiple": 8,
+            "dropout": 0.1,
+            "memory": {"basis": 16, "bins": 16},
+        },
+        "batch": {"lanes": LANES, "window_segments": 3},
+        "optimizer": {"lr": 3e-3},
+        "schedule": {"warmup_steps": 2},
+        "checkpoint": {"every": 1, "keep_last": 100},
+        "faults": {"spike_window": 6},
+        "logging": {"every": 2, "tensorboard": False},
+    }
     for given in (LAYOUTS[layout], sections):
         for name, section in given.items():
             values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
@@ -79,8 +97,12 @@ class Start:
         for path in self.logs:
             path.write_bytes(b"")
         self.began = time.monotonic()
-        arguments = [(rank, port, str(log), str(config), harm) for rank, log in enumerate(self.logs)]
-        self.processes = [processes.context().Process(target=_rank, args=a, daemon=True) for a in arguments]
+        arguments = [
+            (rank, port, str(log), str(config), harm) for rank, log in enumerate(self.logs)
+        ]
+        self.processes = [
+            processes.context().Process(target=_rank, args=a, daemon=True) for a in arguments
+        ]
         for process in self.processes:
             process.start()
 
@@ -118,8 +140,13 @@ def _rank(rank: int, port: int, log: str, config: str, harm: Callable[[int], Non
     out = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(WORLD),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     from infty_tools import cli
 
     if harm is not None:
@@ -131,7 +158,11 @@ def _rank(rank: int, port: int, log: str, config: str, harm: Callable[[int], Non
 def curve(run: Path) -> list[tuple]:
     """What a run logged of every step, without the clock's figures."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [tuple(row[k] for k in ("step", "loss", "grad_norm", "lr", "tokens")) for row in rows if "loss" in row]
+    return [
+        tuple(row[k] for k in ("step", "loss", "grad_norm", "lr", "tokens"))
+        for row in rows
+        if "loss" in row
+    ]
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

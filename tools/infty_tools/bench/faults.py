@@ -18,9 +18,13 @@ from infty.errors import UserError
 
 def faults(
     tries: Annotated[int, typer.Option(min=1, help="Runs to harm with each kind of fault")] = 25,
-    kinds: Annotated[str | None, typer.Option(help="Comma-separated [all]; a word of a name is enough")] = None,
+    kinds: Annotated[
+        str | None, typer.Option(help="Comma-separated [all]; a word of a name is enough")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed for when and where faults strike")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Also write every trial to this JSON file")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write every trial to this JSON file")
+    ] = None,
 ) -> None:
     """Harm small runs of two processes by the hundreds; report what was noticed, what went on, and what was lost.
 
@@ -60,7 +64,9 @@ def chosen_kinds(words: str | None) -> list[str]:
     for word in (w.strip() for w in words.split(",")):
         matches = [kind for kind in KINDS if word and word.lower() in kind.lower()]
         if not matches:
-            raise UserError(f"--kinds: no kind of fault has '{word}' in its name; there are: {'; '.join(KINDS)}")
+            raise UserError(
+                f"--kinds: no kind of fault has '{word}' in its name; there are: {'; '.join(KINDS)}"
+            )
         found += [kind for kind in matches if kind not in found]
     return found
 
@@ -108,8 +114,12 @@ class Harness:
             start.end()
             if not done or any(start.codes()):
                 raise UserError(f"an undisturbed run ({layout}) failed: {start.said()[-3000:]}")
-            timed = runs.Start(runs.write_config(run.with_suffix(".yaml"), Path(f"{run}-again"), self.data,
-                                                             layout), run)
+            timed = runs.Start(
+                runs.write_config(
+                    run.with_suffix(".yaml"), Path(f"{run}-again"), self.data, layout
+                ),
+                run,
+            )
             timed.wait(runs.PATIENCE)
             seconds = time.monotonic() - timed.began
             timed.end()
@@ -127,23 +137,36 @@ class Harness:
             self.count += 1
             run = self.folder / f"run-{self.count}"
             every = self.random.choice((1, 2, 3)) if kind in faults.ENDS else 1
-            saving = {"every": every, "keep_last": self.random.choice((2, 100)) if kind in faults.ENDS else 100}
-            config = runs.write_config(run.with_suffix(".yaml"), run, self.data, layout, checkpoint=saving)
-            trial = faults.Trial(lambda harm=None, c=config, r=run: runs.Start(c, r, harm), run,
-                                 self.random, reference.seconds)
+            saving = {
+                "every": every,
+                "keep_last": self.random.choice((2, 100)) if kind in faults.ENDS else 100,
+            }
+            config = runs.write_config(
+                run.with_suffix(".yaml"), run, self.data, layout, checkpoint=saving
+            )
+            trial = faults.Trial(
+                lambda harm=None, c=config, r=run: runs.Start(c, r, harm),
+                run,
+                self.random,
+                reference.seconds,
+            )
             try:
                 detected = faults.KINDS[kind](trial)
             except faults.TooLateError:
                 shutil.rmtree(run, ignore_errors=True)
                 continue
             judge = self._judge_step if kind in faults.STEPS_HARMED else self._judge_end
-            row = {"kind": kind, "layout": layout, "detected": detected} | judge(kind, trial, config, reference)
+            row = {"kind": kind, "layout": layout, "detected": detected} | judge(
+                kind, trial, config, reference
+            )
             if not row["lost"]:
                 shutil.rmtree(run, ignore_errors=True)
             return row | trial.facts
         raise UserError(f"{kind}: twenty runs ended before the fault came")
 
-    def _judge_end(self, kind: str, trial: Any, config: Path, reference: Reference) -> dict[str, Any]:
+    def _judge_end(
+        self, kind: str, trial: Any, config: Path, reference: Reference
+    ) -> dict[str, Any]:
         """Start again, and compare what comes of it with what would have come of it."""
         from infty_pretrain import checkpoint
         from infty_tools.bench import fault_kinds as faults
@@ -159,13 +182,19 @@ class Harness:
             wrong.append(f"it did not resume from {whole.name}")
         if went_on:
             wrong += _differences(trial.run, reference, runs.STEPS)
-        row = {"went on": went_on, "lost": bool(wrong), "wrong": wrong,
-               "from": int(whole.name.removeprefix("step-")) if whole else 0}
+        row = {
+            "went on": went_on,
+            "lost": bool(wrong),
+            "wrong": wrong,
+            "from": int(whole.name.removeprefix("step-")) if whole else 0,
+        }
         if kind in faults.DAMAGES:
             row["detected"] = f"skipping checkpoint {trial.facts['damaged']}" in start.said()
         return row
 
-    def _judge_step(self, kind: str, trial: Any, config: Path, reference: Reference) -> dict[str, Any]:
+    def _judge_step(
+        self, kind: str, trial: Any, config: Path, reference: Reference
+    ) -> dict[str, Any]:
         """All but what was harmed is as in a run that nothing happened to, when the harmed step is done."""
         import torch
 
@@ -181,10 +210,17 @@ class Harness:
             want |= {k: v for k, v in reference.at(step).items() if k.startswith("lane ")}
         else:
             own = f"lane {trial.facts['lane']}/"
-            want = {k: v for k, v in reference.at(step).items() if k.startswith("lane ") and not k.startswith(own)}
+            want = {
+                k: v
+                for k, v in reference.at(step).items()
+                if k.startswith("lane ") and not k.startswith(own)
+            }
         wrong = [f"{k} differs" for k, v in want.items() if not torch.equal(got[k], v)]
-        wrong += [f"{k} is not finite" for k, v in runs.tensors(trial.run, runs.STEPS).items()
-                  if v.is_floating_point() and not v.isfinite().all()]
+        wrong += [
+            f"{k} is not finite"
+            for k, v in runs.tensors(trial.run, runs.STEPS).items()
+            if v.is_floating_point() and not v.isfinite().all()
+        ]
         return {"went on": True, "lost": bool(wrong), "wrong": wrong[:5]}
 
 
@@ -205,11 +241,24 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table("fault", "tried", "detected", "went on", "lost", "while a checkpoint was written")
-    groups = {kind: [r for r in rows if r["kind"] == kind] for kind in dict.fromkeys(r["kind"] for r in rows)}
+    groups = {
+        kind: [r for r in rows if r["kind"] == kind]
+        for kind in dict.fromkeys(r["kind"] for r in rows)
+    }
     for kind, some in (groups | {"all": rows}).items():
         inside = sum(bool(r.get("in a checkpoint")) for r in some)
-        table.add_row(kind, *(str(n) for n in (len(some), *(sum(bool(r[k]) for r in some) for k in (
-            "detected", "went on", "lost")))), str(inside or "-"), end_section=kind == list(groups)[-1])
+        table.add_row(
+            kind,
+            *(
+                str(n)
+                for n in (
+                    len(some),
+                    *(sum(bool(r[k]) for r in some) for k in ("detected", "went on", "lost")),
+                )
+            ),
+            str(inside or "-"),
+            end_section=kind == list(groups)[-1],
+        )
     Console().print(table)
     for row in rows:
         for wrong in row["wrong"]:

@@ -28,20 +28,35 @@ MARKS = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 def growth(
-    policies: Annotated[str, typer.Option(help="Comma-separated: uniform, doubling, learned, or a share such as "
-                                               "0.5.")] = "uniform,doubling,learned,0.5",
-    densities: Annotated[str, typer.Option(help="Comma-separated.")] = "gaussian,truncated,sparsemax,gibbs",
-    warps: Annotated[str, typer.Option(help="Comma-separated: off, quantile, multinomial (which needs a share).")]
-    = "off,quantile,multinomial",
-    sizes: Annotated[str, typer.Option(help="Comma-separated relative sizes of the perturbation.")] = "1e-7,1e-5,1e-3",
+    policies: Annotated[
+        str,
+        typer.Option(help="Comma-separated: uniform, doubling, learned, or a share such as 0.5."),
+    ] = "uniform,doubling,learned,0.5",
+    densities: Annotated[
+        str, typer.Option(help="Comma-separated.")
+    ] = "gaussian,truncated,sparsemax,gibbs",
+    warps: Annotated[
+        str, typer.Option(help="Comma-separated: off, quantile, multinomial (which needs a share).")
+    ] = "off,quantile,multinomial",
+    sizes: Annotated[
+        str, typer.Option(help="Comma-separated relative sizes of the perturbation.")
+    ] = "1e-7,1e-5,1e-3",
     segments: Annotated[int, typer.Option(min=2, help="Segments of 32 tokens to read.")] = 1000,
     seeds: Annotated[int, typer.Option(min=1, help="Perturbations of each size.")] = 2,
-    train: Annotated[int, typer.Option(min=0, help="Steps of training on the sorting task first; 0: random "
-                                                   "weights.")] = 0,
-    basis: Annotated[int, typer.Option(min=8, help="Basis functions: the gain of the feedback goes with "
-                                                   "their number.")] = 512,
-    stepwise: Annotated[int, typer.Option(min=0, help="Segments to read also token by token, in float32 and "
-                                                      "bfloat16.")] = 0,
+    train: Annotated[
+        int,
+        typer.Option(min=0, help="Steps of training on the sorting task first; 0: random weights."),
+    ] = 0,
+    basis: Annotated[
+        int,
+        typer.Option(
+            min=8, help="Basis functions: the gain of the feedback goes with their number."
+        ),
+    ] = 512,
+    stepwise: Annotated[
+        int,
+        typer.Option(min=0, help="Segments to read also token by token, in float32 and bfloat16."),
+    ] = 0,
     seed: int = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for growth.json.")] = None,
 ) -> None:
@@ -81,9 +96,18 @@ def make(memory: dict[str, Any], seed: int = 0) -> InftyForCausalLM:
     from infty_tools.data.sorting import SYMBOLS
 
     torch.manual_seed(seed)
-    model = InftyForCausalLM(InftyConfig(
-        vocab_size=SYMBOLS + 2, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192,
-        segment_length=SEGMENT, initializer_range=0.1, memory=memory))
+    model = InftyForCausalLM(
+        InftyConfig(
+            vocab_size=SYMBOLS + 2,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=192,
+            segment_length=SEGMENT,
+            initializer_range=0.1,
+            memory=memory,
+        )
+    )
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith(("weight_mu", "weight_sigma")):
@@ -91,7 +115,9 @@ def make(memory: dict[str, Any], seed: int = 0) -> InftyForCausalLM:
     return model.eval()
 
 
-def teach(model: InftyForCausalLM, steps: int, seed: int = 0, sequences: int = 16, peak: float = 3e-3) -> float:
+def teach(
+    model: InftyForCausalLM, steps: int, seed: int = 0, sequences: int = 16, peak: float = 3e-3
+) -> float:
     """Train on the sorting task, sequences of 8 segments; returns the mean loss of the last tenth of the steps."""
     import numpy as np
     import torch
@@ -101,7 +127,9 @@ def teach(model: InftyForCausalLM, steps: int, seed: int = 0, sequences: int = 1
     random = np.random.default_rng(seed)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps + 1, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peak, total_steps=steps + 1, pct_start=0.05
+    )
     losses = []
     for _ in range(steps):
         texts = np.stack([sequence(8 * SEGMENT - SYMBOLS, random) for _ in range(sequences)])
@@ -115,12 +143,13 @@ def teach(model: InftyForCausalLM, steps: int, seed: int = 0, sequences: int = 1
         schedule.step()
         losses.append(float(loss.detach()))
     model.eval()
-    last = losses[-max(1, steps // 10):]
+    last = losses[-max(1, steps // 10) :]
     return sum(last) / len(last)
 
 
-def measure(model: InftyForCausalLM, segments: int, sizes: list[float], seeds: int = 2,
-            seed: int = 0) -> list[dict[str, Any]]:
+def measure(
+    model: InftyForCausalLM, segments: int, sizes: list[float], seeds: int = 2, seed: int = 0
+) -> list[dict[str, Any]]:
     """A row for each size of perturbation: what it has become after each segment.
 
     `difference` has the root mean square of a segment's difference in logits, relative to that of the logits (which are
@@ -140,7 +169,9 @@ def measure(model: InftyForCausalLM, segments: int, sizes: list[float], seeds: i
             x = model.get_input_embeddings()(part) * factors[:, part]
             logits = model(inputs_embeds=x, cache=cache, use_cache=True).logits
         found.append(_difference(logits[1:], logits[:1]))
-    difference = torch.stack(found, 1).unflatten(0, (len(sizes), seeds)).amax(1)  # [sizes, segments]
+    difference = (
+        torch.stack(found, 1).unflatten(0, (len(sizes), seeds)).amax(1)
+    )  # [sizes, segments]
     return [_row(size, found) for size, found in zip(sizes, difference.tolist())]
 
 
@@ -204,11 +235,17 @@ def _cases(policies: str, densities: str, warps: str) -> Any:
     """Every combination that exists: (policy, density, warp). Raises UserError when there is none."""
     from infty.memory.config import POLICIES
 
-    found = [(p.strip(), d.strip(), w.strip()) for p in policies.split(",") for d in densities.split(",")
-             for w in warps.split(",")]
+    found = [
+        (p.strip(), d.strip(), w.strip())
+        for p in policies.split(",")
+        for d in densities.split(",")
+        for w in warps.split(",")
+    ]
     found = [case for case in found if not (case[0] in POLICIES and case[2] == "multinomial")]
     if not found:
-        raise UserError("--warps: multinomial needs a constant share among the --policies, such as 0.5")
+        raise UserError(
+            "--warps: multinomial needs a constant share among the --policies, such as 0.5"
+        )
     for case in found:
         _memory(*case, basis=64)
     return found
@@ -253,5 +290,7 @@ def _line(row: dict[str, Any]) -> str:
     size = row["size"] if isinstance(row["size"], str) else f"{row['size']:.0e}"
     found = row["difference"]
     shown = " ".join(f"{found[mark - 1]:7.0e}" for mark in _marks(len(found)))
-    return (f"{row['policy']:<9} {row['density']:<9} {row['warp']:<11} {size:<15} {row['grown']:8.1f}  "
-            f"{'':>24} {shown}")
+    return (
+        f"{row['policy']:<9} {row['density']:<9} {row['warp']:<11} {size:<15} {row['grown']:8.1f}  "
+        f"{'':>24} {shown}"
+    )

@@ -20,10 +20,18 @@ from infty_tools.bench.input_trials import GOOD
 
 def inputs(
     trials: Annotated[int, typer.Option(min=1, help="How many, shared out over the kinds")] = 2000,
-    kinds: Annotated[str | None, typer.Option(help="Comma-separated [all]; a part of a name is enough")] = None,
-    seed: Annotated[int, typer.Option(help="Of the changes: the same seed makes the same trials")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Ledger (JSON lines): what is in it is not tried again, unless "
-                                                     "it ended badly")] = None,
+    kinds: Annotated[
+        str | None, typer.Option(help="Comma-separated [all]; a part of a name is enough")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of the changes: the same seed makes the same trials")
+    ] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ledger (JSON lines): what is in it is not tried again, unless it ended badly"
+        ),
+    ] = None,
 ) -> None:
     """Change configs, command lines, texts, datasets, checkpoints and exports at random, and give them to infty.
 
@@ -68,7 +76,9 @@ def chosen_kinds(words: str | None) -> list[str]:
     for word in (w.strip().lower() for w in words.split(",")):
         matches = [kind for kind in KINDS if word and word in kind]
         if not matches:
-            raise UserError(f"--kinds: no kind of input has '{word}' in its name; there are: {', '.join(KINDS)}")
+            raise UserError(
+                f"--kinds: no kind of input has '{word}' in its name; there are: {', '.join(KINDS)}"
+            )
         found += [kind for kind in matches if kind not in found]
     return found
 
@@ -109,9 +119,16 @@ class Harness:
         trial = KINDS[kind](self.inputs, place, random.Random(f"{self.seed} {kind} {number}"))
         ending = carry_out(trial, place / "inputs")
         shutil.rmtree(place)
-        return {"seed": self.seed, "kind": kind, "number": number, "mutation": trial.mutation,
-                "outcome": ending.outcome, "seconds": round(ending.seconds, 3), "commit": self.commit,
-                "said": ending.said}
+        return {
+            "seed": self.seed,
+            "kind": kind,
+            "number": number,
+            "mutation": trial.mutation,
+            "outcome": ending.outcome,
+            "seconds": round(ending.seconds, 3),
+            "commit": self.commit,
+            "said": ending.said,
+        }
 
 
 def commit() -> str:
@@ -119,7 +136,9 @@ def commit() -> str:
     from infty import __version__
 
     here = ["git", "-C", str(Path(__file__).parent)]
-    named = subprocess.run([*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    named = subprocess.run(
+        [*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     if named.returncode:
         return __version__
     changed = subprocess.run([*here, "diff", "--quiet", "HEAD"], capture_output=True, check=False)
@@ -160,9 +179,15 @@ def show(rows: list[dict[str, Any]]) -> None:
     for kind in (*kinds, "all"):
         some = [row for row in rows if kind in (row["kind"], "all")]
         counts = Counter(row["outcome"] for row in some)
-        table.add_row(kind, str(len(some)), *(str(counts[name]) for name in outcomes),
-                      end_section=kind == kinds[-1])
+        table.add_row(
+            kind,
+            str(len(some)),
+            *(str(counts[name]) for name in outcomes),
+            end_section=kind == kinds[-1],
+        )
     Console().print(table)
     for row in rows:
         if row["outcome"] not in GOOD:
-            print(f"{row['kind']} {row['number']} ({row['mutation']}): {row['outcome']}\n{row['said']}")
+            print(
+                f"{row['kind']} {row['number']} ({row['mutation']}): {row['outcome']}\n{row['said']}"
+            )

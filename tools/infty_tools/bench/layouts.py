@@ -20,7 +20,9 @@ MOST = 1e-5
 def layouts(
     steps: Annotated[int, typer.Option(help="Optimizer steps of every run")] = 20,
     most: Annotated[int, typer.Option(help="Most processes at once")] = 8,
-    output: Annotated[Path | None, typer.Option(help="Also write every figure to this JSON file")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write every figure to this JSON file")
+    ] = None,
 ) -> None:
     """Compare losses, gradient norms and weights of all layouts with those of one process.
 
@@ -44,8 +46,15 @@ def layouts(
         for world in track(worlds, description=f"signal: {signal}"):
             wanted = grid(world)
             ranks = processes.run(world, several, config, wanted, steps, timeout=3600)
-            rows += [{"signal": signal, "processes": world, **layout, **worst([difference(reference, r) for r in same])}
-                     for layout, same in zip(wanted, zip(*ranks, strict=True), strict=True)]
+            rows += [
+                {
+                    "signal": signal,
+                    "processes": world,
+                    **layout,
+                    **worst([difference(reference, r) for r in same]),
+                }
+                for layout, same in zip(wanted, zip(*ranks, strict=True), strict=True)
+            ]
     _show(rows)
     if output is not None:
         output.write_text(json.dumps(rows, indent=1) + "\n")
@@ -60,19 +69,37 @@ def model(signal: str) -> Any:
     from infty.memory.config import MemoryConfig
 
     memory = MemoryConfig(basis=16, bins=16, kl_weight=1e-2, signal=signal, gate=signal == "hidden")
-    return ModelConfig(family="gpt2" if signal == "hidden" else "llama", vocab_size=61, hidden_size=64, layers=2,
-                       heads=8, kv_heads=4, segment_length=8, stm_length=8, vocab_multiple=8, init_std=0.05,
-                       memory=memory)
+    return ModelConfig(
+        family="gpt2" if signal == "hidden" else "llama",
+        vocab_size=61,
+        hidden_size=64,
+        layers=2,
+        heads=8,
+        kv_heads=4,
+        segment_length=8,
+        stm_length=8,
+        vocab_multiple=8,
+        init_std=0.05,
+        memory=memory,
+    )
 
 
 def grid(world: int) -> list[dict[str, Any]]:
     """Every layout of so many processes."""
     out = []
     for tensor, stage, sequence, recompute, accumulation in itertools.product(
-            (1, 2, 4), (0, 1, 2, 3), (False, True), (False, True), (1, 2)):
+        (1, 2, 4), (0, 1, 2, 3), (False, True), (False, True), (1, 2)
+    ):
         if world in (tensor, 2 * tensor) and not (sequence and tensor == 1):
-            out.append({"tensor": tensor, "stage": stage, "sequence": sequence, "recompute": recompute,
-                        "accumulation": accumulation})
+            out.append(
+                {
+                    "tensor": tensor,
+                    "stage": stage,
+                    "sequence": sequence,
+                    "recompute": recompute,
+                    "accumulation": accumulation,
+                }
+            )
     return out
 
 
@@ -86,13 +113,16 @@ def several(config: Any, wanted: list[dict[str, Any]], steps: int) -> list[dict[
 def difference(expected: dict[str, Any], got: dict[str, Any]) -> dict[str, float | None]:
     """Largest relative differences of losses and norms, and of weights by the size of their tensor; infinite where
     something is not a number."""
+
     def relative(name: str) -> float | None:
         if got[name][0] is None:  # DeepSpeed reports no norm at stage 0 in fp32
             return None
         return largest(abs(a - b) / abs(a) for a, b in zip(expected[name], got[name], strict=True))
 
-    weights = largest(float((got["weights"][k] - w).abs().max() / w.abs().max().clamp(min=1e-12))
-                      for k, w in expected["weights"].items())
+    weights = largest(
+        float((got["weights"][k] - w).abs().max() / w.abs().max().clamp(min=1e-12))
+        for k, w in expected["weights"].items()
+    )
     return {"loss": relative("losses"), "norm": relative("norms"), "weights": weights}
 
 
@@ -103,22 +133,36 @@ def largest(differences: Iterable[float]) -> float:
 
 def worst(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     """The largest difference of each kind, None where none was reported."""
-    return {kind: max((r[kind] for r in rows if r[kind] is not None), default=None) for kind in KINDS}
+    return {
+        kind: max((r[kind] for r in rows if r[kind] is not None), default=None) for kind in KINDS
+    }
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("signal", "tensor", "data", "ZeRO", "layouts", "loss", "norm", "weights",
-                  title="largest relative difference to one process")
+    table = Table(
+        "signal",
+        "tensor",
+        "data",
+        "ZeRO",
+        "layouts",
+        "loss",
+        "norm",
+        "weights",
+        title="largest relative difference to one process",
+    )
+
     def key(row: dict[str, Any]) -> tuple:
         return row["signal"], row["tensor"], row["processes"] // row["tensor"], row["stage"]
 
     for group, members in itertools.groupby(sorted(rows, key=key), key):
         members = list(members)
         found = worst(members).values()
-        table.add_row(*map(str, group), str(len(members)), *("-" if w is None else f"{w:.1e}" for w in found))
+        table.add_row(
+            *map(str, group), str(len(members)), *("-" if w is None else f"{w:.1e}" for w in found)
+        )
     Console().print(table)
     print(f"{len(rows)} layouts; the worst loss differs by {max(r['loss'] for r in rows):.1e}")
     for row in rows:

@@ -43,11 +43,18 @@ def memory(
         torch.set_num_threads(threads)
     sizes = Sizes(batch, segment, hidden, heads, basis)
     rows = measure(sizes, repeats, torch.device(device))
-    typer.echo(f"{sizes}, {device}, {torch.get_num_threads()} threads; forward + backward, fastest of {repeats}")
+    typer.echo(
+        f"{sizes}, {device}, {torch.get_num_threads()} threads; forward + backward, fastest of {repeats}"
+    )
     typer.echo(_table(rows))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"sizes": vars(sizes), "device": device, "threads": torch.get_num_threads(), "rows": rows}
+        figures = {
+            "sizes": vars(sizes),
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "rows": rows,
+        }
         out.write_text(json.dumps(figures, indent=1) + "\n")
         typer.echo(f"wrote {out}")
 
@@ -82,24 +89,47 @@ def measure(sizes: Sizes, repeats: int, device: torch.device) -> list[dict[str, 
         "  of which the read": _read_only(sizes, device),
     }
     best = {name: math.inf for name in variants}
-    for _ in range(repeats + 1):  # the first round warms up; interleaved, so that all see the same machine
+    for _ in range(
+        repeats + 1
+    ):  # the first round warms up; interleaved, so that all see the same machine
         for name, run in variants.items():
             best[name] = min(best[name], _timed(run, inputs, device))
-    return [{"name": name, "seconds": best[name], "peak_mib": _peak(run, inputs, device)}
-            for name, run in variants.items()]
+    return [
+        {"name": name, "seconds": best[name], "peak_mib": _peak(run, inputs, device)}
+        for name, run in variants.items()
+    ]
 
 
 def _inputs(sizes: Sizes, device: torch.device) -> dict[str, Tensor]:
     import torch
 
     b, L, e, h, N = sizes.b, sizes.L, sizes.e, sizes.h, sizes.N
-    scale = {"q": 1.0, "x": 1.0, "key": e**-0.5, "value": e**-0.5, "out": e**-0.5, "mu": 0.1, "sigma": 0.1}
-    shapes = {"q": (b, h, L, sizes.d), "x": (b, L, e), "key": (e, e), "value": (e, e), "out": (e, e),
-              "mu": (1, N), "sigma": (1, N)}
-    return {k: (scale[k] * torch.randn(s, device=device)).requires_grad_() for k, s in shapes.items()}
+    scale = {
+        "q": 1.0,
+        "x": 1.0,
+        "key": e**-0.5,
+        "value": e**-0.5,
+        "out": e**-0.5,
+        "mu": 0.1,
+        "sigma": 0.1,
+    }
+    shapes = {
+        "q": (b, h, L, sizes.d),
+        "x": (b, L, e),
+        "key": (e, e),
+        "value": (e, e),
+        "out": (e, e),
+        "mu": (1, N),
+        "sigma": (1, N),
+    }
+    return {
+        k: (scale[k] * torch.randn(s, device=device)).requires_grad_() for k, s in shapes.items()
+    }
 
 
-def _transcription(sizes: Sizes, w: dict[str, Tensor], device: torch.device) -> Callable[[], Tensor]:
+def _transcription(
+    sizes: Sizes, w: dict[str, Tensor], device: torch.device
+) -> Callable[[], Tensor]:
     """The paper's layer as its formulas read: projected keys, scores, natural parameters, autograd backward."""
     import torch
     import torch.nn.functional as F
@@ -129,7 +159,9 @@ def _transcription(sizes: Sizes, w: dict[str, Tensor], device: torch.device) -> 
         centers, spread = core.on(mu.device)
         total = variance + spread**2
         r = torch.exp(-0.5 * (mu - centers) ** 2 / total) / torch.sqrt(2 * math.pi * total)
-        context = (values.transpose(-1, -2) @ r.transpose(-1, -2)).permute(0, 3, 1, 2).reshape(b, L, -1)
+        context = (
+            (values.transpose(-1, -2) @ r.transpose(-1, -2)).permute(0, 3, 1, 2).reshape(b, L, -1)
+        )
         return F.linear(context, w["out"])
 
     return run
@@ -142,7 +174,10 @@ def _products(sizes: Sizes, w: dict[str, Tensor], device: torch.device) -> Calla
 
     b, L, h, d, N = sizes.b, sizes.L, sizes.h, sizes.d, sizes.N
     samples, G = torch.randn(N, N, device=device), torch.randn(N + L, N, device=device) / N
-    past, r = torch.randn(b, N, sizes.e, device=device), torch.rand(b, h, L, N, device=device, requires_grad=True)
+    past, r = (
+        torch.randn(b, N, sizes.e, device=device),
+        torch.rand(b, h, L, N, device=device, requires_grad=True),
+    )
 
     def run() -> Tensor:
         old = past.transpose(1, 2) @ samples.T
@@ -157,7 +192,9 @@ def _products(sizes: Sizes, w: dict[str, Tensor], device: torch.device) -> Calla
     return run
 
 
-def _ours(sizes: Sizes, w: dict[str, Tensor], device: torch.device, signal: str) -> Callable[[], Tensor]:
+def _ours(
+    sizes: Sizes, w: dict[str, Tensor], device: torch.device, signal: str
+) -> Callable[[], Tensor]:
     """The same layer as infty computes it, with its defaults: uniform contraction and a sticky warp."""
     import torch
     import torch.nn.functional as F
@@ -169,11 +206,15 @@ def _ours(sizes: Sizes, w: dict[str, Tensor], device: torch.device, signal: str)
     active = torch.ones(b, dtype=torch.bool, device=device)
     state = core.empty(b, h, 2 * d if signal == "heads" else d, device)
     for _ in range(2):
-        state = core.write(state, torch.randn(b, h, sizes.L, state.coefficients.shape[-1], device=device), active)
+        state = core.write(
+            state, torch.randn(b, h, sizes.L, state.coefficients.shape[-1], device=device), active
+        )
 
     def run() -> Tensor:
         x = w["x"].unflatten(-1, (h, d)).transpose(1, 2)
-        if signal == "heads":  # projected tokens are the attention's own; here they stand for both halves
+        if (
+            signal == "heads"
+        ):  # projected tokens are the attention's own; here they stand for both halves
             new = core.write(state, torch.cat([x, x], -1), active)
             keys, values = new.coefficients.split(d, -1)
             pooled = [torch.einsum("n,bhnd->bhd", w[k][0], keys) for k in ("mu", "sigma")]
@@ -181,8 +222,10 @@ def _ours(sizes: Sizes, w: dict[str, Tensor], device: torch.device, signal: str)
             new = core.write(state, x, active)
             whole = new.coefficients.transpose(1, 2).flatten(2)
             values = F.linear(whole, w["value"]).unflatten(-1, (h, d)).transpose(1, 2)
-            pooled = [F.linear(torch.einsum("n,bne->be", w[k][0], whole), w["key"]).unflatten(-1, (h, d))
-                      for k in ("mu", "sigma")]
+            pooled = [
+                F.linear(torch.einsum("n,bne->be", w[k][0], whole), w["key"]).unflatten(-1, (h, d))
+                for k in ("mu", "sigma")
+            ]
         mu, variance = density.parameters(w["q"], *pooled, None, None, core.config.sigma_floor)
         core.with_histogram(new, density.histogram(mu, variance, 128).mean(1, keepdim=True), active)
         z = density.read(mu, variance, values, core.basis)
@@ -201,7 +244,9 @@ def _write_only(sizes: Sizes, device: torch.device) -> Callable[[], Tensor]:
     x = torch.randn(sizes.b, sizes.h, sizes.L, sizes.d, device=device, requires_grad=True)
     state = core.write(core.empty(sizes.b, sizes.h, sizes.d, device), x.detach(), active)
     old = state.coefficients.clone().requires_grad_()
-    return lambda: core.write(MemoryState(old, state.histogram, state.written), x, active).coefficients
+    return lambda: (
+        core.write(MemoryState(old, state.histogram, state.written), x, active).coefficients
+    )
 
 
 def _read_only(sizes: Sizes, device: torch.device) -> Callable[[], Tensor]:
@@ -258,7 +303,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
     paper, products = rows[0], rows[1]
     lines = [f"{'':<28} {'ms':>8} {'paper /':>8} {'/ products':>11} {'peak MiB':>9} {'/ paper':>8}"]
     for r in rows:
-        lines.append(f"{r['name']:<28} {1000 * r['seconds']:>8.1f} {paper['seconds'] / r['seconds']:>7.1f}x "
-                     f"{r['seconds'] / products['seconds']:>10.2f}x {r['peak_mib']:>9.1f} "
-                     f"{r['peak_mib'] / paper['peak_mib']:>7.2f}x")
+        lines.append(
+            f"{r['name']:<28} {1000 * r['seconds']:>8.1f} {paper['seconds'] / r['seconds']:>7.1f}x "
+            f"{r['seconds'] / products['seconds']:>10.2f}x {r['peak_mib']:>9.1f} "
+            f"{r['peak_mib'] / paper['peak_mib']:>7.2f}x"
+        )
     return "\n".join(lines)

@@ -21,17 +21,33 @@ POINTS = 4
 
 
 def retention(
-    policies: Annotated[str, typer.Option(help="Comma-separated: uniform, doubling, a share such as 0.5, or a preset "
-                                               "such as paper-gpt2.")] = "uniform,doubling,0.5,paper-gpt2",
+    policies: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: uniform, doubling, a share such as 0.5, or a preset "
+            "such as paper-gpt2."
+        ),
+    ] = "uniform,doubling,0.5,paper-gpt2",
     basis: Annotated[str, typer.Option(help="Comma-separated numbers of basis functions.")] = "512",
-    tokens: Annotated[str, typer.Option(help="Comma-separated document lengths.")] = "8192,32768,102400",
-    chunks: Annotated[str, typer.Option(help="Comma-separated chunk sizes in tokens.")] = "16,64,512",
+    tokens: Annotated[
+        str, typer.Option(help="Comma-separated document lengths.")
+    ] = "8192,32768,102400",
+    chunks: Annotated[
+        str, typer.Option(help="Comma-separated chunk sizes in tokens.")
+    ] = "16,64,512",
     segment: Annotated[int, typer.Option(help="Tokens in a segment.")] = 512,
     channels: Annotated[int, typer.Option(help="Independent signals that are averaged over.")] = 32,
-    attention: Annotated[float, typer.Option(help="Share of attention that rests on one early segment, for sticky "
-                                                  "memories; 0 measures without warps.")] = 0.0,
+    attention: Annotated[
+        float,
+        typer.Option(
+            help="Share of attention that rests on one early segment, for sticky "
+            "memories; 0 measures without warps."
+        ),
+    ] = 0.0,
     seed: int = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for retention.json and retention.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for retention.json and retention.png.")
+    ] = None,
 ) -> None:
     """Write noise with a mean for each chunk; correlate what is read back with the true means."""
     sizes, lengths = _numbers(chunks, "chunks"), sorted(_numbers(tokens, "tokens"))
@@ -39,8 +55,15 @@ def retention(
     rows: list[dict[str, Any]] = []
     for name in policies.split(","):
         for size in _numbers(basis, "basis"):
-            found = measure(_config(name.strip(), size, attention > 0), [n // segment for n in lengths], sizes,
-                            segment, channels, seed, attention)
+            found = measure(
+                _config(name.strip(), size, attention > 0),
+                [n // segment for n in lengths],
+                sizes,
+                segment,
+                channels,
+                seed,
+                attention,
+            )
             rows += [{"policy": name.strip(), "basis": size, **row} for row in found]
     typer.echo(_table(rows))
     if out is not None:
@@ -50,8 +73,15 @@ def retention(
         typer.echo(f"wrote {out / 'retention.json'} and {out / 'retention.png'}")
 
 
-def measure(config: MemoryConfig, segments: list[int], chunks: list[int], segment: int = 512,
-            channels: int = 32, seed: int = 0, attention: float = 0.0) -> list[dict[str, Any]]:
+def measure(
+    config: MemoryConfig,
+    segments: list[int],
+    chunks: list[int],
+    segment: int = 512,
+    channels: int = 32,
+    seed: int = 0,
+    attention: float = 0.0,
+) -> list[dict[str, Any]]:
     """Figures for one memory after each of `segments` segments, for every chunk size.
 
     A row has tokens, chunk, correlation, mse (relative to the variance of the means), limit (the correlation of
@@ -78,19 +108,25 @@ def measure(config: MemoryConfig, segments: list[int], chunks: list[int], segmen
             x[0, i] += means.repeat_interleave(chunk, 0)
             truth[i].append(x[0, i].unflatten(0, (-1, chunk)).mean(1))
         if attention and k > attended:
-            state = core.with_histogram(state, _focus(times[attended], attention, config.bins), active)
+            state = core.with_histogram(
+                state, _focus(times[attended], attention, config.bins), active
+            )
         times = _moved(times, within, core, state)
         with torch.no_grad():
             state = core.write(state, x, active)
         if k + 1 in segments:
             for i, chunk in enumerate(chunks):
-                found = _read_back(core, state.coefficients[:, i:i + 1], times, segment // chunk)
+                found = _read_back(core, state.coefficients[:, i : i + 1], times, segment // chunk)
                 row = _figures(found, torch.cat(truth[i]), config.basis)
                 if attention and k > attended:
                     mine = slice(attended * segment // chunk, (attended + 1) * segment // chunk)
-                    edge = (times[attended, -1] - times[attended, 0]) * len(within) / (len(within) - 1)
-                    row |= {"attended": round(_correlation(found[mine], truth[i][attended]), 4),
-                            "room": round(float(edge), 4)}
+                    edge = (
+                        (times[attended, -1] - times[attended, 0]) * len(within) / (len(within) - 1)
+                    )
+                    row |= {
+                        "attended": round(_correlation(found[mine], truth[i][attended]), 4),
+                        "room": round(float(edge), 4),
+                    }
                 rows.append({"tokens": (k + 1) * segment, "chunk": chunk, **row})
     return rows
 
@@ -128,16 +164,21 @@ def _read_back(core: ContinuousMemory, coefficients: Tensor, times: Tensor, part
 
     from infty.memory.resample import sample
 
-    pieces = [sample(core.basis, t, None, coefficients)[0, 0]
-              for t in times.reshape(1, 1, -1).split(1 << 15, -1)]
+    pieces = [
+        sample(core.basis, t, None, coefficients)[0, 0]
+        for t in times.reshape(1, 1, -1).split(1 << 15, -1)
+    ]
     return torch.cat(pieces).unflatten(0, (len(times) * parts, -1)).mean(1)
 
 
 def _figures(found: Tensor, truth: Tensor, basis: int) -> dict[str, Any]:
     ages = [round(_correlation(a, b), 4) for a, b in zip(found.chunk(AGES), truth.chunk(AGES))]
-    return {"correlation": round(_correlation(found, truth), 4),
-            "mse": round(float((found - truth).square().mean() / truth.var()), 4),
-            "limit": round(math.sqrt(min(1.0, basis / len(truth))), 4), "by_age": ages}
+    return {
+        "correlation": round(_correlation(found, truth), 4),
+        "mse": round(float((found - truth).square().mean() / truth.var()), 4),
+        "limit": round(math.sqrt(min(1.0, basis / len(truth))), 4),
+        "by_age": ages,
+    }
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
@@ -158,8 +199,10 @@ def _config(name: str, basis: int, warped: bool) -> MemoryConfig:
     try:
         return MemoryConfig(basis=basis, contraction=float(name), sticky=sticky)
     except ValueError:
-        raise UserError(f"--policies: '{name}' is not uniform, doubling, a number in (0, 1) or one of "
-                        f"{', '.join(sorted(PRESETS))}") from None
+        raise UserError(
+            f"--policies: '{name}' is not uniform, doubling, a number in (0, 1) or one of "
+            f"{', '.join(sorted(PRESETS))}"
+        ) from None
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -168,7 +211,9 @@ def _numbers(text: str, option: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--{option}: '{text}' is not a comma-separated list of whole numbers") from None
+        raise UserError(
+            f"--{option}: '{text}' is not a comma-separated list of whole numbers"
+        ) from None
     if min(numbers) < 1:
         raise UserError(f"--{option}: '{text}' must be above 0 throughout")
     return numbers
@@ -182,7 +227,9 @@ def _check(chunks: list[int], lengths: list[int], segment: int) -> None:
             raise UserError(f"--chunks: {chunk} does not divide a segment of {segment} tokens")
     for length in lengths:
         if length % segment:
-            raise UserError(f"--tokens: {length} is not a multiple of the segment of {segment} tokens")
+            raise UserError(
+                f"--tokens: {length} is not a multiple of the segment of {segment} tokens"
+            )
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -190,9 +237,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = [head]
     for r in rows:
         ages = " ".join(f"{a:5.2f}" for a in r["by_age"])
-        lines.append(f"{r['policy']:<18} {r['basis']:>5} {r['tokens']:>8} {r['chunk']:>6} {r['correlation']:>6.3f} "
-                     f"{r['limit']:>6.3f} {r['mse']:>6.2f}  {ages}"
-                     + (f"  attended: {r['attended']:.3f}, room {r['room']:.3f}" if "attended" in r else ""))
+        lines.append(
+            f"{r['policy']:<18} {r['basis']:>5} {r['tokens']:>8} {r['chunk']:>6} {r['correlation']:>6.3f} "
+            f"{r['limit']:>6.3f} {r['mse']:>6.2f}  {ages}"
+            + (f"  attended: {r['attended']:.3f}, room {r['room']:.3f}" if "attended" in r else "")
+        )
     return "\n".join(lines)
 
 
@@ -206,16 +255,29 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     chunks = sorted({r["chunk"] for r in rows})
     kinds = sorted({(r["policy"], r["basis"]) for r in rows})
     longest = max(r["tokens"] for r in rows)
-    figure, axes = plt.subplots(2, len(chunks), figsize=(3.6 * len(chunks), 5.6), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        2, len(chunks), figsize=(3.6 * len(chunks), 5.6), squeeze=False, sharey=True
+    )
     for column, chunk in enumerate(chunks):
         above, below = axes[0][column], axes[1][column]
         for policy, basis in kinds:
-            mine = [r for r in rows if (r["policy"], r["basis"], r["chunk"]) == (policy, basis, chunk)]
-            above.plot([r["tokens"] for r in mine], [r["correlation"] for r in mine], "o-", ms=3,
-                       label=f"{policy}, N={basis}")
+            mine = [
+                r for r in rows if (r["policy"], r["basis"], r["chunk"]) == (policy, basis, chunk)
+            ]
+            above.plot(
+                [r["tokens"] for r in mine],
+                [r["correlation"] for r in mine],
+                "o-",
+                ms=3,
+                label=f"{policy}, N={basis}",
+            )
             ages = next(r["by_age"] for r in mine if r["tokens"] == longest)
             below.plot([(i + 0.5) / len(ages) for i in range(len(ages))], ages, "o-", ms=3)
-        limit = {r["tokens"]: r["limit"] for r in rows if r["chunk"] == chunk and r["basis"] == kinds[0][1]}
+        limit = {
+            r["tokens"]: r["limit"]
+            for r in rows
+            if r["chunk"] == chunk and r["basis"] == kinds[0][1]
+        }
         above.plot(list(limit), list(limit.values()), "k:", label=f"linear limit, N={kinds[0][1]}")
         above.set(xscale="log", title=f"chunks of {chunk} tokens", xlabel="tokens in the document")
         below.set(xlabel="place in the document (0 = oldest)", title=f"{longest:,} tokens")

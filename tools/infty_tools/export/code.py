@@ -32,7 +32,9 @@ def write_code(folder: Path) -> list[str]:
         waiting += used
     others = sorted(flat_name(m) for m in sources if m != ROOT)
     lines = "\n".join(f"    from .{name} import __doc__  # noqa" for name in others)
-    sources[ROOT] = sources[ROOT].replace("from typing import ", "from typing import TYPE_CHECKING, ", 1)
+    sources[ROOT] = sources[ROOT].replace(
+        "from typing import ", "from typing import TYPE_CHECKING, ", 1
+    )
     sources[ROOT] += NAMED.format(lines=lines)
     for module, text in sources.items():
         (folder / f"{flat_name(module)}.py").write_text(text, encoding="utf-8")
@@ -54,21 +56,25 @@ def flatten(text: str) -> tuple[str, list[str]]:
         indent, package = " " * node.col_offset, _package(node)
         new, names = [], []
         if package in OPTIONAL:
-            inner = "".join(f"    {line}" for line in lines[node.lineno - 1:node.end_lineno])
-            lines[node.lineno - 1:node.end_lineno] = [f"{indent}try:\n{inner}{indent}finally:\n{indent}    pass\n"]
+            inner = "".join(f"    {line}" for line in lines[node.lineno - 1 : node.end_lineno])
+            lines[node.lineno - 1 : node.end_lineno] = [
+                f"{indent}try:\n{inner}{indent}finally:\n{indent}    pass\n"
+            ]
         if package != "infty" or isinstance(node, ast.Import):
             continue
         for alias in node.names:
             module = f"{node.module}.{alias.name}"
             if _exists(module):
-                new.append(f"{indent}from . import {flat_name(module)} as {alias.asname or alias.name}\n")
+                new.append(
+                    f"{indent}from . import {flat_name(module)} as {alias.asname or alias.name}\n"
+                )
                 used.append(module)
             else:
                 names.append(alias.name + (f" as {alias.asname}" if alias.asname else ""))
         if names:
             new.append(f"{indent}from .{flat_name(node.module)} import {', '.join(names)}\n")
             used.append(node.module)
-        lines[node.lineno - 1:node.end_lineno] = new
+        lines[node.lineno - 1 : node.end_lineno] = new
     return "".join(lines), used
 
 

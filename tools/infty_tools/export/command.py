@@ -13,15 +13,36 @@ from infty_tools.options import any_path, file_size, new_folder
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Option(parser=any_path, metavar="PATH", help="A run's folder (its newest whole "
-                                             "checkpoint), or one checkpoint")],
-    output: Annotated[Path, typer.Option(parser=new_folder, metavar="PATH", help="The folder to make")],
-    dtype: Annotated[str, typer.Option(help=f"Numbers of the weights: {', '.join(DTYPES)}")] = "float32",
-    tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer, if it is no longer where the run found it: a "
-                                                        "dataset's folder, a .model or a tokenizer.json")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an export that is already there")] = False,
-    max_shard: Annotated[str, typer.Option(parser=file_size, metavar="SIZE",
-                                           help="Largest weight file, such as 500MB or 5GB")] = "5GB",
+    checkpoint: Annotated[
+        Path,
+        typer.Option(
+            parser=any_path,
+            metavar="PATH",
+            help="A run's folder (its newest whole checkpoint), or one checkpoint",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(parser=new_folder, metavar="PATH", help="The folder to make")
+    ],
+    dtype: Annotated[
+        str, typer.Option(help=f"Numbers of the weights: {', '.join(DTYPES)}")
+    ] = "float32",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="The tokenizer, if it is no longer where the run found it: a "
+            "dataset's folder, a .model or a tokenizer.json"
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an export that is already there")
+    ] = False,
+    max_shard: Annotated[
+        str,
+        typer.Option(
+            parser=file_size, metavar="SIZE", help="Largest weight file, such as 500MB or 5GB"
+        ),
+    ] = "5GB",
 ) -> None:
     """Write a checkpoint as a Hugging Face model that stands alone.
 
@@ -52,6 +73,9 @@ def export(
         size, report = exporter.write(output, force)
     console.print(f"{output}: {size}. {report}")
     model = shlex.quote(str(output))
-    console.print("Next: write on from a beginning of your own\n"
-                  f"  infty generate --model {model} --prompt 'Once more unto the breach'", soft_wrap=True)
+    console.print(
+        "Next: write on from a beginning of your own\n"
+        f"  infty generate --model {model} --prompt 'Once more unto the breach'",
+        soft_wrap=True,
+    )
     launch.leave(here, 0)

@@ -27,19 +27,33 @@ from infty_tools.export.dtypes import DTYPES
 from infty_tools.export.tokenizer import SAMPLES, fast_tokenizer
 from infty_tools.export.weights import convert_config, convert_weights
 
-AUTO_MAP = {"AutoConfig": "configuration_infty.InftyConfig", "AutoModel": "modeling_infty.InftyModel",
-            "AutoModelForCausalLM": "modeling_infty.InftyForCausalLM"}
+AUTO_MAP = {
+    "AutoConfig": "configuration_infty.InftyConfig",
+    "AutoModel": "modeling_infty.InftyModel",
+    "AutoModelForCausalLM": "modeling_infty.InftyForCausalLM",
+}
 BOOK_SAMPLE = 20_000  # tokens of the training data on which tokenizers are compared
 
 
 class Exporter:
     """One checkpoint, checked and ready to be written."""
 
-    def __init__(self, checkpoint: Path, dtype: str = "float32", tokenizer: Path | None = None,
-                 max_shard: str = "5GB", tell: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        dtype: str = "float32",
+        tokenizer: Path | None = None,
+        max_shard: str = "5GB",
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
-        self.folder, self.dtype, self.max_shard, self.tell = find_checkpoint(checkpoint), dtype, max_shard, tell
+        self.folder, self.dtype, self.max_shard, self.tell = (
+            find_checkpoint(checkpoint),
+            dtype,
+            max_shard,
+            tell,
+        )
         self.config = configs.load(self.folder / checkpoints.CONFIG)
         self.reader = checkpoints.Reader(self.folder)
         self.tokenizer = self._find_tokenizer(tokenizer)
@@ -59,12 +73,16 @@ class Exporter:
         with torch.device("meta"):
             twin = InftyForCausalLM(convert_config(self.config.model))
         expected = {n: list(p.shape) for n, p in twin.named_parameters()}
-        shapes = ((n, torch.empty(self.reader.shape(n), device="meta")) for n in self.reader.names())
+        shapes = (
+            (n, torch.empty(self.reader.shape(n), device="meta")) for n in self.reader.names()
+        )
         saved = {n: list(t.shape) for n, t in convert_weights(shapes, self.config.model).items()}
         for name in sorted(expected.keys() | saved.keys()):
             if expected.get(name) != saved.get(name):
-                raise UserError(f"{self.folder} does not fit its own {checkpoints.CONFIG}: {name} has shape "
-                                f"{saved.get(name)} instead of {expected.get(name)}. Was the config edited?")
+                raise UserError(
+                    f"{self.folder} does not fit its own {checkpoints.CONFIG}: {name} has shape "
+                    f"{saved.get(name)} instead of {expected.get(name)}. Was the config edited?"
+                )
 
     def write(self, output: Path, force: bool = False) -> tuple[str, str]:
         """Make `output`: whole or not at all. Returns its size and what was verified, in words. Raises UserError."""
@@ -84,7 +102,9 @@ class Exporter:
     def _fill(self, folder: Path) -> None:
         self.tell("converting the tokenizer")
         fast = fast_tokenizer(self.tokenizer, self._book_texts())
-        fast.bos_token = None  # documents began with their first token in training: no other tool is to add one
+        fast.bos_token = (
+            None  # documents began with their first token in training: no other tool is to add one
+        )
         self.tell("converting the weights")
         model = self._twin()
         self.tell("writing the weights")
@@ -99,12 +119,19 @@ class Exporter:
     def _twin(self) -> InftyForCausalLM:
         """The transformers model with the checkpoint's weights, in the export's dtype."""
         end = self.tokenizer.eos_id
-        config = convert_config(self.config.model, eos_token_id=end, pad_token_id=end, auto_map=AUTO_MAP,
-                                infty_version=__version__)
+        config = convert_config(
+            self.config.model,
+            eos_token_id=end,
+            pad_token_id=end,
+            auto_map=AUTO_MAP,
+            infty_version=__version__,
+        )
         with torch.device("meta"):
             model = InftyForCausalLM(config)
-        weights = {name: w.to(getattr(torch, self.dtype)).contiguous()
-                   for name, w in convert_weights(self._parameters(), self.config.model).items()}
+        weights = {
+            name: w.to(getattr(torch, self.dtype)).contiguous()
+            for name, w in convert_weights(self._parameters(), self.config.model).items()
+        }
         model.load_state_dict(weights, strict=False, assign=True)
         model.tie_weights()
         model.config.dtype = self.dtype
@@ -119,17 +146,25 @@ class Exporter:
             documents = Documents.open(self.config.data.train)
         except UserError:
             return []
-        return [self.tokenizer.decode(documents.read(d, 0, min(BOOK_SAMPLE, int(documents.lengths[d]) - 1)))
-                for d in range(min(3, len(documents.lengths)))]
+        return [
+            self.tokenizer.decode(
+                documents.read(d, 0, min(BOOK_SAMPLE, int(documents.lengths[d]) - 1))
+            )
+            for d in range(min(3, len(documents.lengths)))
+        ]
 
     def _verify(self, folder: Path) -> str:
-        self.tell("verifying: loading the export in a process that cannot import infty, deepspeed or megatron")
+        self.tell(
+            "verifying: loading the export in a process that cannot import infty, deepspeed or megatron"
+        )
         tokens = export_verify.tokens(self.config.model)
         got, ids = export_verify.run_alone(folder, tokens, list(SAMPLES))
         self.tell("verifying: comparing with the trained model")
         for text, its in zip(SAMPLES, ids):
             if its != [int(i) for i in self.tokenizer.encode(text)]:
-                raise UserError(f"the exported tokenizer reads {text[:40]!r} differently. Nothing was exported")
+                raise UserError(
+                    f"the exported tokenizer reads {text[:40]!r} differently. Nothing was exported"
+                )
         return export_verify.compare(self._reference(), tokens, got)
 
     def _reference(self) -> InftyLM:
@@ -149,9 +184,13 @@ def check_free(output: Path, force: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not _is_export(output):
-        raise UserError(f"{output} exists and is not an exported model; leaving it alone. Name another --output")
+        raise UserError(
+            f"{output} exists and is not an exported model; leaving it alone. Name another --output"
+        )
     if not force:
-        raise UserError(f"{output} already holds an exported model: name another --output, or replace it with --force")
+        raise UserError(
+            f"{output} already holds an exported model: name another --output, or replace it with --force"
+        )
 
 
 def _is_export(folder: Path) -> bool:

@@ -55,16 +55,27 @@ def columns(length: int) -> Tensor:
 def run_alone(folder: Path, given: Tensor, texts: list[str]) -> tuple[Tensor, list[list[int]]]:
     """Logits float32 [1, C, V] of the exported model, and its tokenizer's ids. Raises UserError if it does not load."""
     with tempfile.TemporaryDirectory() as work:
-        save_file({"tokens": given, "columns": columns(given.shape[1])}, f"{work}/given.safetensors")
+        save_file(
+            {"tokens": given, "columns": columns(given.shape[1])}, f"{work}/given.safetensors"
+        )
         Path(work, "texts.json").write_text(json.dumps(texts))
-        environment = os.environ | {"HF_MODULES_CACHE": f"{work}/modules", "HF_HUB_OFFLINE": "1",
-                                    "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {
+            "HF_MODULES_CACHE": f"{work}/modules",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         command = [sys.executable, "-c", HIDE + ALONE, str(folder.resolve()), work]
-        done = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, cwd=work, capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            raise UserError("the export does not load by itself, so nothing was exported. It said:\n"
-                            f"{done.stderr[-3000:]}")
-        return load_file(f"{work}/got.safetensors")["logits"], json.loads(Path(work, "ids.json").read_text())
+            raise UserError(
+                "the export does not load by itself, so nothing was exported. It said:\n"
+                f"{done.stderr[-3000:]}"
+            )
+        return load_file(f"{work}/got.safetensors")["logits"], json.loads(
+            Path(work, "ids.json").read_text()
+        )
 
 
 @torch.no_grad()
@@ -78,27 +89,40 @@ def compare(model: InftyLM, given: Tensor, got: Tensor) -> str:
     scale = expected.abs().max().item()
     difference = (got - expected).abs().amax((0, 2))
     allowed = TOLERANCE * scale + 20 * torch.cummax((again - expected).abs().amax((0, 2)), 0).values
-    if got.shape != expected.shape or not torch.isfinite(got).all() or bool((difference > allowed).any()):
-        raise UserError(f"the exported model is not the trained one: logits differ by {difference.max():.2g} (largest "
-                        f"logit {scale:.2g}). Nothing was exported; this is a fault of infty, please report it")
-    return (f"Verified in a process without infty: same tokens, same logits over {SEGMENTS} segments (to "
-            f"{difference.max() / scale:.0e} of the largest)")
+    if (
+        got.shape != expected.shape
+        or not torch.isfinite(got).all()
+        or bool((difference > allowed).any())
+    ):
+        raise UserError(
+            f"the exported model is not the trained one: logits differ by {difference.max():.2g} (largest "
+            f"logit {scale:.2g}). Nothing was exported; this is a fault of infty, please report it"
+        )
+    return (
+        f"Verified in a process without infty: same tokens, same logits over {SEGMENTS} segments (to "
+        f"{difference.max() / scale:.0e} of the largest)"
+    )
 
 
 def _logits(model: InftyLM, given: Tensor, at_once: int) -> Tensor:
     """float32 [1, C, V] of the training model, reading `at_once` segments a window."""
     config = model.config
     padded = torch.zeros(1, SEGMENTS * config.segment_length, dtype=torch.int64)
-    padded[:, :given.shape[1]] = given
+    padded[:, : given.shape[1]] = given
     state, parts = model.initial_state(1), []
     for i, window in enumerate(padded.unflatten(1, (SEGMENTS, -1)).split(at_once, 1)):
         reset = torch.zeros(window.shape[:2], dtype=torch.bool)
         reset[:, 0] = i == 0
         logits, out = model(window, reset, state)
         state = out.state
-        parts.append(logits.flatten(1, 2)[..., :config.vocab_size])
+        parts.append(logits.flatten(1, 2)[..., : config.vocab_size])
     keep = columns(given.shape[1])
     if at_once == SEGMENTS:
         return parts[0][:, keep]
-    return torch.cat([p[:, keep[keep // config.segment_length == i] % config.segment_length]
-                      for i, p in enumerate(parts)], 1)
+    return torch.cat(
+        [
+            p[:, keep[keep // config.segment_length == i] % config.segment_length]
+            for i, p in enumerate(parts)
+        ],
+        1,
+    )

@@ -26,7 +26,9 @@ def layer_bytes(config: ModelConfig, layer: int, layout: Layout, device: str = "
     n, w, t = _tokens(config, layout), layout.width, layout.tensor
     d, stm, L = config.head_size, config.stm_of(layer), config.segment_length
     heads, kv = config.heads / t, config.kv_heads / t
-    entered = 2 * w * n * config.hidden_size  # inputs of the query/key/value and of the feed-forward matrices
+    entered = (
+        2 * w * n * config.hidden_size
+    )  # inputs of the query/key/value and of the feed-forward matrices
     seen = (stm + L) / L  # keys of neighbouring segments overlap
     attention = w * n * d * (3 * heads + 2 * kv * seen) + 4 * n * heads
     attention += w * n * (stm + L) if stm else 0.0  # the mask

@@ -17,12 +17,20 @@ GIB = 2**30
 
 
 def plan(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the config: section.key=value")] = None,
-    config: Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file")] = Path("config.yaml"),
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the config: section.key=value")
+    ] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file")] = Path(
+        "config.yaml"
+    ),
     nodes: Annotated[int, typer.Option("--nodes", "-N", min=1, help="Machines")] = 1,
     gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", min=1, help="GPUs in each")] = 8,
-    gpu: Annotated[str, typer.Option("--gpu", help="Such as a100-80, h100-80, h200-141")] = "h100-80",
-    tokens: Annotated[str | None, typer.Option("--tokens", help="Token budget, such as 10B")] = None,
+    gpu: Annotated[
+        str, typer.Option("--gpu", help="Such as a100-80, h100-80, h200-141")
+    ] = "h100-80",
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help="Token budget, such as 10B")
+    ] = None,
     layouts: Annotated[int, typer.Option("--layouts", min=1, help="How many layouts to show")] = 5,
 ) -> None:
     """Say what a run needs and how fast it would be, and rank the layouts that fit.
@@ -43,10 +51,13 @@ def plan(
     device = hardware.find(gpu)
     resolved, note = with_vocab(configs.load(config, overrides))
     budget = parse_count(tokens) if tokens else resolved.total_steps * resolved.tokens_per_step
-    chosen = plan_search.evaluate(resolved, plan_search.of_config(resolved, nodes * gpus_per_node), device,
-                                  gpus_per_node)
+    chosen = plan_search.evaluate(
+        resolved, plan_search.of_config(resolved, nodes * gpus_per_node), device, gpus_per_node
+    )
     fitting = plan_search.search(resolved, nodes, gpus_per_node, device)
-    plan_report.show(resolved, chosen, fitting[:layouts], device, nodes, gpus_per_node, budget, note)
+    plan_report.show(
+        resolved, chosen, fitting[:layouts], device, nodes, gpus_per_node, budget, note
+    )
     refuse_unless_it_fits(resolved, chosen, fitting, device, nodes, gpus_per_node)
 
 
@@ -59,19 +70,24 @@ def with_vocab(config: Config) -> tuple[Config, str | None]:
     try:
         return config.with_vocab(Documents.open(config.data.train).vocab_size), None
     except UserError:
-        return config.with_vocab(32_000), "model.vocab_size is not given and data.train is not here: 32,000 assumed"
+        return config.with_vocab(
+            32_000
+        ), "model.vocab_size is not given and data.train is not here: 32,000 assumed"
 
 
-def refuse_unless_it_fits(config: Config, chosen: Option, fitting: list[Option], gpu, nodes: int,
-                          gpus_per_node: int) -> None:
+def refuse_unless_it_fits(
+    config: Config, chosen: Option, fitting: list[Option], gpu, nodes: int, gpus_per_node: int
+) -> None:
     """Raise UserError when the config's own layout needs more than a GPU has."""
     from infty_tools.plan.search import advice
 
     if chosen.total > gpu.memory:
         kind, most = max(chosen.bytes.items(), key=lambda item: item[1])
-        raise UserError(f"this layout does not fit: a rank needs {chosen.total / GIB:.1f} GiB, a {gpu.name} has "
-                        f"{gpu.memory / GIB:.1f} to give; most of it, {most / GIB:.1f} GiB, are {kind}. "
-                        + advice(config, chosen, fitting, gpu, nodes, gpus_per_node))
+        raise UserError(
+            f"this layout does not fit: a rank needs {chosen.total / GIB:.1f} GiB, a {gpu.name} has "
+            f"{gpu.memory / GIB:.1f} to give; most of it, {most / GIB:.1f} GiB, are {kind}. "
+            + advice(config, chosen, fitting, gpu, nodes, gpus_per_node)
+        )
 
 
 def parse_count(text: str) -> int:

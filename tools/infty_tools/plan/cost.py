@@ -66,7 +66,9 @@ def cost(config: ModelConfig, layout: Layout, gpu: GPU, gpus_per_node: int) -> C
     """Estimate a step."""
     from infty_pretrain.flops import forward_per_token
 
-    per_rank = layout.micro_lanes * layout.micro_batches * layout.window_segments * config.segment_length
+    per_rank = (
+        layout.micro_lanes * layout.micro_batches * layout.window_segments * config.segment_length
+    )
     flops = forward_per_token(config)
     sent = traffic(config, layout)
     seconds = _compute_seconds(config, layout, gpu, flops, per_rank)
@@ -74,9 +76,12 @@ def cost(config: ModelConfig, layout: Layout, gpu: GPU, gpus_per_node: int) -> C
     inside = min(layout.world, gpus_per_node)
     tensor_link = gpu.node_link if layout.tensor <= inside else gpu.network
     data_link = gpu.node_link if layout.world <= gpus_per_node else gpu.network
-    seconds["tensor parallel"] = ((sent["tensor parallel"] + sent["memory"]) / (LINK_SHARE * tensor_link)
-                                  + _tensor_calls(config, layout) * _latency(layout.tensor))
-    exchange = sent["data parallel"] / (LINK_SHARE * data_link) + _data_calls(config, layout) * _latency(layout.data)
+    seconds["tensor parallel"] = (sent["tensor parallel"] + sent["memory"]) / (
+        LINK_SHARE * tensor_link
+    ) + _tensor_calls(config, layout) * _latency(layout.tensor)
+    exchange = sent["data parallel"] / (LINK_SHARE * data_link) + _data_calls(
+        config, layout
+    ) * _latency(layout.data)
     hidden = OVERLAP * computing if layout.zero_stage == 3 else 0.0
     seconds["data parallel"] = max(0.0, exchange - hidden)
     size = sum(p.local(layout.tensor) for p in parameters(config))
@@ -84,8 +89,9 @@ def cost(config: ModelConfig, layout: Layout, gpu: GPU, gpus_per_node: int) -> C
     return Cost(sent, seconds, per_rank * layout.data, flops)
 
 
-def _compute_seconds(config: ModelConfig, layout: Layout, gpu: GPU, flops: dict[str, float],
-                     per_rank: float) -> dict[str, float]:
+def _compute_seconds(
+    config: ModelConfig, layout: Layout, gpu: GPU, flops: dict[str, float], per_rank: float
+) -> dict[str, float]:
     """Seconds of matrix products, of the memories, and of launching."""
     passes = 4 if layout.recompute else 3
     peak = gpu.bf16 if layout.precision == "bf16" else gpu.fp32
@@ -93,14 +99,24 @@ def _compute_seconds(config: ModelConfig, layout: Layout, gpu: GPU, flops: dict[
     share = MATMUL_SHARE * narrow / (narrow + NARROW) * (1 + NARROW / 8192)
     memories = _all_memories(config, layout)
     # Products in the run's precision: wide ones, and a memory's reads, whose matrices are as narrow as a head.
-    wide = (sum(flops.values()) - flops["memory"] + sum(c.products for c in memories)) / (share * peak)
+    wide = (sum(flops.values()) - flops["memory"] + sum(c.products for c in memories)) / (
+        share * peak
+    )
     reads = sum(c.reads for c in memories) / (MATMUL_SHARE / 2 * peak)
     exact = sum(c.exact / (FP32_SHARE * gpu.fp32) + c.moved / gpu.bandwidth for c in memories)
-    launches = passes * layout.micro_batches * (
-        LAYER_LAUNCHES * config.layers + sum(c.launches for c in memories) * layout.window_segments)
+    launches = (
+        passes
+        * layout.micro_batches
+        * (
+            LAYER_LAUNCHES * config.layers
+            + sum(c.launches for c in memories) * layout.window_segments
+        )
+    )
     products = passes * wide * per_rank / layout.tensor
     remembering = passes * (reads + exact) * per_rank / layout.tensor
-    waiting = max(0.0, KERNEL * launches - products - remembering)  # launching runs ahead of a busy device
+    waiting = max(
+        0.0, KERNEL * launches - products - remembering
+    )  # launching runs ahead of a busy device
     return {"products": products, "memory": remembering, "launches": waiting}
 
 
@@ -112,9 +128,13 @@ def traffic(config: ModelConfig, layout: Layout) -> dict[str, float]:
     """Bytes a rank sends in a step, by ring collectives: (n-1)/n of the data for a gather, twice that to all-reduce."""
     t, d, w, e = layout.tensor, layout.data, layout.width, config.hidden_size
     size = sum(p.local(t) for p in parameters(config))
-    tokens = layout.micro_lanes * layout.micro_batches * layout.window_segments * config.segment_length
+    tokens = (
+        layout.micro_lanes * layout.micro_batches * layout.window_segments * config.segment_length
+    )
     ring, share = (t - 1) / t, (d - 1) / d
-    reductions = (6 if layout.recompute else 4) * config.layers + 2  # of the residual stream, and embedding and head
+    reductions = (
+        6 if layout.recompute else 4
+    ) * config.layers + 2  # of the residual stream, and embedding and head
     out = {"tensor parallel": 2 * ring * w * tokens * e * reductions}
     reads = layout.window_segments * layout.micro_lanes * layout.micro_batches
     out["memory"] = 2 * ring * reads * sum(c.sent for c in _all_memories(config, layout))

@@ -59,10 +59,15 @@ def model_states(config: ModelConfig, layout: Layout) -> dict[str, float]:
     size = sum(p.local(layout.tensor) for p in weights)
     w, stage = layout.width, layout.zero_stage
     share = 1 / layout.data
-    out = {"weights": size * w * (share if stage == 3 else 1), "masters": 0.0 if stage == 0 else 4 * size * share,
-           "moments": 8 * size * (1 if stage == 0 else share)}
+    out = {
+        "weights": size * w * (share if stage == 3 else 1),
+        "masters": 0.0 if stage == 0 else 4 * size * share,
+        "moments": 8 * size * (1 if stage == 0 else share),
+    }
     if stage == 3 and layout.data > 1:
-        out["weights"] += w * sum(p.local(layout.tensor) for p in weights if p.local(layout.tensor) < PERSISTENT)
+        out["weights"] += w * sum(
+            p.local(layout.tensor) for p in weights if p.local(layout.tensor) < PERSISTENT
+        )
     if stage in (1, 2):
         out["gradients"] = w * _largest_share(weights, layout)
     else:
@@ -74,7 +79,9 @@ def _largest_share(weights: list[Parameter], layout: Layout) -> float:
     """Elements of the gradients that a rank keeps in stages 1 and 2: a parameter that straddles a border is whole."""
     groups: dict[tuple[bool, bool], list[int]] = {}
     for p in weights:  # the optimizer's groups, in each the model's order
-        groups.setdefault((".memories." in p.name, len(p.shape) >= 2), []).append(p.local(layout.tensor))
+        groups.setdefault((".memories." in p.name, len(p.shape) >= 2), []).append(
+            p.local(layout.tensor)
+        )
     kept = [0.0] * layout.data
     for sizes in groups.values():
         part = -(-sum(sizes) // layout.data)
@@ -93,12 +100,20 @@ def working(config: ModelConfig, layout: Layout) -> dict[str, float]:
     w, stage, V = layout.width, layout.zero_stage, config.padded_vocab / layout.tensor
     layer = sum(p.local(layout.tensor) for p in weights if p.name.startswith("blocks.0."))
     vocabulary = max(p.local(layout.tensor) for p in weights if not p.name.startswith("blocks."))
-    out = {"buckets": 0.0 if stage == 0 else w * min(REDUCE_BUCKET, size) if stage < 3 else w * REDUCE_BUCKET}
+    out = {
+        "buckets": 0.0
+        if stage == 0
+        else w * min(REDUCE_BUCKET, size)
+        if stage < 3
+        else w * REDUCE_BUCKET
+    }
     if stage == 3:
         out["gathered"] = w * min(size, max(LIVE, layer + PREFETCH, vocabulary))
     # Stage 1 reduces when the backward pass is over: until then every gradient is there. The update casts a rank's to
     # float32. Stages 1 and 2 hold on to one whole gradient.
-    cast = 4 * min(size / layout.data, SUB_GROUP if stage == 3 else size) if stage and w == 2 else 0.0
+    cast = (
+        4 * min(size / layout.data, SUB_GROUP if stage == 3 else size) if stage and w == 2 else 0.0
+    )
     out["update"] = max(w * size if stage == 1 else 0.0, cast)
     out["update"] += w * max(p.local(layout.tensor) for p in weights) if stage in (1, 2) else 0.0
     out["logits"] = 3 * 4 * layout.micro_lanes * config.segment_length * V
@@ -111,7 +126,9 @@ def lane_bytes(config: ModelConfig, width: int, tensor: int = 1) -> float:
 
     from infty.models.outline import outline
 
-    fields = outline(config, torch.bfloat16 if width == 2 else torch.float32).fields.named().values()
+    fields = (
+        outline(config, torch.bfloat16 if width == 2 else torch.float32).fields.named().values()
+    )
     return sum(field.bytes / (tensor if field.split else 1) for field in fields)
 
 
@@ -128,16 +145,27 @@ def checkpoint_bytes(config: ModelConfig, layout: Layout) -> dict[str, float]:
     """A checkpoint on disk, all ranks together: whole float32 weights and moments, and every lane."""
     size = sum(p.size for p in parameters(config))
     lanes = layout.data * layout.micro_lanes * layout.micro_batches
-    return {"weights": 4.0 * size, "moments": 8.0 * size, "lanes": lanes * lane_bytes(config, layout.width)}
+    return {
+        "weights": 4.0 * size,
+        "moments": 8.0 * size,
+        "lanes": lanes * lane_bytes(config, layout.width),
+    }
 
 
-def memory_costs(config: ModelConfig, layer: int, layout: Layout, device: str = "cuda") -> list[Costs]:
+def memory_costs(
+    config: ModelConfig, layer: int, layout: Layout, device: str = "cuda"
+) -> list[Costs]:
     """What each memory of a layer says of itself in this layout."""
     from infty.layers.memories.base import Layout as MemoryLayout
     from infty_pretrain import flops
 
-    return flops.memory_costs(config, layer, MemoryLayout(
-        layout.tensor, layout.micro_lanes, layout.window_segments, layout.width, device))
+    return flops.memory_costs(
+        config,
+        layer,
+        MemoryLayout(
+            layout.tensor, layout.micro_lanes, layout.window_segments, layout.width, device
+        ),
+    )
 
 
 def operators(config: ModelConfig, layout: Layout) -> float:

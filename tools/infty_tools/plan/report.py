@@ -15,46 +15,78 @@ from infty_tools.plan.search import Option
 GIB = 2**30
 
 
-def show(config: Config, chosen: Option, fitting: list[Option], gpu: GPU, nodes: int, gpus_per_node: int,
-         budget: int, note: str | None) -> None:
+def show(
+    config: Config,
+    chosen: Option,
+    fitting: list[Option],
+    gpu: GPU,
+    nodes: int,
+    gpus_per_node: int,
+    budget: int,
+    note: str | None,
+) -> None:
     """Print parameters, operations, bytes, traffic, speed, the ranked layouts and the assumptions."""
     console = Console(highlight=False)
     layout = chosen.layout
-    console.print(f"[bold]{plan_memory.total(config.model):,} parameters[/bold] on {nodes} x {gpus_per_node} "
-                  f"{gpu.name}: {name(chosen)}; {config.batch.lanes} lanes x {config.batch.window_segments} segments x "
-                  f"{config.model.segment_length} tokens = {config.tokens_per_step:,} tokens a step")
+    console.print(
+        f"[bold]{plan_memory.total(config.model):,} parameters[/bold] on {nodes} x {gpus_per_node} "
+        f"{gpu.name}: {name(chosen)}; {config.batch.lanes} lanes x {config.batch.window_segments} segments x "
+        f"{config.model.segment_length} tokens = {config.tokens_per_step:,} tokens a step"
+    )
     if note:
         console.print(f"[yellow]{note}[/yellow]")
-    console.print(Columns([_operations(chosen), _bytes(chosen, gpu), _step(chosen)], padding=(0, 1)))
+    console.print(
+        Columns([_operations(chosen), _bytes(chosen, gpu), _step(chosen)], padding=(0, 1))
+    )
     disk = plan_memory.checkpoint_bytes(config.model, layout)
-    console.print(f"checkpoint: {sum(disk.values()) / GIB:.1f} GiB ({_listed(disk)}); "
-                  f"{plan_memory.lane_bytes(config.model, layout.width) / 2**20:.1f} MiB of it for each lane")
+    console.print(
+        f"checkpoint: {sum(disk.values()) / GIB:.1f} GiB ({_listed(disk)}); "
+        f"{plan_memory.lane_bytes(config.model, layout.width) / 2**20:.1f} MiB of it for each lane"
+    )
     rate = chosen.cost.tokens_per_second
-    console.print(f"[bold]{rate:,.0f} tokens/s[/bold] ({rate / layout.world:,.0f} a GPU, {mfu(chosen, gpu):.0%} of "
-                  f"peak): {budget:,} tokens in [bold]{budget / rate / 86400:,.1f} days[/bold], "
-                  f"{budget / rate * layout.world / 3600:,.0f} GPU hours")
+    console.print(
+        f"[bold]{rate:,.0f} tokens/s[/bold] ({rate / layout.world:,.0f} a GPU, {mfu(chosen, gpu):.0%} of "
+        f"peak): {budget:,} tokens in [bold]{budget / rate / 86400:,.1f} days[/bold], "
+        f"{budget / rate * layout.world / 3600:,.0f} GPU hours"
+    )
     if fitting:
         console.print("layouts that fit, fastest first:")
     for option in fitting:
         rate = option.cost.tokens_per_second
-        console.print(f"  [bold]{rate:,.0f} tokens/s[/bold], {budget / rate / 86400:.1f} days, "
-                      f"{option.total / GIB:.1f} GiB: {name(option)}", soft_wrap=True)
-        console.print(f"    [dim]{' '.join(option.overrides())}[/dim]", soft_wrap=True)  # one line, to be copied
+        console.print(
+            f"  [bold]{rate:,.0f} tokens/s[/bold], {budget / rate / 86400:.1f} days, "
+            f"{option.total / GIB:.1f} GiB: {name(option)}",
+            soft_wrap=True,
+        )
+        console.print(
+            f"    [dim]{' '.join(option.overrides())}[/dim]", soft_wrap=True
+        )  # one line, to be copied
     console.print("[dim]assumed: " + "; ".join(plan_cost.ASSUMPTIONS) + "[/dim]")
 
 
 def name(option: Option) -> str:
     """A layout in a few words."""
     l = option.layout
-    extras = [word for word, on in (("sequence parallel", l.sequence), ("recompute", l.recompute)) if on]
-    return ", ".join([f"{l.data} data x {l.tensor} tensor parallel", f"ZeRO-{l.zero_stage}",
-                      f"micro-batch {l.micro_lanes}", l.precision, *extras])
+    extras = [
+        word for word, on in (("sequence parallel", l.sequence), ("recompute", l.recompute)) if on
+    ]
+    return ", ".join(
+        [
+            f"{l.data} data x {l.tensor} tensor parallel",
+            f"ZeRO-{l.zero_stage}",
+            f"micro-batch {l.micro_lanes}",
+            l.precision,
+            *extras,
+        ]
+    )
 
 
 def mfu(option: Option, gpu: GPU) -> float:
     """Useful operations (no recomputation) as a share of what the GPUs could do."""
     useful = 3 * sum(option.cost.flops_per_token.values()) * option.cost.tokens_per_second
-    return useful / (option.layout.world * (gpu.bf16 if option.layout.precision == "bf16" else gpu.fp32))
+    return useful / (
+        option.layout.world * (gpu.bf16 if option.layout.precision == "bf16" else gpu.fp32)
+    )
 
 
 def _listed(bytes_: dict[str, float]) -> str:
@@ -76,7 +108,9 @@ def _bytes(option: Option, gpu: GPU) -> Table:
     table = _table("on a rank", "GiB")
     for kind, value in option.bytes.items():
         table.add_row(kind, f"{value / GIB:.2f}")
-    table.add_row("sum", f"[{'green' if option.total <= gpu.memory else 'red'}]{option.total / GIB:.1f}[/]")
+    table.add_row(
+        "sum", f"[{'green' if option.total <= gpu.memory else 'red'}]{option.total / GIB:.1f}[/]"
+    )
     table.add_row("it has", f"{gpu.memory / GIB:.1f}")
     return table
 
@@ -85,7 +119,9 @@ def _step(option: Option) -> Table:
     sent = option.cost.bytes
     table = _table("a step", "ms", "GB sent")
     for kind, value in option.cost.seconds.items():
-        table.add_row(kind, f"{1e3 * value:.1f}", f"{sent[kind] / 1e9:.3f}" if sent.get(kind) else "")
+        table.add_row(
+            kind, f"{1e3 * value:.1f}", f"{sent[kind] / 1e9:.3f}" if sent.get(kind) else ""
+        )
     table.add_row("sum", f"{1e3 * option.cost.step_seconds:.1f}", f"{sum(sent.values()) / 1e9:.3f}")
     return table
 
