@@ -38,7 +38,9 @@ def no_processes_without_the_mark(request, watch):
     watch.started.clear()
     yield
     if watch.started and not request.node.get_closest_marker("multiprocess"):
-        pytest.fail(f"starts {watch.started[0]}: name what starts it in STARTERS of tests/support/marks.py")
+        pytest.fail(
+            f"starts {watch.started[0]}: name what starts it in STARTERS of tests/support/marks.py"
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,17 @@ import pytest
 TESTS = Path(__file__).parent
 # What a machine with other instructions, another BLAS or more threads would do to a sum.
 KINDS = {
-    "no-vector-instructions": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE",
-                               "ONEDNN_MAX_CPU_ISA": "SSE41"},
-    "avx2-two-threads": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
-                         "OMP_NUM_THREADS": "2"},
+    "no-vector-instructions": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+    },
+    "avx2-two-threads": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OMP_NUM_THREADS": "2",
+    },
     "another-blas": {"INFTY_TEST_BLAS": "another"},
 }
 CHOSEN = [
@@ -37,9 +44,22 @@ CHOSEN = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_promised_holds_on(kind):
-    changed = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "INFTY_TEST_BLAS")
+    changed = (
+        "ATEN_CPU_CAPABILITY",
+        "MKL_CBWR",
+        "MKL_ENABLE_INSTRUCTIONS",
+        "ONEDNN_MAX_CPU_ISA",
+        "INFTY_TEST_BLAS",
+    )
     environment = {k: v for k, v in os.environ.items() if k not in changed}
     environment |= {"OMP_NUM_THREADS": "1", **KINDS[kind]}
-    done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *CHOSEN], cwd=TESTS,
-                          env=environment, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *CHOSEN],
+        cwd=TESTS,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

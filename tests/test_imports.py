@@ -12,22 +12,39 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {"infty": ROOT / "infty", "infty_pretrain": ROOT / "pretrain" / "infty_pretrain",
-           "infty_tools": ROOT / "tools" / "infty_tools"}
-UPPER = {"infty": {"infty_pretrain", "infty_tools"}, "infty_pretrain": {"infty_tools"}, "infty_tools": set()}
+SOURCES = {
+    "infty": ROOT / "infty",
+    "infty_pretrain": ROOT / "pretrain" / "infty_pretrain",
+    "infty_tools": ROOT / "tools" / "infty_tools",
+}
+UPPER = {
+    "infty": {"infty_pretrain", "infty_tools"},
+    "infty_pretrain": {"infty_tools"},
+    "infty_tools": set(),
+}
 # Of these parts of infty, what each may not import: everything above it.
-INSIDE = {"infty.memory": {"infty.layers", "infty.models", "infty.parallel", "infty.data", "infty.hf"},
-          "infty.layers": {"infty.models", "infty.data", "infty.hf"},
-          "infty.models": {"infty.data", "infty.hf"},
-          "infty.parallel": {"infty.layers", "infty.models", "infty.data", "infty.hf"},
-          "infty.data": {"infty.layers", "infty.models", "infty.memory", "infty.parallel", "infty.hf"}}
+INSIDE = {
+    "infty.memory": {"infty.layers", "infty.models", "infty.parallel", "infty.data", "infty.hf"},
+    "infty.layers": {"infty.models", "infty.data", "infty.hf"},
+    "infty.models": {"infty.data", "infty.hf"},
+    "infty.parallel": {"infty.layers", "infty.models", "infty.data", "infty.hf"},
+    "infty.data": {"infty.layers", "infty.models", "infty.memory", "infty.parallel", "infty.hf"},
+}
 # What an exported model needs beside the standard library.
-CARRIED = {"infty.memory": {"torch", "triton", "infty"}, "infty.hf": {"torch", "triton", "transformers", "infty"}}
+CARRIED = {
+    "infty.memory": {"torch", "triton", "infty"},
+    "infty.hf": {"torch", "triton", "transformers", "infty"},
+}
 CARRIED_OF_INFTY = ("infty.memory", "infty.hf", "infty.errors", "infty.tree")
 
 # What a batch script runs, outside the container that may hold everything else.
-STANDARD_LIBRARY = ("infty.exit_codes", "infty_tools.slurm.supervise", "infty_tools.slurm.verdict",
-                    "infty_tools.slurm.controller", "infty_tools.slurm.rendezvous")
+STANDARD_LIBRARY = (
+    "infty.exit_codes",
+    "infty_tools.slurm.supervise",
+    "infty_tools.slurm.verdict",
+    "infty_tools.slurm.controller",
+    "infty_tools.slurm.rendezvous",
+)
 # Rooms of the tools; of these, what each may not import: a room on the same level.
 ROOMS = {"infty_tools.slurm": {"infty_tools.doctor"}, "infty_tools.doctor": {"infty_tools.slurm"}}
 
@@ -52,7 +69,7 @@ def imports(name: str, path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                above = package.split(".")[:len(package.split(".")) - node.level + 1]
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, base] if base else above)
             found |= {f"{base}.{alias.name}" for alias in node.names}
     return found
@@ -65,27 +82,47 @@ def below(name: str, parents) -> bool:
 def test_packages_import_downward():
     found = modules()
     assert len(found) > 40
-    wrong = [f"{name} imports {i}" for name, path in found.items() for i in imports(name, path)
-             if below(i, UPPER[name.partition(".")[0]])]
+    wrong = [
+        f"{name} imports {i}"
+        for name, path in found.items()
+        for i in imports(name, path)
+        if below(i, UPPER[name.partition(".")[0]])
+    ]
     assert not wrong
 
 
 def test_parts_of_infty_import_downward():
-    wrong = [f"{name} imports {i}" for name, path in modules().items() for part, forbidden in INSIDE.items()
-             if below(name, [part]) for i in imports(name, path) if below(i, forbidden)]
+    wrong = [
+        f"{name} imports {i}"
+        for name, path in modules().items()
+        for part, forbidden in INSIDE.items()
+        if below(name, [part])
+        for i in imports(name, path)
+        if below(i, forbidden)
+    ]
     assert not wrong
 
 
 def test_rooms_of_the_tools_are_apart():
-    wrong = [f"{name} imports {i}" for name, path in modules().items() for room, forbidden in ROOMS.items()
-             if below(name, [room]) for i in imports(name, path) if below(i, forbidden)]
+    wrong = [
+        f"{name} imports {i}"
+        for name, path in modules().items()
+        for room, forbidden in ROOMS.items()
+        if below(name, [room])
+        for i in imports(name, path)
+        if below(i, forbidden)
+    ]
     assert not wrong
 
 
 def test_what_a_batch_script_runs_needs_the_standard_library_alone():
     found = modules()
-    wrong = [f"{name} imports {i}" for name in STANDARD_LIBRARY for i in imports(name, found[name])
-             if i.partition(".")[0] not in sys.stdlib_module_names and not below(i, STANDARD_LIBRARY)]
+    wrong = [
+        f"{name} imports {i}"
+        for name in STANDARD_LIBRARY
+        for i in imports(name, found[name])
+        if i.partition(".")[0] not in sys.stdlib_module_names and not below(i, STANDARD_LIBRARY)
+    ]
     assert not wrong
     for package in ("infty", "infty_tools", "infty_tools.slurm"):
         assert not imports(package, found[package])
@@ -107,19 +144,42 @@ def test_an_exported_model_carries_its_mathematics(part):
 def test_relative_imports_are_understood(tmp_path):
     """The checks above would be empty if names were resolved wrongly."""
     path = tmp_path / "a.py"
-    path.write_text("from . import b\nfrom ..c import d\nimport e.f\ndef g():\n    from h import i\n")
+    path.write_text(
+        "from . import b\nfrom ..c import d\nimport e.f\ndef g():\n    from h import i\n"
+    )
     assert imports("p.q.a", path) == {"p.q.b", "p.c.d", "e.f", "h.i"}
 
 
 def test_a_wheel_holds_three_packages(tmp_path):
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling is not installed: a wheel cannot be built without a network")
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w",
-                           str(tmp_path), str(ROOT)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(tmp_path),
+            str(ROOT),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     [wheel] = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.partition("/")[0] for n in names if ".dist-info/" not in n} == set(SOURCES)
-    missing = [name for name, path in modules().items()
-               if not any(n in names for n in (name.replace(".", "/") + s for s in (".py", "/__init__.py")))]
+    missing = [
+        name
+        for name, path in modules().items()
+        if not any(
+            n in names for n in (name.replace(".", "/") + s for s in (".py", "/__init__.py"))
+        )
+    ]
     assert not missing

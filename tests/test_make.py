@@ -21,7 +21,9 @@ def clone(tmp_path):
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_a_foreign_environment_is_left_alone(clone):
@@ -34,13 +36,15 @@ def test_a_foreign_environment_is_left_alone(clone):
 
 def test_a_missing_python_is_named(clone):
     done = make(clone, "test", "PYTHON=python-that-is-not-there")
-    assert done.returncode != 0 and "python-that-is-not-there is missing" in done.stdout + done.stderr
+    assert (
+        done.returncode != 0 and "python-that-is-not-there is missing" in done.stdout + done.stderr
+    )
     assert not (clone / ".venv-infty").exists()
 
 
 def test_an_old_python_is_refused(clone):
     old = clone / "old-python"
-    old.write_text("#!/bin/sh\n[ \"$1\" = -V ] && echo Python 3.8.1\nexit 1\n")
+    old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.8.1\nexit 1\n')
     old.chmod(0o755)
     done = make(clone, "test", f"PYTHON={old}")
     assert done.returncode != 0 and "needs Python 3.10 or newer" in done.stdout + done.stderr
@@ -56,8 +60,13 @@ def test_clean_removes_only_what_make_made(clone):
 
 
 def demo(*arguments: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "infty_tools.demo", *map(str, arguments)], capture_output=True,
-                          text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "infty_tools.demo", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_the_demo_leaves_a_foreign_folder_alone(tmp_path):

@@ -12,25 +12,48 @@ from infty_tools.cli import app
 def said(*arguments: object) -> str:
     """What a command that is refused says, in one line."""
     result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    assert isinstance(result.exception, UserError) or result.exit_code == 2, (result.output, result.exception)
+    assert isinstance(result.exception, UserError) or result.exit_code == 2, (
+        result.output,
+        result.exception,
+    )
     return " ".join(f"{result.exception} {result.output}".replace("│", " ").split())
 
 
-@pytest.mark.parametrize("option, words", [
-    ("--windows=0", "whole number from 1"), ("--windows=-3", "whole number from 1"), ("--lanes=0", "from 1"),
-    ("--lanes=nan", "from 1"), ("--output=", "it is empty"), ("--output=/", "is a folder"),
-    ("--output=/dev/null/x", "/dev/null is no folder")])
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        ("--windows=0", "whole number from 1"),
+        ("--windows=-3", "whole number from 1"),
+        ("--lanes=0", "from 1"),
+        ("--lanes=nan", "from 1"),
+        ("--output=", "it is empty"),
+        ("--output=/", "is a folder"),
+        ("--output=/dev/null/x", "/dev/null is no folder"),
+    ],
+)
 def test_evaluate(tmp_path, option, words):
     assert words in said("evaluate", "--checkpoint", tmp_path, "--data", tmp_path, option)
 
 
 @pytest.mark.parametrize("size", ["5 gigs", "5", "GB", "-1GB", "0GB", "nanGB", "1e9GB", "5GB5", ""])
 def test_export(tmp_path, size):
-    assert "is not a size" in said("export", "--checkpoint", tmp_path, "--output", tmp_path / "x", "--max-shard", size)
+    assert "is not a size" in said(
+        "export", "--checkpoint", tmp_path, "--output", tmp_path / "x", "--max-shard", size
+    )
 
 
-@pytest.mark.parametrize("option, words", [
-    ("--prompt=caf\udce9", "not UTF-8"), ("--seed=-1", "from 0"), ("--seed=99999999999999999999", "from 0"),
-    ("--temperature=nan", "--temperature"), ("--temperature=inf", "--temperature"), ("--top-p=nan", "--top-p")])
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        ("--prompt=caf\udce9", "not UTF-8"),
+        ("--seed=-1", "from 0"),
+        ("--seed=99999999999999999999", "from 0"),
+        ("--temperature=nan", "--temperature"),
+        ("--temperature=inf", "--temperature"),
+        ("--top-p=nan", "--top-p"),
+    ],
+)
 def test_generate(tmp_path, option, words):
-    assert words in said("generate", "--model", tmp_path, *(["--prompt", "x"] * ("prompt" not in option)), option)
+    assert words in said(
+        "generate", "--model", tmp_path, *(["--prompt", "x"] * ("prompt" not in option)), option
+    )

@@ -37,7 +37,13 @@ def test_the_six_steps(tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     steps = commands()
     assert [step.split()[1] for step in steps if step.startswith("infty")] == [
-        "books", "prepare", "inspect", "evaluate", "export", "generate"]
+        "books",
+        "prepare",
+        "inspect",
+        "evaluate",
+        "export",
+        "generate",
+    ]
     said = {}
     for step in steps:
         short = step.replace("--vocab-size 2048", "--vocab-size 330")
@@ -45,8 +51,16 @@ def test_the_six_steps(tmp_path):
             short += " run.steps=3 model.layers=2 model.hidden_size=64"
         if "generate" in step:
             short += " --max-new-tokens 8"
-        done = subprocess.run(short, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-                              env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            short,
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, f"{step}\n{done.stdout}\n{done.stderr}"
         said[step.split()[1] if step.startswith("infty") else "pretrain"] = done.stdout
     assert "done: 3 steps" in said["pretrain"]

@@ -16,11 +16,23 @@ model: {hidden_size: 64, layers: 2, heads: 4, segment_length: 32, memory: {basis
 """
 
 
-def _doctor(*words: str, folder: Path, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    plain = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+def _doctor(
+    *words: str, folder: Path, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess:
+    plain = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    }
     command = [sys.executable, *(launcher or ("-m",)), "infty_tools", "doctor", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False,
-                          env=plain | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=plain | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_a_laptop_is_fine(tmp_path):
@@ -31,11 +43,23 @@ def test_a_laptop_is_fine(tmp_path):
 
 def test_two_processes_and_a_dataset_that_is_not_there(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
-    done = _doctor("--config", "config.yaml", folder=tmp_path,
-                   launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"))
+    done = _doctor(
+        "--config",
+        "config.yaml",
+        folder=tmp_path,
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"),
+    )
     assert done.returncode == 1, done.stdout + done.stderr
-    for said in ("all-reduce among 2", "GB/s", "shared folder", "disk space", "write speed", "clocks",
-                 "nowhere does not exist", "infty prepare"):
+    for said in (
+        "all-reduce among 2",
+        "GB/s",
+        "shared folder",
+        "disk space",
+        "write speed",
+        "clocks",
+        "nowhere does not exist",
+        "infty prepare",
+    ):
         assert said in done.stdout, said
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
@@ -65,7 +89,10 @@ def test_a_task_that_sees_one_gpu_has_that_one(monkeypatch):
     assert machines.devices(Launch(3, 4, 3, "slurm")).fine
     assert machines.visible_gpu(Launch(3, 4, 3, "slurm")) == 0
     assert machines.own_gpus([f"node GPU-{i}" for i in range(4)]).fine
-    assert machines.own_gpus(["node-1 GPU-0", "node-2 GPU-0"]).fine and machines.own_gpus([None, None]).fine
+    assert (
+        machines.own_gpus(["node-1 GPU-0", "node-2 GPU-0"]).fine
+        and machines.own_gpus([None, None]).fine
+    )
     shared = machines.own_gpus(["node GPU-0", "node GPU-1", "node GPU-0"])
     assert shared.wrong and "ranks 0, 2 have the same GPU" in shared.advice
 
@@ -73,8 +100,13 @@ def test_a_task_that_sees_one_gpu_has_that_one(monkeypatch):
 def _config(folder: Path, steps: int = 1000, **checkpoint):
     from infty_pretrain import config as configs
 
-    return configs.from_dict({"run": {"folder": str(folder), "steps": steps}, "model": {"vocab_size": 100},
-                              "checkpoint": checkpoint})
+    return configs.from_dict(
+        {
+            "run": {"folder": str(folder), "steps": steps},
+            "model": {"vocab_size": 100},
+            "checkpoint": checkpoint,
+        }
+    )
 
 
 def _checkpoints(folder: Path, *names: str) -> None:
@@ -114,11 +146,22 @@ def test_a_slow_or_full_disk_and_clocks_apart(monkeypatch, tmp_path, room):
 
 
 @pytest.mark.usefixtures("single_process")
-@pytest.mark.parametrize("policy, names, least", [
-    ({}, [], 3), ({"minutes": 10}, [], 4), ({}, ["step-00000500"], 2), ({}, ["step-00000500", "step-00001000"], 1),
-    ({}, ["step-00000500", "step-00001000", "step-00001500"], 1),  # one is pruned when the next is written, not before
-    ({"minutes": 10}, ["step-00000500", "step-00001000", "step-00001200"], 1),
-    ({}, ["step-00000500.partial", "step-00001000.damaged"], 3)])
+@pytest.mark.parametrize(
+    "policy, names, least",
+    [
+        ({}, [], 3),
+        ({"minutes": 10}, [], 4),
+        ({}, ["step-00000500"], 2),
+        ({}, ["step-00000500", "step-00001000"], 1),
+        (
+            {},
+            ["step-00000500", "step-00001000", "step-00001500"],
+            1,
+        ),  # one is pruned when the next is written, not before
+        ({"minutes": 10}, ["step-00000500", "step-00001000", "step-00001200"], 1),
+        ({}, ["step-00000500.partial", "step-00001000.damaged"], 3),
+    ],
+)
 def test_the_runs_own_checkpoints_need_no_room(tmp_path, room, policy, names, least):
     from infty_tools.doctor import disk
 
@@ -135,7 +178,9 @@ def test_the_runs_own_checkpoints_need_no_room(tmp_path, room, policy, names, le
 def test_what_is_kept_for_good_is_named(tmp_path, room):
     from infty_tools.doctor import disk
 
-    config = _config(tmp_path, steps=10_000, every=500, keep_every=750)  # written at 1500, 3000, ... 9000
+    config = _config(
+        tmp_path, steps=10_000, every=500, keep_every=750
+    )  # written at 1500, 3000, ... 9000
     room(config, 9.01)
     assert disk.space(config).fine and "keep_every will add 6," in disk.space(config).found
     room(config, 8.99)

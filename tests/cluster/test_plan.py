@@ -27,25 +27,64 @@ def _plan(*arguments: str):
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_the_configs_fit_the_clusters_they_name(name):
-    result = _plan("--config", str(CONFIGS / f"pg19-{name}.yaml"), "--nodes", str(CLUSTERS[name]), "--tokens", "10B")
+    result = _plan(
+        "--config",
+        str(CONFIGS / f"pg19-{name}.yaml"),
+        "--nodes",
+        str(CLUSTERS[name]),
+        "--tokens",
+        "10B",
+    )
     assert result.exit_code == 0, result.exception
-    for said in ("parameters", "GFLOP", "on a rank", "GiB", "GB sent", "tokens/s", "10,000,000,000 tokens in",
-                 "days", "assumed:", "layouts that fit"):
+    for said in (
+        "parameters",
+        "GFLOP",
+        "on a rank",
+        "GiB",
+        "GB sent",
+        "tokens/s",
+        "10,000,000,000 tokens in",
+        "days",
+        "assumed:",
+        "layouts that fit",
+    ):
         assert said in result.output
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change():
-    result = _plan("--config", str(CONFIGS / "pg19-7b.yaml"), "--gpu", "a100-40", "batch.lanes=16",
-                   "parallel.zero_stage=1", "parallel.tensor=1", "parallel.sequence=false", "batch.micro_batch=null")
+    result = _plan(
+        "--config",
+        str(CONFIGS / "pg19-7b.yaml"),
+        "--gpu",
+        "a100-40",
+        "batch.lanes=16",
+        "parallel.zero_stage=1",
+        "parallel.tensor=1",
+        "parallel.sequence=false",
+        "batch.micro_batch=null",
+    )
     assert isinstance(result.exception, UserError)
     assert "does not fit" in str(result.exception) and "It fits" in str(result.exception)
-    assert "parallel.zero_stage=3" in str(result.exception) or "parallel.tensor=" in str(result.exception)
+    assert "parallel.zero_stage=3" in str(result.exception) or "parallel.tensor=" in str(
+        result.exception
+    )
 
 
 def test_nothing_fits_a_small_gpu_however_many():
-    result = _plan("--config", str(CONFIGS / "pg19-7b.yaml"), "--gpu", "rtx4090-24", "--nodes", "1",
-                   "--gpus-per-node", "1", "batch.lanes=1", "batch.micro_batch=1", "parallel.tensor=1",
-                   "parallel.sequence=false")
+    result = _plan(
+        "--config",
+        str(CONFIGS / "pg19-7b.yaml"),
+        "--gpu",
+        "rtx4090-24",
+        "--nodes",
+        "1",
+        "--gpus-per-node",
+        "1",
+        "batch.lanes=1",
+        "batch.micro_batch=1",
+        "parallel.tensor=1",
+        "parallel.sequence=false",
+    )
     assert "No layout" in str(result.exception)
 
 
@@ -59,7 +98,9 @@ def test_unknown_gpu_names_the_nearest():
         hardware.find("h100")
 
 
-@pytest.mark.parametrize("text, value", [("10B", 10**10), ("300M", 3 * 10**8), ("5e9", 5 * 10**9), ("7", 7)])
+@pytest.mark.parametrize(
+    "text, value", [("10B", 10**10), ("300M", 3 * 10**8), ("5e9", 5 * 10**9), ("7", 7)]
+)
 def test_token_counts(text, value):
     assert parse_count(text) == value
 
@@ -89,8 +130,10 @@ def test_more_sharding_needs_less():
     def option(**changes):
         return plan_search.evaluate(config, dataclasses.replace(layout, **changes), GPU, 8)
 
-    held = [sum(option(zero_stage=s).bytes[k] for k in ("weights", "masters", "moments", "gradients"))
-            for s in (0, 1, 2, 3)]
+    held = [
+        sum(option(zero_stage=s).bytes[k] for k in ("weights", "masters", "moments", "gradients"))
+        for s in (0, 1, 2, 3)
+    ]
     assert held == sorted(held, reverse=True) and held[0] > 4 * held[3]
     assert option(recompute=True).bytes["activations"] < option().bytes["activations"] / 4
     assert option(recompute=True).cost.tokens_per_second < option().cost.tokens_per_second
@@ -99,7 +142,13 @@ def test_more_sharding_needs_less():
 def test_planning_imports_no_deepspeed():
     import subprocess
 
-    code = ("import sys; sys.argv = ['infty', 'plan', '-c', sys.argv[1]]\n"
-            "from infty_tools import cli\n"
-            "try: cli.main()\nexcept SystemExit: pass\nassert 'deepspeed' not in sys.modules")
-    subprocess.run([sys.executable, "-c", code, str(CONFIGS / "pg19-125m.yaml")], check=True, capture_output=True)
+    code = (
+        "import sys; sys.argv = ['infty', 'plan', '-c', sys.argv[1]]\n"
+        "from infty_tools import cli\n"
+        "try: cli.main()\nexcept SystemExit: pass\nassert 'deepspeed' not in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(CONFIGS / "pg19-125m.yaml")],
+        check=True,
+        capture_output=True,
+    )

@@ -20,8 +20,15 @@ from infty_tools.plan.memory import Layout, parameters
 from support import measured
 from support.small import VARIANTS
 
-MODEL = ModelConfig(vocab_size=2000, hidden_size=384, layers=2, heads=6, segment_length=64, stm_length=64,
-                    memory=MemoryConfig(basis=64))
+MODEL = ModelConfig(
+    vocab_size=2000,
+    hidden_size=384,
+    layers=2,
+    heads=6,
+    segment_length=64,
+    stm_length=64,
+    memory=MemoryConfig(basis=64),
+)
 TOLERANCE = 0.05
 # Tensor-parallel ranks of two processes: stages and precisions, all measured in the same two processes.
 LAYOUTS = {1: [(0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32")], 2: [(3, "bf16"), (3, "fp32")]}
@@ -36,8 +43,13 @@ def _layout(stage: int, precision: str, tensor: int, lanes: int = 4, world: int 
 
 def _config(stage: int, precision: str, tensor: int, micro: int | None = None) -> configs.Config:
     batch = configs.BatchConfig(lanes=4, window_segments=2, micro_batch=micro)
-    return configs.Config(run=configs.RunConfig(steps=10), model=MODEL, batch=batch, precision=precision,
-                          parallel=configs.ParallelConfig(tensor=tensor, zero_stage=stage))
+    return configs.Config(
+        run=configs.RunConfig(steps=10),
+        model=MODEL,
+        batch=batch,
+        precision=precision,
+        parallel=configs.ParallelConfig(tensor=tensor, zero_stage=stage),
+    )
 
 
 def _micro(tensor: int) -> list[int]:
@@ -46,9 +58,19 @@ def _micro(tensor: int) -> list[int]:
 
 def _measure(tensor: int) -> tuple[list[dict[str, int]], list[int], list[int]]:
     data = window(MODEL, 4, 2)
-    states = [measured.training_bytes(_config(stage, precision, tensor), data) for stage, precision in LAYOUTS[tensor]]
-    lanes = [measured.lane_states_bytes(_config(3, "fp32", tensor, micro), data) for micro in _micro(tensor)]
-    return states, lanes, [_activations(MODEL, sequence) for sequence in (False, True)] if tensor > 1 else []
+    states = [
+        measured.training_bytes(_config(stage, precision, tensor), data)
+        for stage, precision in LAYOUTS[tensor]
+    ]
+    lanes = [
+        measured.lane_states_bytes(_config(3, "fp32", tensor, micro), data)
+        for micro in _micro(tensor)
+    ]
+    return (
+        states,
+        lanes,
+        [_activations(MODEL, sequence) for sequence in (False, True)] if tensor > 1 else [],
+    )
 
 
 @pytest.mark.parametrize("tensor", LAYOUTS)
@@ -61,17 +83,24 @@ def test_two_processes(tensor):
         planned = plan_memory.model_states(MODEL, layout)
         planned["lanes"] = layout.micro_lanes * plan_memory.lane_bytes(MODEL, layout.width, tensor)
         found = {kind: max(states[i][kind] for states, _, _ in ranks) for kind in planned}
-        if stage in (1, 2):  # DeepSpeed holds on to at most one whole gradient, which counts as working memory
+        if stage in (
+            1,
+            2,
+        ):  # DeepSpeed holds on to at most one whole gradient, which counts as working memory
             largest = max(p.local(tensor) for p in parameters(MODEL)) * layout.width
             least = planned.pop("gradients")
             assert 0.95 * least <= found.pop("gradients") <= 1.05 * (least + largest)
         assert planned == pytest.approx(found, rel=TOLERANCE), (stage, precision)
     for micro, counted in zip(_micro(tensor), zip(*(lanes for _, lanes, _ in ranks)), strict=True):
         layout = plan_search.of_config(_config(3, "fp32", tensor, micro), 2)
-        planned = plan_search.evaluate(_config(3, "fp32", tensor), layout, hardware.find("h100-80"), 8).bytes["lanes"]
+        planned = plan_search.evaluate(
+            _config(3, "fp32", tensor), layout, hardware.find("h100-80"), 8
+        ).bytes["lanes"]
         assert planned == pytest.approx(max(counted), rel=TOLERANCE), layout
     for sequence, counted in zip((False, True), zip(*(activations for _, _, activations in ranks))):
-        planned = plan_activations.activations(MODEL, Layout(2, 1, 1, sequence, False, 2, 1, 4, "fp32"), "cpu")
+        planned = plan_activations.activations(
+            MODEL, Layout(2, 1, 1, sequence, False, 2, 1, 4, "fp32"), "cpu"
+        )
         assert planned == pytest.approx(max(counted), rel=TOLERANCE)
 
 
@@ -84,7 +113,13 @@ def _activations(config: ModelConfig, sequence: bool = False, precision: str = "
     data = window(config, lanes=2, segments=4, resets=0)
     kept = measured.Saved(model)
     with kept:
-        model(data["tokens"], data["reset"], model.initial_state(2), labels=data["labels"], weights=data["weights"])
+        model(
+            data["tokens"],
+            data["reset"],
+            model.initial_state(2),
+            labels=data["labels"],
+            weights=data["weights"],
+        )
     return kept.bytes
 
 
@@ -92,14 +127,32 @@ def _activations(config: ModelConfig, sequence: bool = False, precision: str = "
 @pytest.mark.parametrize("name", [*VARIANTS, "book"])
 def test_activations(name, precision, single_process):
     """A window of four segments of every variant: within 5 % of what autograd holds."""
-    config = ModelConfig(vocab_size=1000, hidden_size=128, layers=2, heads=4, segment_length=64,
-                         memory=MemoryConfig(basis=256))
+    config = ModelConfig(
+        vocab_size=1000,
+        hidden_size=128,
+        layers=2,
+        heads=4,
+        segment_length=64,
+        memory=MemoryConfig(basis=256),
+    )
     if name in VARIANTS:  # wide enough for a model's own tensors to outweigh bookkeeping
         given = VARIANTS[name]
-        longer = {"memory": replace(given.memory, length=48)} if isinstance(given.memory, CompressiveConfig) else {}
-        config = replace(given, hidden_size=96, segment_length=32, stm_length=32 if given.stm_length else 0,
-                         ffn_size=None, **longer)
-    planned = plan_activations.activations(config, Layout(1, 1, 1, False, False, 2, 1, 4, precision), "cpu")
+        longer = (
+            {"memory": replace(given.memory, length=48)}
+            if isinstance(given.memory, CompressiveConfig)
+            else {}
+        )
+        config = replace(
+            given,
+            hidden_size=96,
+            segment_length=32,
+            stm_length=32 if given.stm_length else 0,
+            ffn_size=None,
+            **longer,
+        )
+    planned = plan_activations.activations(
+        config, Layout(1, 1, 1, False, False, 2, 1, 4, precision), "cpu"
+    )
     assert planned == pytest.approx(_activations(config, precision=precision), rel=TOLERANCE)
 
 

@@ -14,7 +14,9 @@ import pytest
 from infty_tools.slurm import job as jobs
 from support import slurm_cluster, stand_in
 
-pytestmark = pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")
+pytestmark = pytest.mark.skipif(
+    slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or ""
+)
 STAND_IN = Path(stand_in.__file__)
 EXPORTED = 45000 + os.getpid() % 10000
 """A port that a job is told to use."""
@@ -33,13 +35,29 @@ class Sent:
         self.cluster, self.folder = cluster, folder
         run = f"{folder}/run" + ("-{task}" if "array" in settings else "")
         words = jobs.quote([run, *behaviours], settings.get("array"))
-        job = jobs.Job(nodes=2, gpus_per_node=0, tasks_per_node=1, cpus_per_task=1, name=folder.name,
-                       command=f"{sys.executable} {STAND_IN}", python=sys.executable, arguments=words,
-                       run_folder=jobs.quote([run], settings.get("array")), logs=str(folder / "logs"),
-                       output=f"{str(folder).replace('%', '%%')}/%j.out",
-                       **{"time": "5", "lead_seconds": 10} | settings)
-        done = subprocess.run(["sbatch", "--parsable"], input=jobs.render(job), text=True, cwd=folder,
-                              env=cluster.environment, capture_output=True, check=True)
+        job = jobs.Job(
+            nodes=2,
+            gpus_per_node=0,
+            tasks_per_node=1,
+            cpus_per_task=1,
+            name=folder.name,
+            command=f"{sys.executable} {STAND_IN}",
+            python=sys.executable,
+            arguments=words,
+            run_folder=jobs.quote([run], settings.get("array")),
+            logs=str(folder / "logs"),
+            output=f"{str(folder).replace('%', '%%')}/%j.out",
+            **{"time": "5", "lead_seconds": 10} | settings,
+        )
+        done = subprocess.run(
+            ["sbatch", "--parsable"],
+            input=jobs.render(job),
+            text=True,
+            cwd=folder,
+            env=cluster.environment,
+            capture_output=True,
+            check=True,
+        )
         self.number = done.stdout.strip()
 
     def ended(self) -> bool:
@@ -57,7 +75,9 @@ class Sent:
         return self.summary()
 
     def summary(self) -> str:
-        return "\n".join(p.read_text() for p in sorted((self.folder / "logs").glob("*/summary.txt")))
+        return "\n".join(
+            p.read_text() for p in sorted((self.folder / "logs").glob("*/summary.txt"))
+        )
 
     def output(self) -> str:
         return "\n".join(p.read_text() for p in sorted(self.folder.glob("*.out")))
@@ -69,6 +89,7 @@ class Sent:
 @pytest.fixture(scope="module")
 def sent(cluster, tmp_path_factory):
     """All jobs at once: they share the nodes, and most of their time is waiting."""
+
     def send(name: str, *behaviours: str, **settings) -> Sent:
         folder = tmp_path_factory.mktemp(name)
         return Sent(cluster, folder, *behaviours, **settings)
@@ -86,8 +107,14 @@ def sent(cluster, tmp_path_factory):
         "array": send("array", "0", array="0-1"),
         "cancelled": send("cancelled", "wait", "0"),
         "early": send("early", "0", "slow"),
-        "setup": send("setup", "0", setup=('[ -e begun ] || { touch begun; until [ "$TOLD" ]; do sleep .2; done; }',
-                                           f"export MASTER_ADDR=127.0.0.1 MASTER_PORT={EXPORTED}")),
+        "setup": send(
+            "setup",
+            "0",
+            setup=(
+                '[ -e begun ] || { touch begun; until [ "$TOLD" ]; do sleep .2; done; }',
+                f"export MASTER_ADDR=127.0.0.1 MASTER_PORT={EXPORTED}",
+            ),
+        ),
         "unwilling": send("unwilling", "85", "0", setup=(f"export PATH={unwilling}:$PATH",)),
     }
 
@@ -109,7 +136,9 @@ def test_a_signal_saves_and_requeues(cluster, sent):
     cluster.slurm("scancel", "--batch", "--signal=USR1", job.number)
     summary = job.finish()
     assert job.state() == "COMPLETED" and "requeued" in summary and "finished" in summary
-    assert [(job.folder / "run" / f"told-0-{rank}").read_text() for rank in (0, 1)] == ["SIGUSR1"] * 2
+    assert [(job.folder / "run" / f"told-0-{rank}").read_text() for rank in (0, 1)] == [
+        "SIGUSR1"
+    ] * 2
     addresses = {(job.folder / "run" / f"start-0-{rank}").read_text() for rank in (0, 1)}
     assert addresses == {f"{cluster.nodes[0]}:{20000 + int(job.number) % 20000}"}
     assert (job.folder / "logs" / job.number / "node-1.log").exists()
@@ -130,7 +159,11 @@ def test_a_signal_during_the_preflight_requeues(cluster, sent):
     cluster.wait(lambda: all(path.exists() for path in begun), 90, "the preflight")
     cluster.slurm("scancel", "--batch", "--signal=USR1", job.number)
     summary = job.finish()
-    assert "told to stop; passed on" in summary and summary.count("requeued") == 1 and "start 2" in summary
+    assert (
+        "told to stop; passed on" in summary
+        and summary.count("requeued") == 1
+        and "start 2" in summary
+    )
     assert job.state() == "COMPLETED" and len(list((job.folder / "run").glob("start-*"))) == 2
 
 
@@ -147,24 +180,36 @@ def test_a_signal_during_the_setup_requeues(cluster, sent):
 
 def test_a_controller_that_does_not_answer_is_asked_again(sent):
     summary = sent["unwilling"].finish()
-    assert sent["unwilling"].state() == "COMPLETED" and "start 2" in summary and summary.count("requeued") == 1
+    assert (
+        sent["unwilling"].state() == "COMPLETED"
+        and "start 2" in summary
+        and summary.count("requeued") == 1
+    )
     assert "Unable to contact" in sent["unwilling"].output() and "JobState unknown" not in summary
 
 
 def test_the_time_limit_saves_and_requeues(sent):
     summary = sent["limit"].finish()
-    assert sent["limit"].state() == "COMPLETED" and "told to stop" in summary and "start 2" in summary
+    assert (
+        sent["limit"].state() == "COMPLETED" and "told to stop" in summary and "start 2" in summary
+    )
 
 
 def test_starts_are_bounded(sent):
     summary = sent["bounded"].finish()
-    assert sent["bounded"].state() == "FAILED" and "too many starts" in summary and "start 3 of at most 2" in summary
+    assert (
+        sent["bounded"].state() == "FAILED"
+        and "too many starts" in summary
+        and "start 3 of at most 2" in summary
+    )
 
 
 def test_a_failure_after_progress_is_tried_again(sent):
     job = sent["progress"]
     assert "start 2" in job.finish() and job.state() == "COMPLETED"
-    assert (job.folder / "logs" / job.number / "node-0.log").exists()  # in a folder whose name has a % in it
+    assert (
+        job.folder / "logs" / job.number / "node-0.log"
+    ).exists()  # in a folder whose name has a % in it
 
 
 def test_a_start_in_which_a_task_stood_still_is_tried_again(sent):
@@ -176,7 +221,11 @@ def test_a_start_in_which_a_task_stood_still_is_tried_again(sent):
 @pytest.mark.parametrize("name", ["stuck", "mistake"])
 def test_a_failure_that_repetition_cannot_mend_is_final(sent, name):
     summary = sent[name].finish()
-    assert sent[name].state() == "FAILED" and "stopped for good" in summary and "start 2" not in summary
+    assert (
+        sent[name].state() == "FAILED"
+        and "stopped for good" in summary
+        and "start 2" not in summary
+    )
 
 
 def test_a_sick_node_stops_the_job_before_training(sent):
@@ -197,17 +246,28 @@ def test_a_port_in_use_is_left_alone(cluster, tmp_path):
 
 def test_an_array_is_a_run_for_each_number(cluster, sent):
     job = sent["array"]
-    cluster.wait(lambda: job.number not in cluster.slurm("squeue", "-h", "-o", "%F"), 60, "the array")
+    cluster.wait(
+        lambda: job.number not in cluster.slurm("squeue", "-h", "-o", "%F"), 60, "the array"
+    )
     assert sorted(p.name for p in job.folder.glob("run-*")) == ["run-0", "run-1"]
 
 
 def test_a_run_of_an_array_requeues_itself_and_no_other(cluster, tmp_path):
     """Also the one that has the number of the whole array."""
     job = Sent(cluster, tmp_path, "wait", "0", array="0-1")
-    cluster.wait(lambda: all((tmp_path / f"run-{task}" / f"waiting-0-{rank}").exists() for task in (0, 1)
-                             for rank in (0, 1)), 60, "all tasks")
-    records = [dict(word.split("=", 1) for word in line.split() if "=" in word)
-               for line in cluster.slurm("scontrol", "show", "job", "--oneliner", job.number).splitlines()]
+    cluster.wait(
+        lambda: all(
+            (tmp_path / f"run-{task}" / f"waiting-0-{rank}").exists()
+            for task in (0, 1)
+            for rank in (0, 1)
+        ),
+        60,
+        "all tasks",
+    )
+    records = [
+        dict(word.split("=", 1) for word in line.split() if "=" in word)
+        for line in cluster.slurm("scontrol", "show", "job", "--oneliner", job.number).splitlines()
+    ]
     whole = next(r["ArrayTaskId"] for r in records if r["JobId"] == r["ArrayJobId"])
     other = next(r["ArrayTaskId"] for r in records if r["ArrayTaskId"] != whole)
 
@@ -216,40 +276,88 @@ def test_a_run_of_an_array_requeues_itself_and_no_other(cluster, tmp_path):
 
     def stop(task: str) -> None:
         cluster.slurm("scancel", "--batch", "--signal=USR1", f"{job.number}_{task}")
-        cluster.wait(lambda: "requeued" in summary(task), 30, f"run {task} to requeue itself\n{summary(task)}")
+        cluster.wait(
+            lambda: "requeued" in summary(task),
+            30,
+            f"run {task} to requeue itself\n{summary(task)}",
+        )
 
     stop(whole)
     cluster.wait(lambda: "finished" in summary(whole), 60, "the stopped run to finish")
     assert "told to stop" not in summary(other) and "start 2" not in summary(other)
     stop(other)
     cluster.wait(lambda: "finished" in summary(other), 60, "the other run to finish")
-    assert all("start 2" in summary(task) and "start 3" not in summary(task) for task in (whole, other))
+    assert all(
+        "start 2" in summary(task) and "start 3" not in summary(task) for task in (whole, other)
+    )
 
 
 @pytest.mark.parametrize("name", ["my run", "it's a#1", 'the "second"'])
 def test_sbatch_takes_any_name(cluster, tmp_path, name):
     config = Path(__file__).parents[2] / "configs" / "pg19-125m.yaml"
     said = subprocess.run(
-        [sys.executable, "-m", "infty_tools", "submit", "--dry-run", "-c", str(config), f"run.folder=runs/{name}",
-         "--name", name, "--container", f"{name}.sqsh", "--gpus-per-node", "0", "--tasks-per-node", "1",
-         "--cpus-per-task", "1"], capture_output=True, text=True, check=True).stdout
-    text = said[said.index("#!/bin/bash"):said.index("nothing was sent")]
-    subprocess.run(["sbatch", "--test-only"], input=text, text=True, cwd=tmp_path, env=cluster.environment, check=True)
-    number = subprocess.run(["sbatch", "--parsable", "--hold"], input=text, text=True, cwd=tmp_path, check=True,
-                            env=cluster.environment, capture_output=True).stdout.strip()
+        [
+            sys.executable,
+            "-m",
+            "infty_tools",
+            "submit",
+            "--dry-run",
+            "-c",
+            str(config),
+            f"run.folder=runs/{name}",
+            "--name",
+            name,
+            "--container",
+            f"{name}.sqsh",
+            "--gpus-per-node",
+            "0",
+            "--tasks-per-node",
+            "1",
+            "--cpus-per-task",
+            "1",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    text = said[said.index("#!/bin/bash") : said.index("nothing was sent")]
+    subprocess.run(
+        ["sbatch", "--test-only"],
+        input=text,
+        text=True,
+        cwd=tmp_path,
+        env=cluster.environment,
+        check=True,
+    )
+    number = subprocess.run(
+        ["sbatch", "--parsable", "--hold"],
+        input=text,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+        env=cluster.environment,
+        capture_output=True,
+    ).stdout.strip()
     known = cluster.slurm("scontrol", "show", "job", number)
     cluster.slurm("scancel", number)
-    assert f"JobName={name}\n" in known and f"StdOut={tmp_path}/runs/{name}-slurm/{number}.out\n" in known
+    assert (
+        f"JobName={name}\n" in known
+        and f"StdOut={tmp_path}/runs/{name}-slurm/{number}.out\n" in known
+    )
 
 
 def test_nothing_is_left_behind():
     with slurm_cluster.Cluster() as own:
-        step = subprocess.Popen(["srun", "--nodes=2", "sleep", "60"], env=own.environment, stderr=subprocess.DEVNULL)
+        step = subprocess.Popen(
+            ["srun", "--nodes=2", "sleep", "60"], env=own.environment, stderr=subprocess.DEVNULL
+        )
         own.wait(lambda: "R" in own.slurm("squeue", "-h", "-o", "%t"), 30, "a step")
     step.wait(60)
     assert not own.base.exists() and own.prefix not in slurm_cluster.HOSTS.read_text()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            assert str(own.base) not in (folder / "cmdline").read_text(), os.readlink(folder / "exe")
+            assert str(own.base) not in (folder / "cmdline").read_text(), os.readlink(
+                folder / "exe"
+            )
         except OSError:
             continue

@@ -16,7 +16,9 @@ import pytest
 
 from support import slurm_cluster
 
-pytestmark = pytest.mark.skipif(slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or "")
+pytestmark = pytest.mark.skipif(
+    slurm_cluster.missing() is not None, reason=slurm_cluster.missing() or ""
+)
 STEPS = 36
 CONFIG = f"""
 run: {{folder: run, steps: {STEPS}}}
@@ -31,8 +33,14 @@ logging: {{every: 1, tensorboard: false}}
 
 
 def _infty(*words: str, folder: Path, environment: dict | None = None) -> str:
-    done = subprocess.run([sys.executable, "-m", "infty_tools", *words], cwd=folder, capture_output=True, text=True,
-                          env=(environment or os.environ) | {"OMP_NUM_THREADS": "1"}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "infty_tools", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=(environment or os.environ) | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -44,7 +52,18 @@ def workplace(tmp_path_factory):
     for book in range(6):
         words = " ".join(f"word{(i * i + 7 * book) % 97} of book {book}." for i in range(900))
         (folder / "books" / f"book{book}.txt").write_text(words)
-    _infty("prepare", "--input", "books", "--output", "data", "--vocab-size", "280", "--workers", "1", folder=folder)
+    _infty(
+        "prepare",
+        "--input",
+        "books",
+        "--output",
+        "data",
+        "--vocab-size",
+        "280",
+        "--workers",
+        "1",
+        folder=folder,
+    )
     (folder / "config.yaml").write_text(CONFIG)
     return folder
 
@@ -58,38 +77,87 @@ def _rows(run: Path) -> dict[int, dict]:
 
 def _submit(cluster, folder: Path, *words: str, nodes: int = 2) -> str:
     """Two processes in all, one or two a node; from a shell in which something else was launched."""
-    out = _infty("submit", "--config", "config.yaml", "--nodes", str(nodes), "--gpus-per-node", "0",
-                 "--tasks-per-node", str(2 // nodes), "--cpus-per-task", "1", "--time", "20", *words, folder=folder,
-                 environment=cluster.environment | {"RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7"})
+    out = _infty(
+        "submit",
+        "--config",
+        "config.yaml",
+        "--nodes",
+        str(nodes),
+        "--gpus-per-node",
+        "0",
+        "--tasks-per-node",
+        str(2 // nodes),
+        "--cpus-per-task",
+        "1",
+        "--time",
+        "20",
+        *words,
+        folder=folder,
+        environment=cluster.environment | {"RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7"},
+    )
     return out.split("submitted job ")[1].split()[0]
 
 
 def _submit_other(cluster, folder: Path, verb: str, *words: str) -> str:
     """Submit an evaluation or a preprocessing on two nodes; wait for its end; return its summary and logs."""
-    out = _infty("submit", "--verb", verb, "--nodes", "2", "--gpus-per-node", "0", "--tasks-per-node", "1",
-                 "--cpus-per-task", "1", "--time", "10", "--", *words, folder=folder, environment=cluster.environment)
+    out = _infty(
+        "submit",
+        "--verb",
+        verb,
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "0",
+        "--tasks-per-node",
+        "1",
+        "--cpus-per-task",
+        "1",
+        "--time",
+        "10",
+        "--",
+        *words,
+        folder=folder,
+        environment=cluster.environment,
+    )
     number = out.split("submitted job ")[1].split()[0]
-    cluster.wait(lambda: cluster.job(number)["JobState"] in ("COMPLETED", "FAILED"), 240, f"{verb} to end")
+    cluster.wait(
+        lambda: cluster.job(number)["JobState"] in ("COMPLETED", "FAILED"), 240, f"{verb} to end"
+    )
     said = "\n".join(p.read_text() for p in sorted((folder / "logs" / number).iterdir()))
     assert cluster.job(number)["JobState"] == "COMPLETED", said
     return said
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="needs mpi4py: pip install infty[mpi]")
+@pytest.mark.skipif(
+    importlib.util.find_spec("mpi4py") is None, reason="needs mpi4py: pip install infty[mpi]"
+)
 def test_preprocessing_by_mpi_ranks_is_that_of_one_process(workplace):
     with slurm_cluster.Cluster() as cluster:
-        said = _submit_other(cluster, workplace, "prepare", "--input", "books", "--output", "by-slurm", "--vocab-size",
-                             "280")
+        said = _submit_other(
+            cluster,
+            workplace,
+            "prepare",
+            "--input",
+            "books",
+            "--output",
+            "by-slurm",
+            "--vocab-size",
+            "280",
+        )
     assert "start 1 of" in said and "finished" in said
     for name in ("tokens.bin", "tokens.idx"):
-        assert (workplace / "by-slurm/train" / name).read_bytes() == (workplace / "data/train" / name).read_bytes()
+        assert (workplace / "by-slurm/train" / name).read_bytes() == (
+            workplace / "data/train" / name
+        ).read_bytes()
 
 
 def test_submit_train_signal_requeue_node_failure_finish(workplace):
     with slurm_cluster.Cluster() as cluster:
         quiet = _submit(cluster, workplace, "run.folder=quiet", nodes=1)
         number = _submit(cluster, workplace)
-        (workplace / "config.yaml").write_text("run: {steps: 0}")  # a job keeps the config it was submitted with
+        (workplace / "config.yaml").write_text(
+            "run: {steps: 0}"
+        )  # a job keeps the config it was submitted with
         run, logs = workplace / "run", workplace / "run-slurm"
 
         def summary() -> str:
@@ -103,7 +171,11 @@ def test_submit_train_signal_requeue_node_failure_finish(workplace):
             try:
                 cluster.wait(condition, seconds, what)
             except TimeoutError as error:
-                texts = [p.read_text() for p in sorted(logs.rglob("*")) if p.is_file() and p.suffix in (".log", ".out")]
+                texts = [
+                    p.read_text()
+                    for p in sorted(logs.rglob("*"))
+                    if p.is_file() and p.suffix in (".log", ".out")
+                ]
                 raise AssertionError("\n".join([str(error), summary(), *texts])) from None
 
         explained(trained(6, 1), 240, "the first steps")
@@ -112,18 +184,35 @@ def test_submit_train_signal_requeue_node_failure_finish(workplace):
         cluster.slurm("scontrol", "requeue", number)
         explained(trained(22, 3), 240, "steps after the requeue")
         cluster.fail_node(cluster.nodes[1])
-        explained(lambda: cluster.job(number)["JobState"] != "RUNNING", 120, "the job to lose its node")
+        explained(
+            lambda: cluster.job(number)["JobState"] != "RUNNING", 120, "the job to lose its node"
+        )
         cluster.start_node(cluster.nodes[1])
         explained(lambda: "finished" in summary(), 240, "the end")
         explained(lambda: cluster.job(number)["JobState"] == "COMPLETED", 20, "the job to complete")
-        explained(lambda: cluster.job(quiet)["JobState"] == "COMPLETED", 240, "the quiet run to end")
+        explained(
+            lambda: cluster.job(quiet)["JobState"] == "COMPLETED", 240, "the quiet run to end"
+        )
 
         # One log a node, for both of its processes.
-        assert [p.name for p in (workplace / "quiet-slurm" / quiet).glob("node-*.log")] == ["node-0.log"]
-        assert "fine for 2 processes" in (workplace / "quiet-slurm" / quiet / "node-0.log").read_text()
+        assert [p.name for p in (workplace / "quiet-slurm" / quiet).glob("node-*.log")] == [
+            "node-0.log"
+        ]
+        assert (
+            "fine for 2 processes" in (workplace / "quiet-slurm" / quiet / "node-0.log").read_text()
+        )
 
-        said = _submit_other(cluster, workplace, "evaluate", "--checkpoint", "run", "--data", "data/train",
-                             "--output", "evaluation.json")
+        said = _submit_other(
+            cluster,
+            workplace,
+            "evaluate",
+            "--checkpoint",
+            "run",
+            "--data",
+            "data/train",
+            "--output",
+            "evaluation.json",
+        )
         assert json.loads((workplace / "evaluation.json").read_text()), said
         assert "told to stop" in summary() and summary().count("preflight passed") >= 4
         assert "resumed from" in (logs / number / "node-0.log").read_text()

@@ -27,7 +27,9 @@ def _submit(*arguments: str):
     return CliRunner().invoke(app, ["submit", "--dry-run", *arguments])
 
 
-@pytest.mark.parametrize("path, text", examples.examples().items(), ids=lambda v: getattr(v, "name", ""))
+@pytest.mark.parametrize(
+    "path, text", examples.examples().items(), ids=lambda v: getattr(v, "name", "")
+)
 def test_batch_files_are_current_and_shell(path, text):
     assert path.read_text() == text, "run python -m infty_tools.slurm.examples"
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
@@ -43,67 +45,134 @@ def test_every_batch_file_is_rendered_and_names_a_config_that_fits_it():
 
 @pytest.mark.parametrize("name, nodes", [("125m", 1), ("1.3b", 4), ("7b", 16)])
 def test_dry_run_of_the_configs(name, nodes):
-    result = _submit("--config", str(CONFIGS / f"pg19-{name}.yaml"), "--nodes", str(nodes), "--partition", "gpu")
+    result = _submit(
+        "--config", str(CONFIGS / f"pg19-{name}.yaml"), "--nodes", str(nodes), "--partition", "gpu"
+    )
     assert result.exit_code == 0, result.exception
     assert "plan for" in result.output and "nothing was sent" in result.output
-    for said in (f"#SBATCH --nodes={nodes}", "#SBATCH --partition=gpu", "#SBATCH --signal=B:USR1@300",
-                 "#SBATCH --requeue", f" --run runs/pg19-{name} "):
+    for said in (
+        f"#SBATCH --nodes={nodes}",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --signal=B:USR1@300",
+        "#SBATCH --requeue",
+        f" --run runs/pg19-{name} ",
+    ):
         assert said in result.output
 
 
 def test_all_options_reach_the_file():
-    options = {"account": "books", "qos": "long", "constraint": "h100", "exclude": "node[3,7]", "memory": "200G",
-               "time": "12:00:00", "container": "infty.sqsh", "container-mounts": "/data", "sbatch": "--switches=1",
-               "setup": "module load cuda", "starts": "7", "lead-seconds": "120", "name": "mine"}
-    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), *(w for k, v in options.items() for w in (f"--{k}", v)))
+    options = {
+        "account": "books",
+        "qos": "long",
+        "constraint": "h100",
+        "exclude": "node[3,7]",
+        "memory": "200G",
+        "time": "12:00:00",
+        "container": "infty.sqsh",
+        "container-mounts": "/data",
+        "sbatch": "--switches=1",
+        "setup": "module load cuda",
+        "starts": "7",
+        "lead-seconds": "120",
+        "name": "mine",
+    }
+    result = _submit(
+        "-c",
+        str(CONFIGS / "pg19-125m.yaml"),
+        *(w for k, v in options.items() for w in (f"--{k}", v)),
+    )
     assert result.exit_code == 0, result.exception
-    for said in ("--account=books", "--qos=long", "--constraint=h100", "--exclude=node[3,7]", "--mem=200G", "@120",
-                 "--time=12:00:00", "--srun=--container-image=infty.sqsh", "--srun=--container-mounts=/data",
-                 "#SBATCH --switches=1",
-                 "\nmodule load cuda\n", "--starts 7", "--job-name=mine", "-- pretrain --config"):
+    for said in (
+        "--account=books",
+        "--qos=long",
+        "--constraint=h100",
+        "--exclude=node[3,7]",
+        "--mem=200G",
+        "@120",
+        "--time=12:00:00",
+        "--srun=--container-image=infty.sqsh",
+        "--srun=--container-mounts=/data",
+        "#SBATCH --switches=1",
+        "\nmodule load cuda\n",
+        "--starts 7",
+        "--job-name=mine",
+        "-- pretrain --config",
+    ):
         assert said in result.output, said
 
 
 def test_a_profile_holds_what_a_cluster_wants(tmp_path):
     profile = tmp_path / "cluster.yaml"
     profile.write_text("partition: gpu\nsetup: [source env.sh]\ngpus_per_node: 4\n")
-    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--profile", str(profile), "--partition", "debug")
+    result = _submit(
+        "-c", str(CONFIGS / "pg19-125m.yaml"), "--profile", str(profile), "--partition", "debug"
+    )
     assert "--partition=debug" in result.output and "source env.sh" in result.output
     assert "#SBATCH --ntasks-per-node=4" in result.output
     profile.write_text("partition: [gpu\n")
     broken = _submit("-c", "x", "--profile", str(profile)).exception
     assert isinstance(broken, UserError) and str(profile) in str(broken)
     profile.write_text("partitoin: gpu\n")
-    assert "did you mean 'partition'" in str(_submit("-c", "x", "--profile", str(profile)).exception)
+    assert "did you mean 'partition'" in str(
+        _submit("-c", "x", "--profile", str(profile)).exception
+    )
 
 
 def test_arrays_put_the_number_where_task_stands():
-    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3%2", "run.seed={task}",
-                     "run.folder=runs/my seed-{task}")
+    result = _submit(
+        "-c",
+        str(CONFIGS / "pg19-125m.yaml"),
+        "--array",
+        "0-3%2",
+        "run.seed={task}",
+        "run.folder=runs/my seed-{task}",
+    )
     assert result.exit_code == 0, result.exception
     line = next(l for l in result.output.splitlines() if " pretrain " in l)
-    words = line[line.index("--config"):]
-    shown = subprocess.run(["bash", "-c", f"SLURM_ARRAY_TASK_ID=2; printf '%s|' {words}"],
-                           capture_output=True, text=True, check=True)
+    words = line[line.index("--config") :]
+    shown = subprocess.run(
+        ["bash", "-c", f"SLURM_ARRAY_TASK_ID=2; printf '%s|' {words}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert shown.stdout.split("|")[2:4] == ["run.seed=2", "run.folder=runs/my seed-2"]
     refused = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3")
     assert "run.folder" in str(refused.exception)
 
 
 def test_an_array_keeps_its_logs_and_its_config_where_all_runs_find_them():
-    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3", "run.folder=runs/{task}/125m")
+    result = _submit(
+        "-c", str(CONFIGS / "pg19-125m.yaml"), "--array", "0-3", "run.folder=runs/{task}/125m"
+    )
     assert result.exit_code == 0, result.exception
-    for said in (" --logs runs/slurm ", "#SBATCH --output=runs/slurm/%A_%a.out\n",
-                 " pretrain --config runs/slurm/pg19-125m-", ' --run runs/"$SLURM_ARRAY_TASK_ID"/125m '):
+    for said in (
+        " --logs runs/slurm ",
+        "#SBATCH --output=runs/slurm/%A_%a.out\n",
+        " pretrain --config runs/slurm/pg19-125m-",
+        ' --run runs/"$SLURM_ARRAY_TASK_ID"/125m ',
+    ):
         assert said in result.output, said
 
 
 def test_spaces_are_quoted_and_variables_of_a_container_are_not():
-    result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "run.folder=runs/my run", "--name", "my run",
-                     "--container", "$SCRATCH/the image.sqsh", "--container-mounts", "$SCRATCH/my books:/books")
-    for said in ("#SBATCH --output='runs/my run-slurm/%j.out'\n", "#SBATCH --job-name='my run'\n",
-                 ' --srun=--container-image="$SCRATCH/the image.sqsh"',
-                 ' --srun=--container-mounts="$SCRATCH/my books:/books"'):
+    result = _submit(
+        "-c",
+        str(CONFIGS / "pg19-125m.yaml"),
+        "run.folder=runs/my run",
+        "--name",
+        "my run",
+        "--container",
+        "$SCRATCH/the image.sqsh",
+        "--container-mounts",
+        "$SCRATCH/my books:/books",
+    )
+    for said in (
+        "#SBATCH --output='runs/my run-slurm/%j.out'\n",
+        "#SBATCH --job-name='my run'\n",
+        ' --srun=--container-image="$SCRATCH/the image.sqsh"',
+        ' --srun=--container-mounts="$SCRATCH/my books:/books"',
+    ):
         assert said in result.output, said
 
 
@@ -113,21 +182,39 @@ def test_a_percent_sign_in_a_folder_is_no_pattern():
     assert " --logs runs/50%jam-slurm " in result.output
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("90", 5400), ("1:30", 90), ("24:00:00", 86400), ("2-12", 216000), ("1-00:30", 88200), ("1-0:0:5", 86405),
-    ("0", None), ("UNLIMITED", None), ("noon", None)])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("24:00:00", 86400),
+        ("2-12", 216000),
+        ("1-00:30", 88200),
+        ("1-0:0:5", 86405),
+        ("0", None),
+        ("UNLIMITED", None),
+        ("noon", None),
+    ],
+)
 def test_times_are_read_as_slurm_reads_them(text, expected):
     assert jobs.seconds(text) == expected
 
 
-@pytest.mark.parametrize("time, lead, most", [("5", "300", "150"), ("0-1", "1801", "1800"), ("3:00", "61", "60"),
-                                              ("2", "1", None)])
+@pytest.mark.parametrize(
+    "time, lead, most",
+    [("5", "300", "150"), ("0-1", "1801", "1800"), ("3:00", "61", "60"), ("2", "1", None)],
+)
 def test_a_job_that_would_be_told_to_stop_at_once_is_refused(time, lead, most):
     refused = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--time", time, "--lead-seconds", lead)
     assert isinstance(refused.exception, UserError) and "longer --time" in str(refused.exception)
     if most is not None:
         assert f"--lead-seconds {most} or less" in str(refused.exception)
-        assert _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--time", time, "--lead-seconds", most).exit_code == 0
+        assert (
+            _submit(
+                "-c", str(CONFIGS / "pg19-125m.yaml"), "--time", time, "--lead-seconds", most
+            ).exit_code
+            == 0
+        )
 
 
 RECORDER = f"""#!{sys.executable}
@@ -144,28 +231,66 @@ def _hand_over(folder: Path, job: jobs.Job, **environment: str) -> dict:
     recorder = folder / "recorder"
     recorder.write_text(RECORDER)
     recorder.chmod(0o755)
-    given = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(folder), "SLURM_CPUS_PER_TASK": "3",
-             "PATH": os.environ["PATH"]}
+    given = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_SUBMIT_DIR": str(folder),
+        "SLURM_CPUS_PER_TASK": "3",
+        "PATH": os.environ["PATH"],
+    }
     text = jobs.render(dataclasses.replace(job, python=shlex.quote(str(recorder))))
-    done = subprocess.run(["bash"], input=text, text=True, env=given | environment, capture_output=True, timeout=60,
-                          check=True)
+    done = subprocess.run(
+        ["bash"],
+        input=text,
+        text=True,
+        env=given | environment,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
     return json.loads(done.stdout)
 
 
 def test_a_batch_file_hands_over_to_the_supervisor(tmp_path):
     folder = tmp_path / "a folder"
     folder.mkdir()
-    job = jobs.Job(logs="'my logs'", run_folder="'my runs/1'", command="'/my python' -m infty_tools",
-                   arguments="--config 'a b.yaml'", container="the image", setup=('echo "$NOWHERE_SET" >/dev/null',))
+    job = jobs.Job(
+        logs="'my logs'",
+        run_folder="'my runs/1'",
+        command="'/my python' -m infty_tools",
+        arguments="--config 'a b.yaml'",
+        container="the image",
+        setup=('echo "$NOWHERE_SET" >/dev/null',),
+    )
     found = _hand_over(folder, job, RANK="3", WORLD_SIZE="4", LOCAL_RANK="3", MASTER_PORT="2222")
     words = found["words"]
     assert words[:2] == ["-m", "infty_tools.slurm.supervise"]
-    assert words[2:] == ["--told", "", "--logs", "my logs", "--starts", "50", "--run", "my runs/1", "--program",
-                         "'/my python' -m infty_tools", "--srun=--container-image=the image", "--", "pretrain",
-                         "--config", "a b.yaml"]
+    assert words[2:] == [
+        "--told",
+        "",
+        "--logs",
+        "my logs",
+        "--starts",
+        "50",
+        "--run",
+        "my runs/1",
+        "--program",
+        "'/my python' -m infty_tools",
+        "--srun=--container-image=the image",
+        "--",
+        "pretrain",
+        "--config",
+        "a b.yaml",
+    ]
     assert found["cwd"] == str(folder)
-    assert found["environment"] == {"MASTER_ADDR": None, "MASTER_PORT": "2222", "RANK": None, "WORLD_SIZE": None,
-                                    "LOCAL_RANK": None, "OMP_NUM_THREADS": "3", "SRUN_CPUS_PER_TASK": "3"}
+    assert found["environment"] == {
+        "MASTER_ADDR": None,
+        "MASTER_PORT": "2222",
+        "RANK": None,
+        "WORLD_SIZE": None,
+        "LOCAL_RANK": None,
+        "OMP_NUM_THREADS": "3",
+        "SRUN_CPUS_PER_TASK": "3",
+    }
 
 
 def test_signals_during_the_setup_and_the_start_of_the_supervisor_are_not_lost(tmp_path):
@@ -189,35 +314,56 @@ def test_gpus_are_asked_for_once(asked):
 
 def test_outside_a_container_runs_the_python_that_submits():
     result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--container", "infty.sqsh")
-    assert f"{sys.executable} -m infty_tools.slurm.supervise" in result.output and "--program" not in result.output
+    assert (
+        f"{sys.executable} -m infty_tools.slurm.supervise" in result.output
+        and "--program" not in result.output
+    )
     result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"))
     assert f'--program "{sys.executable} -m infty_tools"' in result.output
     result = _submit("-c", str(CONFIGS / "pg19-125m.yaml"), "--setup", "source env.sh")
-    assert " python -m infty_tools.slurm.supervise" in result.output and "--program" not in result.output
+    assert (
+        " python -m infty_tools.slurm.supervise" in result.output
+        and "--program" not in result.output
+    )
 
 
 def test_what_is_printed_after_sending_can_be_pasted(monkeypatch, tmp_path):
     (tmp_path / "sbatch").write_text("#!/bin/bash\ncat >/dev/null; echo 7\n")
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    result = CliRunner().invoke(app, ["submit", "-c", str(CONFIGS / "pg19-125m.yaml"), f"run.folder={tmp_path}/my run"])
+    result = CliRunner().invoke(
+        app, ["submit", "-c", str(CONFIGS / "pg19-125m.yaml"), f"run.folder={tmp_path}/my run"]
+    )
     assert result.exit_code == 0, result.exception
     assert f"'{tmp_path}/my run-slurm'/7/summary.txt" in result.output
     assert (tmp_path / "my run-slurm" / "7.sbatch").exists()
 
 
-@pytest.mark.parametrize("arguments, said", [
-    ((), "--config is missing"),
-    (("-c", "nowhere.yaml"), "there is no config"),
-    (("-c", str(CONFIGS / "pg19-125m.yaml"), "optimizer.lrr=1"), "did you mean"),
-    (("-c", str(CONFIGS / "pg19-125m.yaml"), "--nodes", "3"), "batch.lanes"),
-    (("-c", str(CONFIGS / "pg19-125m.yaml"), "--tasks-per-node", "2"), "one task per GPU"),
-    (("-c", str(CONFIGS / "pg19-7b.yaml"), "parallel.zero_stage=1", "batch.lanes=8", "batch.micro_batch=1",
-      "--gpu", "rtx4090-24"), "does not fit"),
-    (("--verb", "prepare"), "after --"),
-    (("--verb", "train", "-c", "x"), "verb"),
-    (("-c", "x", "--time", "1\n2"), "one line"),
-])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ((), "--config is missing"),
+        (("-c", "nowhere.yaml"), "there is no config"),
+        (("-c", str(CONFIGS / "pg19-125m.yaml"), "optimizer.lrr=1"), "did you mean"),
+        (("-c", str(CONFIGS / "pg19-125m.yaml"), "--nodes", "3"), "batch.lanes"),
+        (("-c", str(CONFIGS / "pg19-125m.yaml"), "--tasks-per-node", "2"), "one task per GPU"),
+        (
+            (
+                "-c",
+                str(CONFIGS / "pg19-7b.yaml"),
+                "parallel.zero_stage=1",
+                "batch.lanes=8",
+                "batch.micro_batch=1",
+                "--gpu",
+                "rtx4090-24",
+            ),
+            "does not fit",
+        ),
+        (("--verb", "prepare"), "after --"),
+        (("--verb", "train", "-c", "x"), "verb"),
+        (("-c", "x", "--time", "1\n2"), "one line"),
+    ],
+)
 def test_what_is_wrong_is_refused_before_anything_is_sent(arguments, said):
     result = _submit(*arguments)
     assert isinstance(result.exception, UserError) and said in str(result.exception)
@@ -226,8 +372,21 @@ def test_what_is_wrong_is_refused_before_anything_is_sent(arguments, said):
 def test_other_verbs_get_their_own_options():
     result = _submit("--verb", "evaluate", "--", "--checkpoint", "runs/a b", "--data", "data/v")
     assert "evaluate --checkpoint 'runs/a b' --data data/v" in result.output
-    result = _submit("--verb", "prepare", "--gpus-per-node", "0", "--tasks-per-node", "16", "--nodes", "2", "--",
-                     "--input", "books", "--output", "data")
+    result = _submit(
+        "--verb",
+        "prepare",
+        "--gpus-per-node",
+        "0",
+        "--tasks-per-node",
+        "16",
+        "--nodes",
+        "2",
+        "--",
+        "--input",
+        "books",
+        "--output",
+        "data",
+    )
     assert "--mpi=pmi2" in result.output and "--gpus-per-node" not in result.output
 
 

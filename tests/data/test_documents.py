@@ -30,23 +30,30 @@ def change(folder, **values) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-@pytest.mark.parametrize("damage, words", [
-    (lambda f: cut(f / "tokens.bin", 2), "was cut short or changed"),
-    (lambda f: (f / "tokens.bin").write_bytes((f / "tokens.bin").read_bytes() + b"xx"), "was cut short or changed"),
-    (lambda f: (f / "tokens.bin").unlink(), "tokens.bin is missing"),
-    (lambda f: (f / "tokens.idx").unlink(), "tokens.idx is missing"),
-    (lambda f: cut(f / "tokens.idx", 20), "prepare the dataset again"),
-    (lambda f: (f / "tokens.idx").write_bytes(b"nonsense" * 20), "cannot be read"),
-    (lambda f: (f / "dataset.json").unlink(), "is not a prepared dataset"),
-    (lambda f: cut(f / "dataset.json", 30), "is damaged"),
-    (lambda f: (f / "dataset.json").write_text("{}"), "is damaged"),
-    (lambda f: (f / "dataset.json").write_bytes(b"\xff\xfe"), "is damaged"),
-    (lambda f: change(f, dtype="float99"), "is damaged .dtype is 'float99'"),
-    (lambda f: change(f, tokens="7"), "is damaged .tokens is '7'"),
-    (lambda f: change(f, documents=-1), "is damaged .documents is -1"),
-    (lambda f: change(f, later=1), "is damaged .*later"),
-    (lambda f: change(f, names=["a"]), "names has 1 entries for 7"),
-    (lambda f: change(f, word_counts=[1, 2]), "word_counts has 2 entries for 7")])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda f: cut(f / "tokens.bin", 2), "was cut short or changed"),
+        (
+            lambda f: (f / "tokens.bin").write_bytes((f / "tokens.bin").read_bytes() + b"xx"),
+            "was cut short or changed",
+        ),
+        (lambda f: (f / "tokens.bin").unlink(), "tokens.bin is missing"),
+        (lambda f: (f / "tokens.idx").unlink(), "tokens.idx is missing"),
+        (lambda f: cut(f / "tokens.idx", 20), "prepare the dataset again"),
+        (lambda f: (f / "tokens.idx").write_bytes(b"nonsense" * 20), "cannot be read"),
+        (lambda f: (f / "dataset.json").unlink(), "is not a prepared dataset"),
+        (lambda f: cut(f / "dataset.json", 30), "is damaged"),
+        (lambda f: (f / "dataset.json").write_text("{}"), "is damaged"),
+        (lambda f: (f / "dataset.json").write_bytes(b"\xff\xfe"), "is damaged"),
+        (lambda f: change(f, dtype="float99"), "is damaged .dtype is 'float99'"),
+        (lambda f: change(f, tokens="7"), "is damaged .tokens is '7'"),
+        (lambda f: change(f, documents=-1), "is damaged .documents is -1"),
+        (lambda f: change(f, later=1), "is damaged .*later"),
+        (lambda f: change(f, names=["a"]), "names has 1 entries for 7"),
+        (lambda f: change(f, word_counts=[1, 2]), "word_counts has 2 entries for 7"),
+    ],
+)
 def test_a_damaged_dataset_is_refused(copy, damage, words):
     damage(copy)
     with pytest.raises(UserError, match=words):
@@ -85,10 +92,18 @@ def test_lanes_over_a_real_dataset(prepared):
     mine = window.document[0] == book
     read = window.labels[0][mine][window.weights[0][mine] > 0]
     expected = documents.read(book, 1, int(documents.lengths[book]))
-    assert read.tolist() == expected[:len(read)].tolist() and len(read) > 500
+    assert read.tolist() == expected[: len(read)].tolist() and len(read) > 500
 
 
-TEXTS = ["plain words", "two\nlines\n\n", "  indented\ttab  ", "naïve café — “quoted” 漢字 😀", "", "\n", "1234567"]
+TEXTS = [
+    "plain words",
+    "two\nlines\n\n",
+    "  indented\ttab  ",
+    "naïve café — “quoted” 漢字 😀",
+    "",
+    "\n",
+    "1234567",
+]
 
 
 @pytest.mark.parametrize("words", TEXTS)
@@ -117,7 +132,9 @@ def test_a_tokenizer_that_cuts_pads_and_reads_ends(tmp_path):
     """As public tokenizers' files do: a book must come through whole, whatever words are in it."""
     tokenizers = pytest.importorskip("tokenizers")
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    model = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(sorted(alphabet))}, []))
+    model = tokenizers.Tokenizer(
+        tokenizers.models.BPE({c: i for i, c in enumerate(sorted(alphabet))}, [])
+    )
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens(["</s>"])
@@ -133,7 +150,9 @@ def test_a_tokenizer_that_cuts_pads_and_reads_ends(tmp_path):
 
 def test_a_tokenizer_without_an_end(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
-    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")).save(
+        str(tmp_path / "tokenizer.json")
+    )
     with pytest.raises(UserError, match="needs a token that ends it"):
         Tokenizer.load(tmp_path)
 
@@ -142,10 +161,20 @@ def test_inspect(prepared, copy):
     done = infty("inspect", prepared / "data/train", "--samples", 2, "--verify")
     assert done.returncode == 0, done.stderr
     info = json.loads((prepared / "data/train/dataset.json").read_text())
-    for part in ("verified", f"{info['documents']}", f"{info['tokens']:,}", "documents by length", "book00.txt"):
+    for part in (
+        "verified",
+        f"{info['documents']}",
+        f"{info['tokens']:,}",
+        "documents by length",
+        "book00.txt",
+    ):
         assert part in done.stdout
     first = (prepared / "books/book00.txt").read_text().split("\n")[0]
     assert first[:20] in done.stdout
     cut(copy / "tokens.bin", 2)
     done = infty("inspect", copy)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: ")
+        and "Traceback" not in done.stderr
+    )

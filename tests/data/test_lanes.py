@@ -23,17 +23,26 @@ seeds = st.integers(0, 2**31)
 
 def begun(plan: list[list[Piece]]) -> list[int]:
     """Documents in the order in which they were dealt: by segment, then by lane."""
-    return [lane[s].document for s in range(len(plan[0])) for lane in plan if lane[s].reset and lane[s].document >= 0]
+    return [
+        lane[s].document
+        for s in range(len(plan[0]))
+        for lane in plan
+        if lane[s].reset and lane[s].document >= 0
+    ]
 
 
 @settings(max_examples=60, deadline=None)
 @given(lengths, lanes, segments, seeds)
 def test_every_document_once_an_epoch(lengths, lanes, segment, seed):
-    dealt = begun(LaneSchedule(lengths, lanes, segment, seed).advance(3 * (sum(lengths) // segment + len(lengths)) + 3))
+    dealt = begun(
+        LaneSchedule(lengths, lanes, segment, seed).advance(
+            3 * (sum(lengths) // segment + len(lengths)) + 3
+        )
+    )
     n = len(lengths)
     assert len(dealt) >= 2 * n
     for epoch in range(len(dealt) // n):
-        assert sorted(dealt[epoch * n:(epoch + 1) * n]) == list(range(n))
+        assert sorted(dealt[epoch * n : (epoch + 1) * n]) == list(range(n))
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,11 +98,14 @@ def test_another_number_of_lanes(lengths, lanes, later, segment, seed, before):
     for lane in range(min(lanes, later)):
         cursor = saved["lanes"][str(lane)]
         if cursor["document"] >= 0:
-            assert (plan[lane][0].document, plan[lane][0].start) == (cursor["document"], cursor["position"])
+            assert (plan[lane][0].document, plan[lane][0].start) == (
+                cursor["document"],
+                cursor["position"],
+            )
     dealt = begun(plan)
-    assert dealt[:len(unfinished)] == unfinished
-    rest = old._order[saved["index"]:].tolist()
-    assert sorted(dealt[len(unfinished):len(unfinished) + len(rest)]) == sorted(rest)
+    assert dealt[: len(unfinished)] == unfinished
+    rest = old._order[saved["index"] :].tolist()
+    assert sorted(dealt[len(unfinished) : len(unfinished) + len(rest)]) == sorted(rest)
 
 
 def test_lanes_finish_together():
@@ -110,16 +122,18 @@ def test_lanes_finish_together():
 
 def test_order_depends_on_seed_and_epoch_alone():
     def first_two_epochs(lanes: int, seed: int) -> list[int]:
-        return begun(LaneSchedule(LENGTHS, lanes, 4, seed).advance(400))[:2 * len(LENGTHS)]
+        return begun(LaneSchedule(LENGTHS, lanes, 4, seed).advance(400))[: 2 * len(LENGTHS)]
 
     assert first_two_epochs(1, 5) == first_two_epochs(3, 5) == first_two_epochs(4, 5)
     assert first_two_epochs(1, 5) != first_two_epochs(1, 6)
     order = first_two_epochs(2, 5)
-    assert order[:len(LENGTHS)] != order[len(LENGTHS):]
+    assert order[: len(LENGTHS)] != order[len(LENGTHS) :]
 
 
 @settings(max_examples=30, deadline=None)
-@given(lengths, segments, seeds, st.integers(1, 5), st.sampled_from([(4, 1), (4, 2), (6, 3), (6, 2)]))
+@given(
+    lengths, segments, seeds, st.integers(1, 5), st.sampled_from([(4, 1), (4, 2), (6, 3), (6, 2)])
+)
 def test_ranks_together_read_what_one_reads(lengths, segment, seed, window, layout):
     lanes, ranks = layout
     share = lanes // ranks
@@ -133,25 +147,52 @@ def test_ranks_together_read_what_one_reads(lengths, segment, seed, window, layo
     for _ in range(4):
         expected, found = whole.next_window(window), [p.next_window(window) for p in parts]
         for name in ("tokens", "labels", "weights", "reset", "document"):
-            assert torch.equal(getattr(expected, name), torch.cat([getattr(w, name) for w in found]))
-        assert {w.tokens_in_step for w in found} == {expected.tokens_in_step} == {int(expected.weights.sum())}
+            assert torch.equal(
+                getattr(expected, name), torch.cat([getattr(w, name) for w in found])
+            )
+        assert (
+            {w.tokens_in_step for w in found}
+            == {expected.tokens_in_step}
+            == {int(expected.weights.sum())}
+        )
 
 
 def test_tokens_labels_weights_at_the_edges():
     """A document of 9 tokens in segments of 4: 8 predictions, two full segments; one of 6: a tail of one."""
-    window = LaneReader(InMemory([9, 6]), LaneSchedule([9, 6], 1, 4, single_pass=True), [0]).next_window(5)
-    assert window.tokens[0].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [1001, 1002, 1003, 1004], [1005, 0, 0, 0], [0] * 4]
-    assert window.labels[0].tolist() == [[2, 3, 4, 5], [6, 7, 8, 9], [1002, 1003, 1004, 1005], [1006, 0, 0, 0], [0] * 4]
+    window = LaneReader(
+        InMemory([9, 6]), LaneSchedule([9, 6], 1, 4, single_pass=True), [0]
+    ).next_window(5)
+    assert window.tokens[0].tolist() == [
+        [1, 2, 3, 4],
+        [5, 6, 7, 8],
+        [1001, 1002, 1003, 1004],
+        [1005, 0, 0, 0],
+        [0] * 4,
+    ]
+    assert window.labels[0].tolist() == [
+        [2, 3, 4, 5],
+        [6, 7, 8, 9],
+        [1002, 1003, 1004, 1005],
+        [1006, 0, 0, 0],
+        [0] * 4,
+    ]
     assert window.weights[0].tolist() == [[1] * 4, [1] * 4, [1] * 4, [1, 0, 0, 0], [0] * 4]
     assert window.reset[0].tolist() == [True, False, True, False, True]
     assert window.document[0].tolist() == [0, 0, 1, 1, -1]
     assert window.tokens_in_step == 13
-    assert (window.tokens.dtype, window.labels.dtype, window.weights.dtype) == (torch.int64, torch.int64, torch.float32)
+    assert (window.tokens.dtype, window.labels.dtype, window.weights.dtype) == (
+        torch.int64,
+        torch.int64,
+        torch.float32,
+    )
 
 
 def test_the_shortest_documents():
     schedule = LaneSchedule([2, 2, 0, 1], 2, 4)
-    assert sorted(begun(schedule.advance(1))) == [0, 1]  # documents without a prediction are never dealt
+    assert sorted(begun(schedule.advance(1))) == [
+        0,
+        1,
+    ]  # documents without a prediction are never dealt
     with pytest.raises(UserError, match="no document of two tokens"):
         LaneSchedule([0, 1], 2, 4)
 
@@ -163,7 +204,9 @@ def test_single_pass_reads_everything_once_and_ends(lengths, lanes, segment, win
     seen, windows = [], 0
     while not readers[0].schedule.exhausted:
         parts = [r.next_window(window) for r in readers]
-        assert len({r.schedule.exhausted for r in readers}) == 1  # every rank makes the same number of windows
+        assert (
+            len({r.schedule.exhausted for r in readers}) == 1
+        )  # every rank makes the same number of windows
         assert parts[0].tokens_in_step == sum(int(p.weights.sum()) for p in parts) > 0
         for part in parts:
             seen += part.labels[part.weights > 0].tolist()
@@ -184,11 +227,15 @@ def test_a_state_of_other_data_is_refused():
 def test_micro_batches_are_parts_of_the_window():
     window = LaneReader(InMemory(LENGTHS), LaneSchedule(LENGTHS, 4, 4), range(4)).next_window(3)
     half = window.select(slice(2, 4))
-    assert torch.equal(half.tokens, window.tokens[2:]) and half.tokens_in_step == window.tokens_in_step
+    assert (
+        torch.equal(half.tokens, window.tokens[2:]) and half.tokens_in_step == window.tokens_in_step
+    )
 
 
-@pytest.mark.parametrize("lengths, lanes, repeated", [
-    ([50, 60], 8, 6), ([50, 60], 2, 0), ([50, 1, 60, 0], 3, 1), ([5] * 9, 4, 0)])
+@pytest.mark.parametrize(
+    "lengths, lanes, repeated",
+    [([50, 60], 8, 6), ([50, 60], 2, 0), ([50, 1, 60, 0], 3, 1), ([5] * 9, 4, 0)],
+)
 def test_lanes_that_begin_with_a_copy(lengths, lanes, repeated):
     """Counted as what they read shows it."""
     assert repeated_documents(lengths, lanes) == repeated

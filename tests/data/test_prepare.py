@@ -37,7 +37,12 @@ def test_what_is_made(prepared):
             assert documents.info.word_counts[i] == len(original.split())
         documents.verify()
     assert train.tokenizer.fingerprint == held_out.tokenizer.fingerprint
-    assert {p.name for p in (prepared / "data").iterdir()} == {"train", "validation", "report.json", "sources.json"}
+    assert {p.name for p in (prepared / "data").iterdir()} == {
+        "train",
+        "validation",
+        "report.json",
+        "sources.json",
+    }
     assert not (prepared / "data.partial").exists()
 
 
@@ -55,11 +60,18 @@ def test_done_already(prepared):
     assert contents(prepared / "data") == before
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"validation_documents": 3}, "are new in train"),
-    ({"vocab_size": 340}, "vocab_size was 330 and is 340 now"), ({"min_words": 5}, "min_words was 1 and is 5 now")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"validation_documents": 3}, "are new in train"),
+        ({"vocab_size": 340}, "vocab_size was 330 and is 340 now"),
+        ({"min_words": 5}, "min_words was 1 and is 5 now"),
+    ],
+)
 def test_other_arguments_are_refused(prepared, options, words):
-    with pytest.raises(UserError, match=rf"with other options \(.*({words}).*\); give another output, or"):
+    with pytest.raises(
+        UserError, match=rf"with other options \(.*({words}).*\); give another output, or"
+    ):
         run(request(prepared, **{"validation_documents": 2} | options))
 
 
@@ -86,7 +98,9 @@ def edit(path: Path, keep_time: bool) -> None:
 def test_an_edited_book_is_noticed(made, book, keep_time):
     before = contents(made.output)
     edit(made.input / book, keep_time)
-    with pytest.raises(UserError, match=rf"\({book} has changed since\); give another output, or delete it first"):
+    with pytest.raises(
+        UserError, match=rf"\({book} has changed since\); give another output, or delete it first"
+    ):
         run(made)
     assert contents(made.output) == before
 
@@ -129,17 +143,34 @@ def test_unusable_documents_are_listed(prepared, tmp_path):
     (tmp_path / "held").mkdir()
     shutil.copy(books / "book01.txt", tmp_path / "held/seen.txt")
     (tmp_path / "held/held.pdf").write_text("not a book")
-    report = run(request(tmp_path, validation=tmp_path / "held", tokenizer=prepared / "data/train", min_words=3))
+    report = run(
+        request(
+            tmp_path, validation=tmp_path / "held", tokenizer=prepared / "data/train", min_words=3
+        )
+    )
     assert left_out(report) == {
-        "book01.txt": "duplicate of seen.txt", "copy.txt": "duplicate of book00.txt", "latin.txt": "not UTF-8",
-        "empty.txt": "empty", "short.txt": "fewer than 3 words", "zero.txt": "binary",
-        "more.jsonl:2": "field 'text' is a number"}
-    assert report["ignored"] == [{"name": "notes.md", "problem": "of a kind that is not read"},
-                                 {"name": "held.pdf", "problem": "of a kind that is not read"}]
-    assert Documents.open(tmp_path / "data/train").names == ["book00.txt", "book02.txt", "more.jsonl:1"]
+        "book01.txt": "duplicate of seen.txt",
+        "copy.txt": "duplicate of book00.txt",
+        "latin.txt": "not UTF-8",
+        "empty.txt": "empty",
+        "short.txt": "fewer than 3 words",
+        "zero.txt": "binary",
+        "more.jsonl:2": "field 'text' is a number",
+    }
+    assert report["ignored"] == [
+        {"name": "notes.md", "problem": "of a kind that is not read"},
+        {"name": "held.pdf", "problem": "of a kind that is not read"},
+    ]
+    assert Documents.open(tmp_path / "data/train").names == [
+        "book00.txt",
+        "book02.txt",
+        "more.jsonl:1",
+    ]
     assert json.loads((tmp_path / "data/report.json").read_text()) == report
-    assert Documents.open(tmp_path / "data/train").tokenizer.fingerprint == \
-        Tokenizer.load(prepared / "data/train").fingerprint
+    assert (
+        Documents.open(tmp_path / "data/train").tokenizer.fingerprint
+        == Tokenizer.load(prepared / "data/train").fingerprint
+    )
 
 
 def test_nothing_usable(tmp_path):
@@ -156,7 +187,9 @@ def test_too_little_text_for_the_vocabulary(tmp_path):
     with pytest.raises(UserError, match=r"too large for so little text.* Give more text"):
         run(request(tmp_path, vocab_size=5000))
     assert not (tmp_path / "data").exists()
-    with pytest.raises(UserError, match="so little text"):  # the advice can be followed: nothing is in its way
+    with pytest.raises(
+        UserError, match="so little text"
+    ):  # the advice can be followed: nothing is in its way
         run(request(tmp_path, vocab_size=2000))
     run(request(tmp_path, vocab_size=280))
 
@@ -168,8 +201,12 @@ def test_a_folder_that_is_not_ours_is_left_alone(prepared, tmp_path):
     before = contents(tmp_path)
     (tmp_path / "file").write_text("x")
     books = prepared / "books"
-    for output, words in (("data", "was not made by infty prepare"), ("other", "was not made by infty prepare"),
-                          ("file", "was not made by infty"), ("file/data", "cannot be made")):
+    for output, words in (
+        ("data", "was not made by infty prepare"),
+        ("other", "was not made by infty prepare"),
+        ("file", "was not made by infty"),
+        ("file/data", "cannot be made"),
+    ):
         with pytest.raises(UserError, match=words):
             run(Request(books, tmp_path / output, vocab_size=330))
     (tmp_path / "file").unlink()
@@ -186,11 +223,15 @@ def test_an_empty_output_folder_is_used(prepared, tmp_path):
     assert len(Documents.open(tmp_path / "data/train")) == 9
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"validation_documents": 9}, "only 9 file"),
-    ({"validation": Path("/nowhere"), "validation_documents": 2}, "are mutually exclusive"),
-    ({"validation": Path("/nowhere")}, "--validation /nowhere does not exist"),
-    ({"tokenizer": Path("/nowhere.model")}, "no tokenizer at /nowhere.model")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"validation_documents": 9}, "only 9 file"),
+        ({"validation": Path("/nowhere"), "validation_documents": 2}, "are mutually exclusive"),
+        ({"validation": Path("/nowhere")}, "--validation /nowhere does not exist"),
+        ({"tokenizer": Path("/nowhere.model")}, "no tokenizer at /nowhere.model"),
+    ],
+)
 def test_arguments_that_cannot_be(prepared, options, words):
     with pytest.raises(UserError, match=words):
         run(request(prepared, name="new", **options))
@@ -250,7 +291,9 @@ def test_the_end_of_a_document_is_chosen(tmp_path):
     """Read in the tokenizer's files, or named; never a token that a text gives."""
     tokenizers = pytest.importorskip("tokenizers")
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    model = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(sorted(alphabet))}, []))
+    model = tokenizers.Tokenizer(
+        tokenizers.models.BPE({c: i for i, c in enumerate(sorted(alphabet))}, [])
+    )
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens(["<eos>", "<stop>"])
@@ -259,12 +302,18 @@ def test_the_end_of_a_document_is_chosen(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
     write_books(tmp_path / "books", 2)
     for name, given, end in (("a", None, 256), ("b", "<stop>", 257)):
-        report = run(request(tmp_path, name, tokenizer=tmp_path / "tokenizer.json", end_token=given))
+        report = run(
+            request(tmp_path, name, tokenizer=tmp_path / "tokenizer.json", end_token=given)
+        )
         documents = Documents.open(tmp_path / name / "train")
-        assert [documents.read(i, n - 1, n).tolist() for i, n in enumerate(documents.lengths.tolist())] == [[end]] * 2
+        assert [
+            documents.read(i, n - 1, n).tolist() for i, n in enumerate(documents.lengths.tolist())
+        ] == [[end]] * 2
         assert documents.tokenizer.eos_id == end and report["datasets"]["train"]["inexact"] == []
         run(request(tmp_path, name + "2", tokenizer=tmp_path / name / "train"))
-        assert Documents.open(tmp_path / (name + "2") / "train").fingerprint == documents.fingerprint
+        assert (
+            Documents.open(tmp_path / (name + "2") / "train").fingerprint == documents.fingerprint
+        )
     with pytest.raises(UserError, match=r"'</s>' cannot end documents .*\(it has <eos>, <stop>\)"):
         run(request(tmp_path, "c", tokenizer=tmp_path / "tokenizer.json", end_token="</s>"))
     with pytest.raises(UserError, match="end_token was '<eos>' and is '<stop>' now"):

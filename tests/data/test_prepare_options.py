@@ -27,31 +27,58 @@ def books(tmp_path):
     return write_books(tmp_path / "books", 3)
 
 
-@pytest.mark.parametrize("options, words", [
-    (["--vocab-size", 259], "260 to 2,000,000"), (["--vocab-size", 10**10], "260 to 2,000,000"),
-    (["--vocab-size", "many"], "many is not a whole number from 260"), (["--workers", 0], "1 to 1,024"),
-    (["--workers", 10**6], "1 to 1,024"), (["--min-words", 0], "1 to 1,000,000,000"),
-    (["--validation-documents", -1], "-1 is not a whole number from 0"), (["--validation-documents", 3], "only 3 file"),
-    (["--validation", ""], "it is empty"), (["--tokenizer", ""], "it is empty"), (["--field", ""], "it is empty"),
-    (["--field", "caf\udce9"], "is not UTF-8"), (["--end-token", "\udce9"], "is not UTF-8"),
-    (["--field", "body"], "--field body has no effect"), (["--end-token", "</s>"], "which is not given"),
-    (["--tokenizer", "x.model", "--vocab-size", 300], "leave one of them out"),
-    (["--tokenizer", "none.model"], "no tokenizer at none.model")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--vocab-size", 259], "260 to 2,000,000"),
+        (["--vocab-size", 10**10], "260 to 2,000,000"),
+        (["--vocab-size", "many"], "many is not a whole number from 260"),
+        (["--workers", 0], "1 to 1,024"),
+        (["--workers", 10**6], "1 to 1,024"),
+        (["--min-words", 0], "1 to 1,000,000,000"),
+        (["--validation-documents", -1], "-1 is not a whole number from 0"),
+        (["--validation-documents", 3], "only 3 file"),
+        (["--validation", ""], "it is empty"),
+        (["--tokenizer", ""], "it is empty"),
+        (["--field", ""], "it is empty"),
+        (["--field", "caf\udce9"], "is not UTF-8"),
+        (["--end-token", "\udce9"], "is not UTF-8"),
+        (["--field", "body"], "--field body has no effect"),
+        (["--end-token", "</s>"], "which is not given"),
+        (["--tokenizer", "x.model", "--vocab-size", 300], "leave one of them out"),
+        (["--tokenizer", "none.model"], "no tokenizer at none.model"),
+    ],
+)
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_prepare(books, tmp_path, options, words, more):
-    assert words in said("prepare", "--input", books, "--output", tmp_path / "data", *options, *more)
+    assert words in said(
+        "prepare", "--input", books, "--output", tmp_path / "data", *options, *more
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["books"]
 
 
-@pytest.mark.parametrize("output, words", [
-    ("", "it is empty"), (".", "is not a name"), ("/", "is not a name"), ("a/..", "is not a name"),
-    ("caf\udce9", "is not UTF-8"), ("x" * 300, "cannot be made"), ("/proc/none/data", "cannot be made")])
+@pytest.mark.parametrize(
+    "output, words",
+    [
+        ("", "it is empty"),
+        (".", "is not a name"),
+        ("/", "is not a name"),
+        ("a/..", "is not a name"),
+        ("caf\udce9", "is not UTF-8"),
+        ("x" * 300, "cannot be made"),
+        ("/proc/none/data", "cannot be made"),
+    ],
+)
 def test_outputs_that_cannot_be(books, output, words):
     assert words in said("prepare", "--input", books, "--output", output)
 
 
 def test_inputs_that_cannot_be(tmp_path):
-    for given, words in (("", "it is empty"), ("none", "does not exist"), ("x" * 300, "cannot be read")):
+    for given, words in (
+        ("", "it is empty"),
+        ("none", "does not exist"),
+        ("x" * 300, "cannot be read"),
+    ):
         assert words in said("prepare", "--input", given, "--output", tmp_path / "data")
     assert "it is empty" in said("inspect", "")
     assert "0 to 10,000" in said("inspect", tmp_path, "--samples", 10**9)
@@ -62,16 +89,34 @@ def test_inputs_that_cannot_be(tmp_path):
 
 def test_workers_under_mpirun(books, tmp_path, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    assert "no effect under mpirun" in said("prepare", "--input", books, "--output", tmp_path / "data", "--workers", 2)
+    assert "no effect under mpirun" in said(
+        "prepare", "--input", books, "--output", tmp_path / "data", "--workers", 2
+    )
 
 
 def test_a_dry_run_says_what_would_be_read(prepared, tmp_path):
     books = write_books(tmp_path / "books", 3)
     (books / "notes.md").write_text("other")
-    result = CliRunner().invoke(app, ["prepare", "--input", str(books), "--output", str(tmp_path / "data"), "--dry-run",
-                                      "--tokenizer", str(prepared / "data/train")])
+    result = CliRunner().invoke(
+        app,
+        [
+            "prepare",
+            "--input",
+            str(books),
+            "--output",
+            str(tmp_path / "data"),
+            "--dry-run",
+            "--tokenizer",
+            str(prepared / "data/train"),
+        ],
+    )
     assert result.exit_code == 0
-    for part in ("train: 3 file(s)", "end of a document: </s>", "not read: 1 (first: notes.md", "Nothing was written"):
+    for part in (
+        "train: 3 file(s)",
+        "end of a document: </s>",
+        "not read: 1 (first: notes.md",
+        "Nothing was written",
+    ):
         assert part in result.output
 
 
@@ -85,11 +130,30 @@ def test_names_and_texts_that_the_terminal_cannot_write(prepared, tmp_path):
     (tmp_path / "books\udce9/\udcff.md").write_text("other")
     command = [sys.executable, "-m", "infty_tools"]
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run([*command, "prepare", "--input", folder, "--output", tmp_path / "data", "--workers", "1",
-                           "--tokenizer", prepared / "data/train"], capture_output=True, env=environment, check=False)
+    done = subprocess.run(
+        [
+            *command,
+            "prepare",
+            "--input",
+            folder,
+            "--output",
+            tmp_path / "data",
+            "--workers",
+            "1",
+            "--tokenizer",
+            prepared / "data/train",
+        ],
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert b"2 documents" in done.stdout and b"1 of a kind that is not read" in done.stdout
-    done = subprocess.run([*command, "inspect", tmp_path / "data/train"], capture_output=True, env=environment,
-                          check=False)
+    done = subprocess.run(
+        [*command, "inspect", tmp_path / "data/train"],
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert b"so many words in book 1 \\u2014" in done.stdout and b"caf" in done.stdout

@@ -31,6 +31,7 @@ class Interruption(Exception):
 
 def interrupted(wanted, monkeypatch, where: str) -> None:
     """Run until `where` is reached."""
+
     def stop(what: str, done: int, total: int) -> None:
         if what == where and (where != "tokenizing" or done):
             raise Interruption
@@ -39,7 +40,9 @@ def interrupted(wanted, monkeypatch, where: str) -> None:
         prepare(wanted, 1, stop, silent)
 
 
-@pytest.mark.parametrize("where", ["training the tokenizer", "tokenizing", "merging validation", "merging train"])
+@pytest.mark.parametrize(
+    "where", ["training the tokenizer", "tokenizing", "merging validation", "merging train"]
+)
 def test_interrupted_and_resumed(prepared, tmp_path, monkeypatch, where):
     shutil.copytree(prepared / "books", tmp_path / "books")
     wanted = request(tmp_path, validation_documents=2)
@@ -153,8 +156,14 @@ def small_disk(tmp_path):
     """A file system of 200 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], check=False,
-                                      capture_output=True).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk],
+            check=False,
+            capture_output=True,
+        ).returncode
+    ):
         pytest.skip("no right to mount a small file system")
     yield disk
     subprocess.run(["umount", "--lazy", disk], check=True)
@@ -162,16 +171,31 @@ def small_disk(tmp_path):
 
 def test_a_full_disk(prepared, tmp_path, small_disk):
     write_books(tmp_path / "books", 60, words=3000)
-    command = ("prepare", "--input", tmp_path / "books", "--output", small_disk / "data", "--workers", "1",
-               "--tokenizer", prepared / "data/train")
+    command = (
+        "prepare",
+        "--input",
+        tmp_path / "books",
+        "--output",
+        small_disk / "data",
+        "--workers",
+        "1",
+        "--tokenizer",
+        prepared / "data/train",
+    )
     done = infty(*command)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: the disk is full")] \
-        == done.stderr.splitlines()
+    assert [
+        line for line in done.stderr.splitlines() if line.startswith("error: the disk is full")
+    ] == done.stderr.splitlines()
     assert not (small_disk / "data").exists()
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
     said = []
-    prepare(Request(tmp_path / "books", small_disk / "data", tokenizer=prepared / "data/train"), 1, silent, said.append)
+    prepare(
+        Request(tmp_path / "books", small_disk / "data", tokenizer=prepared / "data/train"),
+        1,
+        silent,
+        said.append,
+    )
     assert said == [f"going on with {small_disk / 'data.partial'}"]
     assert len(Documents.open(small_disk / "data/train")) == 60
 
@@ -194,10 +218,26 @@ def test_a_full_disk_while_merging(prepared, tmp_path, monkeypatch):
 def start(tmp_path: Path, *options: object) -> subprocess.Popen:
     """A preparation that has long to go, in a process group of its own as a terminal makes them."""
     write_books(tmp_path / "books", 200, words=4000)
-    command = [sys.executable, "-m", "infty_tools", "prepare", "--input", tmp_path / "books", "--output",
-               tmp_path / "data", "--workers", "2", *options]
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "infty_tools",
+        "prepare",
+        "--input",
+        tmp_path / "books",
+        "--output",
+        tmp_path / "data",
+        "--workers",
+        "2",
+        *options,
+    ]
+    return subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def wait_for(condition, seconds: float = 180) -> None:
@@ -207,11 +247,15 @@ def wait_for(condition, seconds: float = 180) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number, to, code, said", [
-    (signal.SIGINT, os.killpg, 130, "error: stopped"),  # Ctrl-C reaches the workers too
-    (signal.SIGTERM, os.kill, 85, "rerun the same command to continue"),
-    (signal.SIGUSR1, os.killpg, 85, "rerun the same command to continue"),
-    (signal.SIGKILL, os.kill, -9, "")])
+@pytest.mark.parametrize(
+    "number, to, code, said",
+    [
+        (signal.SIGINT, os.killpg, 130, "error: stopped"),  # Ctrl-C reaches the workers too
+        (signal.SIGTERM, os.kill, 85, "rerun the same command to continue"),
+        (signal.SIGUSR1, os.killpg, 85, "rerun the same command to continue"),
+        (signal.SIGKILL, os.kill, -9, ""),
+    ],
+)
 def test_signals(prepared, tmp_path, number, to, code, said):
     process = start(tmp_path, "--tokenizer", prepared / "data/train")
     shards = tmp_path / "data.partial/shards"
@@ -223,7 +267,9 @@ def test_signals(prepared, tmp_path, number, to, code, said):
     assert "Traceback" not in errors and said in errors
     assert number == signal.SIGKILL or len(errors.splitlines()) == 1
     assert not (tmp_path / "data").exists()
-    wait_for(lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children))
+    wait_for(
+        lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children)
+    )
     for record in shards.glob("*.json"):  # what is there is whole
         entries = json.loads(record.read_text())["documents"]
         assert record.with_suffix(".tokens").stat().st_size == 2 * sum(e["tokens"] for e in entries)

@@ -37,21 +37,29 @@ def test_every_source_has_its_share(books):
     text = "".join(pieces)
     assert 0.4 * limit < len(text.encode()) <= limit
     shares = {letter: text.count(letter * 40) * 51 for letter in "aβcd"}
-    assert shares["a"] > 300_000 and shares["β"] > 60_000 and shares["c"] > 2_000 and shares["d"] > 3_000
+    assert (
+        shares["a"] > 300_000
+        and shares["β"] > 60_000
+        and shares["c"] > 2_000
+        and shares["d"] > 3_000
+    )
     assert pieces == list(sample(books, "text", limit))
 
 
 def test_a_large_source_is_seen_from_its_beginning_to_its_end(books):
     text = "".join(sample(books[:1], "text", 100_000))
     total = 1_500_000 // 51
-    places = [int(line[:9]) / total for line in text.splitlines() if line[:9].isdigit() and len(line) > 9]
+    places = [
+        int(line[:9]) / total for line in text.splitlines() if line[:9].isdigit() and len(line) > 9
+    ]
     for tenth in range(10):
         assert any(tenth / 10 <= place < (tenth + 1) / 10 for place in places)
 
 
 def test_little_text_is_taken_whole(books):
     assert "".join(sample(books, "text", 10**8)).count("\n") == sum(
-        t.text.count("\n") for s in books for t in sources.read(s))
+        t.text.count("\n") for s in books for t in sources.read(s)
+    )
 
 
 @pytest.mark.parametrize("budget", [1, 100, 3000, 50_000, 10**6])
@@ -69,9 +77,22 @@ def test_spread(budget):
     assert "".join(spread(["short\n", "texts"], 1000)) == "short\ntexts"
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", 0), ("two words", 2), ("naïve — “quoted”", 3), ("한국어 텍스트", 2), ("你好，世界。", 4),
-    ("iPhone手机 is 好.", 5), ("カタカナとひらがな", 9),
-    ("สวัสดีชาวโลก", 3), ("ภาษา ไทย", 2), ("「はい」", 2), ("𠀀𠀁", 2), ("123 中 456", 3)])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", 0),
+        ("two words", 2),
+        ("naïve — “quoted”", 3),
+        ("한국어 텍스트", 2),
+        ("你好，世界。", 4),
+        ("iPhone手机 is 好.", 5),
+        ("カタカナとひらがな", 9),
+        ("สวัสดีชาวโลก", 3),
+        ("ภาษา ไทย", 2),
+        ("「はい」", 2),
+        ("𠀀𠀁", 2),
+        ("123 中 456", 3),
+    ],
+)
 def test_words(text, words):
     assert count_words(text) == words

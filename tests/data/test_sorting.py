@@ -31,7 +31,7 @@ def test_a_sequence_is_symbols_a_separator_and_the_answer(data):
         assert set(documents.lengths.tolist()) == {LENGTH + 1}
         for i in range(count):
             ids = documents.read(i, 0, LENGTH + 1).tolist()
-            body, answer = ids[:LENGTH - 20], ids[LENGTH - 19:]
+            body, answer = ids[: LENGTH - 20], ids[LENGTH - 19 :]
             assert ids[LENGTH - 20] == sorting.SEPARATOR and max(body) < 20
             counts = Counter(body)
             assert answer == sorted(range(20), key=lambda symbol: (-counts[symbol], symbol))
@@ -39,7 +39,9 @@ def test_a_sequence_is_symbols_a_separator_and_the_answer(data):
 
 def test_sequences_differ_and_follow_the_seed(data, tmp_path):
     train, held_out = (Documents.open(data / part) for part in ("train", "validation"))
-    texts = {train.read(i, 0, LENGTH).tobytes() for i in range(12)} | {held_out.read(0, 0, LENGTH).tobytes()}
+    texts = {train.read(i, 0, LENGTH).tobytes() for i in range(12)} | {
+        held_out.read(0, 0, LENGTH).tobytes()
+    }
     assert len(texts) == 13
     prints = []
     for seed in (3, 4):
@@ -55,7 +57,9 @@ def test_symbols_move_from_one_distribution_to_another():
     first, last = (w / w.sum() for w in replay.integers(1, 10, (2, 20)))
     for part, share in ((body[:20_000], 0.05), (body[-20_000:], 0.95), (body[90_000:110_000], 0.5)):
         expected = (1 - share) * first + share * last
-        np.testing.assert_allclose(np.bincount(part, minlength=20) / 20_000, expected, atol=6 * np.sqrt(0.1 / 20_000))
+        np.testing.assert_allclose(
+            np.bincount(part, minlength=20) / 20_000, expected, atol=6 * np.sqrt(0.1 / 20_000)
+        )
 
 
 def test_ties_are_sorted_by_number():
@@ -74,8 +78,11 @@ def test_only_the_answer_counts(data):
             tokens = window.tokens[lane].flatten()
             assert sorted(window.labels[lane].flatten()[counted].tolist()) == list(range(20))
             assert tokens[counted][0] == sorting.SEPARATOR
-    beginning = LaneReader(documents, LaneSchedule(documents.lengths, 3, SEGMENT, counted_from=documents.counted_from),
-                           [0]).next_window(2)
+    beginning = LaneReader(
+        documents,
+        LaneSchedule(documents.lengths, 3, SEGMENT, counted_from=documents.counted_from),
+        [0],
+    ).next_window(2)
     assert beginning.tokens_in_step == 0 and beginning.weights.sum() == 0
 
 
@@ -87,11 +94,18 @@ def test_a_single_pass_reads_every_answer_once_in_windows_without_any(data):
     assert sum(counted) == 5 * 20 and 0 in counted
 
 
-@pytest.mark.parametrize("arguments, problem", [
-    (["--length", "30"], "the answer alone"), (["--length", "10000000000"], "give 40 to 100,000,000"),
-    (["--train", "0"], "train"), (["--train", "1000000000"], "is not a whole"), (["--seed", "-1"], "-1 is not"),
-    (["--seed", str(2**64)], "is not a whole"), ([], "exists"),
-])
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["--length", "30"], "the answer alone"),
+        (["--length", "10000000000"], "give 40 to 100,000,000"),
+        (["--train", "0"], "train"),
+        (["--train", "1000000000"], "is not a whole"),
+        (["--seed", "-1"], "-1 is not"),
+        (["--seed", str(2**64)], "is not a whole"),
+        ([], "exists"),
+    ],
+)
 def test_mistakes_are_named_and_leave_nothing(tmp_path, arguments, problem):
     output = tmp_path / "out"
     if not arguments:

@@ -58,7 +58,11 @@ def odd_texts(count: int, length: int = 14):
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(st.one_of(st.sampled_from(ODD), st.characters(exclude_categories=["Cs"])), max_size=40))
+@given(
+    text=st.text(
+        st.one_of(st.sampled_from(ODD), st.characters(exclude_categories=["Cs"])), max_size=40
+    )
+)
 def test_every_text_comes_back(own, fast, text):
     """Also from the exported tokenizer, called as its model card says."""
     ids = own.encode(text)
@@ -69,7 +73,11 @@ def test_every_text_comes_back(own, fast, text):
 
 
 def test_line_ends_and_byte_order_marks(own):
-    for text in ("\ufeffone\r\ntwo\rthree\n", "one\ntwo\nthree\n", "\ufeff\ufeffone\rtwo\rthree\r\n"):
+    for text in (
+        "\ufeffone\r\ntwo\rthree\n",
+        "one\ntwo\nthree\n",
+        "\ufeff\ufeffone\rtwo\rthree\r\n",
+    ):
         assert as_read(text) == "one\ntwo\nthree\n"
         assert own.encode(text).tolist() == own.encode("one\ntwo\nthree\n").tolist()
 
@@ -86,7 +94,8 @@ def test_what_training_does_not_do_is_removed(tmp_path):
     model = byte_level("<bos>", "</s>")
     bos, end = model.token_to_id("<bos>"), model.token_to_id("</s>")
     model.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<bos> $A </s>", special_tokens=[("<bos>", bos), ("</s>", end)])
+        single="<bos> $A </s>", special_tokens=[("<bos>", bos), ("</s>", end)]
+    )
     model.model.dropout = 0.9
     model.enable_truncation(8)
     model.enable_padding(length=16)
@@ -110,18 +119,36 @@ def test_line_breaks_that_are_tokens(tmp_path):
     """Looked for in the text as read, where \\r\\n is one line break."""
     tokenizer = Tokenizer.load(saved(tmp_path, byte_level("</s>", ordinary=("\n\n",))))
     fast = fast_tokenizer(tokenizer)
-    assert tokenizer.encode("a\r\n\r\nb").tolist() == tokenizer.encode("a\n\nb").tolist() == \
-        fast("a\r\n\r\nb")["input_ids"]
+    assert (
+        tokenizer.encode("a\r\n\r\nb").tolist()
+        == tokenizer.encode("a\n\nb").tolist()
+        == fast("a\r\n\r\nb")["input_ids"]
+    )
 
 
-@pytest.mark.parametrize("settings", [
-    {"normalization_rule_name": "identity", "byte_fallback": True, "remove_extra_whitespaces": False},  # as Llama 2
-    {"byte_fallback": True}, {}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "normalization_rule_name": "identity",
+            "byte_fallback": True,
+            "remove_extra_whitespaces": False,
+        },  # as Llama 2
+        {"byte_fallback": True},
+        {},
+    ],
+)
 def test_other_sentencepiece_models_are_exported_as_they_read(tmp_path, settings):
     lines = [*TEXT.splitlines(), "<s> </s> 0x41"]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=str(tmp_path / "m"), vocab_size=320, hard_vocab_limit=False,
-        model_type="bpe", minloglevel=2, **settings)
+        sentence_iterator=iter(lines),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=320,
+        hard_vocab_limit=False,
+        model_type="bpe",
+        minloglevel=2,
+        **settings,
+    )
     tokenizer = Tokenizer.load(tmp_path / "m.model")
     tokenizer.check_end()
     fast = fast_tokenizer(tokenizer, [TEXT])
@@ -144,14 +171,19 @@ def test_a_tokenizer_that_loses_text_says_so(tmp_path):
 def test_the_end_is_what_the_tokenizer_says(tmp_path):
     """An ordinary token with a usual name is none."""
     model = byte_level("<eos>", ordinary=("</s>",))
-    for config in ({"eos_token": "<eos>"}, {"eos_token": {"content": "<eos>", "special": True}}, None):
+    for config in (
+        {"eos_token": "<eos>"},
+        {"eos_token": {"content": "<eos>", "special": True}},
+        None,
+    ):
         tokenizer = Tokenizer.load(saved(tmp_path / str(config is None), model, config))
         assert tokenizer.end_token == "<eos>" and tokenizer.eos_id == model.token_to_id("<eos>")
         tokenizer.check_end()
     (tmp_path / "ids").mkdir()
     saved(tmp_path / "ids", byte_level("</s>", "<|stop|>"))
     (tmp_path / "ids/generation_config.json").write_text(
-        json.dumps({"eos_token_id": byte_level("</s>", "<|stop|>").token_to_id("<|stop|>")}))
+        json.dumps({"eos_token_id": byte_level("</s>", "<|stop|>").token_to_id("<|stop|>")})
+    )
     assert Tokenizer.load(tmp_path / "ids").end_token == "<|stop|>"
 
 
@@ -164,7 +196,9 @@ def test_an_end_that_is_named(tmp_path):
     other.save(tmp_path / "copy")
     copy = Tokenizer.load(tmp_path / "copy")
     assert (copy.end_token, copy.fingerprint) == (other.end_token, other.fingerprint)
-    with pytest.raises(UserError, match=r"no token '<none>': give another --end-token \(it has </s>, <\|stop\|>\)"):
+    with pytest.raises(
+        UserError, match=r"no token '<none>': give another --end-token \(it has </s>, <\|stop\|>\)"
+    ):
         Tokenizer.load(folder, "<none>")
     with pytest.raises(UserError, match=r"'<none>', which a file beside it names"):
         Tokenizer.load(saved(tmp_path / "wrong", byte_level("</s>"), {"eos_token": "<none>"}))
@@ -178,8 +212,12 @@ def test_an_end_that_nobody_names(tmp_path):
 
 
 def test_an_end_that_a_text_can_give_is_refused(tmp_path, own):
-    ordinary = Tokenizer.load(saved(tmp_path / "a", byte_level("<eos>", ordinary=("</s>",))), "</s>")
-    with pytest.raises(UserError, match=r"'</s>' cannot end documents \(the text '</s>' gives it.*it has <eos>"):
+    ordinary = Tokenizer.load(
+        saved(tmp_path / "a", byte_level("<eos>", ordinary=("</s>",))), "</s>"
+    )
+    with pytest.raises(
+        UserError, match=r"'</s>' cannot end documents \(the text '</s>' gives it.*it has <eos>"
+    ):
         ordinary.check_end()
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "</s>": 1}, unk_token="</s>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -201,7 +239,10 @@ def test_datasets_made_before_keep_their_fingerprint(tmp_path, own):
     import hashlib
 
     folder = saved(tmp_path, byte_level("</s>"))
-    assert Tokenizer.load(folder).fingerprint == hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    assert (
+        Tokenizer.load(folder).fingerprint
+        == hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    )
     assert own.fingerprint == hashlib.sha256(own.path.read_bytes()).hexdigest()
     assert isinstance(Tokenizer.load(folder), HuggingFaceTokenizer)
 
@@ -209,10 +250,16 @@ def test_datasets_made_before_keep_their_fingerprint(tmp_path, own):
 def test_vocabularies_that_cannot_be(tmp_path):
     """Two causes, two pieces of advice."""
     rng = random.Random(0)
-    chinese = "\n".join("".join(chr(0x4e00 + rng.randrange(3000)) for _ in range(50)) for _ in range(600))
-    with pytest.raises(UserError, match=r"2048 is too small: .* Give a --vocab-size well above 3\d\d\d"):
+    chinese = "\n".join(
+        "".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(50)) for _ in range(600)
+    )
+    with pytest.raises(
+        UserError, match=r"2048 is too small: .* Give a --vocab-size well above 3\d\d\d"
+    ):
         train_sentencepiece([chinese], 2048, tmp_path / "m")
-    with pytest.raises(UserError, match=r"5000 is too large .* has pieces for \d+ tokens at most\. Give more text"):
+    with pytest.raises(
+        UserError, match=r"5000 is too large .* has pieces for \d+ tokens at most\. Give more text"
+    ):
         train_sentencepiece(["a small text"], 5000, tmp_path / "m")
     with pytest.raises(UserError, match="no line of text"):
         train_sentencepiece(["  \n \n"], 500, tmp_path / "m")
@@ -224,11 +271,22 @@ def test_an_export_that_differs_is_refused(own):
     from transformers import PreTrainedTokenizerFast
 
     for change, words in (
-            (lambda b: setattr(b, "post_processor", tokenizers.processors.TemplateProcessing(
-                single="<s> $A", special_tokens=[("<s>", 1)])), r"from token 0: \['<s>'"),
-            (lambda b: setattr(b, "normalizer", tokenizers.normalizers.Lowercase()), "from token")):
+        (
+            lambda b: setattr(
+                b,
+                "post_processor",
+                tokenizers.processors.TemplateProcessing(
+                    single="<s> $A", special_tokens=[("<s>", 1)]
+                ),
+            ),
+            r"from token 0: \['<s>'",
+        ),
+        (lambda b: setattr(b, "normalizer", tokenizers.normalizers.Lowercase()), "from token"),
+    ):
         backend = tokenizers.Tokenizer.from_str(fast_tokenizer(own).backend_tokenizer.to_str())
         change(backend)
-        other = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", split_special_tokens=True)
+        other = PreTrainedTokenizerFast(
+            tokenizer_object=backend, eos_token="</s>", split_special_tokens=True
+        )
         with pytest.raises(UserError, match=words):
             compare(own, other, ["The sea\r\nwas calm"])

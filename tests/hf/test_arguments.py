@@ -23,11 +23,15 @@ def test_hidden_states_are_those_between_layers(mask):
         assert [list(x.shape) for x in states] == [[2, 30, 32]] * 3
         close(model.lm_head(states[-1]), out.logits)
     assert torch.equal(base.hidden_states[-1], base.last_hidden_state)
-    assert out.hidden_states[0][1, 29].equal(model.model.embed_tokens(ids)[1, 29]) is False  # positions are added
+    assert (
+        out.hidden_states[0][1, 29].equal(model.model.embed_tokens(ids)[1, 29]) is False
+    )  # positions are added
     assert model(ids).hidden_states is None
     model.config.output_hidden_states = True
     assert len(model(ids).hidden_states) == 3
-    generated = model.generate(ids, max_new_tokens=2, output_hidden_states=True, return_dict_in_generate=True)
+    generated = model.generate(
+        ids, max_new_tokens=2, output_hidden_states=True, return_dict_in_generate=True
+    )
     assert len(generated.hidden_states) == 2
 
 
@@ -56,17 +60,29 @@ def test_the_loss_takes_what_transformers_passes():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("problem, arguments", [
-    ("no attention weights", {"output_attentions": True}),
-    ("one direction", {"is_causal": False}),
-    ("does not take token_type_ids", {"token_type_ids": torch.zeros(2, 10)}),
-    ("does not take cache_position, head_mask", {"head_mask": torch.ones(4), "cache_position": torch.arange(10)}),
-    ("does not take output_router_logits", {"output_router_logits": True}),
-    ("does not take max_length_q", {"max_length_q": 10}),
-    ("attention_mask must be .*dict", {"attention_mask": {"full_attention": torch.ones(2, 10)}}),
-    ("attention_mask must be .2, 10.*who sees whom", {"attention_mask": torch.ones(2, 1, 10, 10)}),
-    (r"attention_mask must be .2, 10.*\[2, 30\]", {"attention_mask": torch.ones(2, 30)}),
-])
+@pytest.mark.parametrize(
+    "problem, arguments",
+    [
+        ("no attention weights", {"output_attentions": True}),
+        ("one direction", {"is_causal": False}),
+        ("does not take token_type_ids", {"token_type_ids": torch.zeros(2, 10)}),
+        (
+            "does not take cache_position, head_mask",
+            {"head_mask": torch.ones(4), "cache_position": torch.arange(10)},
+        ),
+        ("does not take output_router_logits", {"output_router_logits": True}),
+        ("does not take max_length_q", {"max_length_q": 10}),
+        (
+            "attention_mask must be .*dict",
+            {"attention_mask": {"full_attention": torch.ones(2, 10)}},
+        ),
+        (
+            "attention_mask must be .2, 10.*who sees whom",
+            {"attention_mask": torch.ones(2, 1, 10, 10)},
+        ),
+        (r"attention_mask must be .2, 10.*\[2, 30\]", {"attention_mask": torch.ones(2, 30)}),
+    ],
+)
 def test_what_would_have_no_effect_is_refused(problem, arguments):
     model = twin("llama")
     for part in (model, model.model):
@@ -79,7 +95,12 @@ def test_asking_for_nothing_is_fine():
     """What frameworks pass as a matter of course, turned off."""
     model, ids = twin("llama"), tokens(2, 10)
     nothing = dict.fromkeys(TransformersKwargs.__annotations__)
-    off = {"output_attentions": False, "output_router_logits": False, "is_causal": True, "head_mask": None}
+    off = {
+        "output_attentions": False,
+        "output_router_logits": False,
+        "is_causal": True,
+        "head_mask": None,
+    }
     close(model(ids, **nothing | off).logits, model(ids).logits)
 
 

@@ -35,10 +35,12 @@ def test_rows_that_begin_anew_read_as_each_alone(name, data):
     batch = data.draw(st.integers(1, 3), "batch")
     cuts = data.draw(st.lists(st.integers(1, 21), min_size=2, max_size=4), "tokens between")
     masked = data.draw(st.booleans(), "one row is padded")
-    begun = [data.draw(st.lists(st.booleans(), min_size=batch, max_size=batch), "rows") for _ in cuts[1:]]
+    begun = [
+        data.draw(st.lists(st.booleans(), min_size=batch, max_size=batch), "rows") for _ in cuts[1:]
+    ]
     ids = tokens(batch, sum(cuts), seed=data.draw(st.integers(0, 9), "seed"))
     mask = torch.ones_like(ids)
-    mask[0, :cuts[0] - 1] = 0 if masked else 1
+    mask[0, : cuts[0] - 1] = 0 if masked else 1
     cache, parts, at = InftyCache(), [], 0
     for i, count in enumerate(cuts):
         if i:
@@ -48,10 +50,14 @@ def test_rows_that_begin_anew_read_as_each_alone(name, data):
         at += count
     got = torch.cat(parts, 1)
     for row in range(batch):
-        borders = [0] + [sum(cuts[:i + 1]) for i in range(len(cuts) - 1) if begun[i][row]] + [len(ids[row])]
+        borders = (
+            [0]
+            + [sum(cuts[: i + 1]) for i in range(len(cuts) - 1) if begun[i][row]]
+            + [len(ids[row])]
+        )
         for first, last in pairwise(borders):
             kept = mask[row, first:last].bool()
-            expected = model(ids[row:row + 1, first:last][:, kept]).logits[0]
+            expected = model(ids[row : row + 1, first:last][:, kept]).logits[0]
             close(got[row, first:last][kept], expected)
 
 
@@ -92,9 +98,19 @@ def test_every_signal_of_a_border_is_heard():
     expected = alone(model, ids[0], lengths)
     numbers = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
     borders = torch.tensor([0, 13, 33, 45], dtype=torch.int32)
-    flash = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": 20, "max_length_k": 20}
-    for signal in ({"position_ids": positions(lengths)[None]}, {"position_ids": positions(lengths)},
-                   {"seq_idx": numbers.int()}, flash, flash | {"seq_idx": numbers}):
+    flash = {
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": 20,
+        "max_length_k": 20,
+    }
+    for signal in (
+        {"position_ids": positions(lengths)[None]},
+        {"position_ids": positions(lengths)},
+        {"seq_idx": numbers.int()},
+        flash,
+        flash | {"seq_idx": numbers},
+    ):
         close(model(ids, **signal).logits[0], expected)
         close(model.model(ids, **signal).last_hidden_state[0] @ model.lm_head.weight.T, expected)
         close(model(inputs_embeds=model.model.embed_tokens(ids), **signal).logits[0], expected)
@@ -131,14 +147,17 @@ def test_packed_documents_train_as_each_alone():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("problem, arguments", [
-    ("position_ids must be", {"position_ids": torch.arange(3)[None]}),
-    ("position_ids must be", {"position_ids": torch.zeros(3, 1, 4)}),
-    ("count up by one.* 3 follows 1", {"position_ids": torch.tensor([[0, 1, 3, 4]])}),
-    ("must be 0 at the first token.* begin at 5", {"position_ids": torch.arange(5, 9)}),
-    ("seq_idx must be", {"seq_idx": torch.zeros(2, 4)}),
-    ("cu_seq_lens_q must rise from 0 to the 4", {"cu_seq_lens_q": torch.tensor([0, 2, 5])}),
-])
+@pytest.mark.parametrize(
+    "problem, arguments",
+    [
+        ("position_ids must be", {"position_ids": torch.arange(3)[None]}),
+        ("position_ids must be", {"position_ids": torch.zeros(3, 1, 4)}),
+        ("count up by one.* 3 follows 1", {"position_ids": torch.tensor([[0, 1, 3, 4]])}),
+        ("must be 0 at the first token.* begin at 5", {"position_ids": torch.arange(5, 9)}),
+        ("seq_idx must be", {"seq_idx": torch.zeros(2, 4)}),
+        ("cu_seq_lens_q must rise from 0 to the 4", {"cu_seq_lens_q": torch.tensor([0, 2, 5])}),
+    ],
+)
 def test_borders_that_make_no_sense_are_refused(problem, arguments):
     with pytest.raises(ValueError, match=problem):
         twin("llama")(tokens(1, 4), **arguments)

@@ -26,7 +26,9 @@ from support.twins import VARIANTS, close, tokens, training_logits
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-GENERATE = HIDE + """
+GENERATE = (
+    HIDE
+    + """
 import importlib.util, json
 assert importlib.util.find_spec("infty") is importlib.util.find_spec("deepspeed") is None
 import torch
@@ -45,6 +47,7 @@ model.save_pretrained(sys.argv[2])
 out["modules"] = [m for m in sys.modules if m.split(".")[0] in ("infty", "deepspeed", "megatron")]
 print(json.dumps(out))
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +62,14 @@ def run(tmp_path, vocabulary):
 
 def in_another_process(script: str, *arguments: Path, cache: Path) -> dict:
     environment = os.environ | {"HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], env=environment, cwd=cache.parent,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=environment,
+        cwd=cache.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -71,20 +80,43 @@ def test_export_generates_alone(tmp_path, monkeypatch):
     Exporter(tmp_path / "run").write(tmp_path / "exports" / "first")
     folder = tmp_path / "exports" / "first"
     names = {p.name for p in folder.iterdir()}
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-            "README.md", "modeling_infty.py", "configuration_infty.py", "cache_infty.py", "pieces_infty.py",
-            "memory_infty.py", "continuous_infty.py", "associative_infty.py", "infty_tree.py",
-            "memory_basis.py", "memory_memory.py", "memory_reading.py", "memory_density.py", "infty_errors.py"} <= names
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+        "modeling_infty.py",
+        "configuration_infty.py",
+        "cache_infty.py",
+        "pieces_infty.py",
+        "memory_infty.py",
+        "continuous_infty.py",
+        "associative_infty.py",
+        "infty_tree.py",
+        "memory_basis.py",
+        "memory_memory.py",
+        "memory_reading.py",
+        "memory_density.py",
+        "infty_errors.py",
+    } <= names
     assert [p.name for p in folder.parent.iterdir()] == ["first"]
     out = in_another_process(GENERATE, folder, tmp_path / "again", cache=tmp_path / "cache")
     assert out["modules"] == [] and out["dtype"] == "torch.float32" and out["eos"] == 2
     assert all(len(row) == 20 for how in ("greedy", "beam", "sample") for row in out[how])
     assert out["base"][::2] == [2, 32]
-    assert not any("work" in p.read_text() and str(tmp_path) in p.read_text() for p in folder.glob("*.py"))
-    assert str(tmp_path) not in "".join(p.read_text() for p in folder.iterdir() if p.suffix in (".json", ".md", ".py"))
+    assert not any(
+        "work" in p.read_text() and str(tmp_path) in p.read_text() for p in folder.glob("*.py")
+    )
+    assert str(tmp_path) not in "".join(
+        p.read_text() for p in folder.iterdir() if p.suffix in (".json", ".md", ".py")
+    )
 
 
-CARD = HIDE + """
+CARD = (
+    HIDE
+    + """
 import json, re
 from pathlib import Path
 card = Path(sys.argv[1], "README.md").read_text()
@@ -97,6 +129,7 @@ print(json.dumps({"read": cache.get_seq_length(), "book": names["book"].shape[1]
                   "after": mine.get_seq_length() - names["ids"].shape[1] + 1, "infty": "infty.errors" in sys.modules,
                   "limit": model.config.max_position_embeddings}))
 """
+)
 
 
 @pytest.mark.usefixtures("run")
@@ -111,17 +144,23 @@ def test_the_model_cards_code_runs_as_it_stands(tmp_path, monkeypatch):
     assert "`memory.out`." in card and "`</s>`" in card
 
 
-@pytest.mark.parametrize("name, dtype", [
-    ("paper with stm", "float32"), ("gpt2 untied", "bfloat16"), ("joint and facts", "float32")])
+@pytest.mark.parametrize(
+    "name, dtype",
+    [("paper with stm", "float32"), ("gpt2 untied", "bfloat16"), ("joint and facts", "float32")],
+)
 def test_exported_logits_equal_the_training_models(name, dtype, tmp_path, vocabulary, monkeypatch):
     alone = export_verify.run_alone
-    monkeypatch.setattr(export_verify, "run_alone", lambda *given: results.append(alone(*given)) or results[-1])
+    monkeypatch.setattr(
+        export_verify, "run_alone", lambda *given: results.append(alone(*given)) or results[-1]
+    )
     _, trained = make_run(tmp_path / "run", replace(VARIANTS[name], init_std=0.05), vocabulary)
     folder, results = tmp_path / "out", []
     _, report = Exporter(tmp_path / "run", dtype).write(folder)
     assert report.startswith("Verified")
     card = (folder / "README.md").read_text()
-    assert ("`facts.out`, `gist.out`, `gist.key`, `gist.value`." in card) == (name == "joint and facts")
+    assert ("`facts.out`, `gist.out`, `gist.key`, `gist.value`." in card) == (
+        name == "joint and facts"
+    )
     assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
     config = trained.config
     ids = export_verify.tokens(config)
@@ -217,7 +256,9 @@ def test_sentencepiece_and_transformers_cut_text_alike(vocabulary, tmp_path):
     again = AutoTokenizer.from_pretrained(tmp_path)
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):  # random texts, and random ids, which need not be what a text gives
-        text = "".join(chr(c) for c in torch.randint(32, 130, (80,), generator=generator)) + "\n 中—é"
+        text = (
+            "".join(chr(c) for c in torch.randint(32, 130, (80,), generator=generator)) + "\n 中—é"
+        )
         assert again.encode(text, add_special_tokens=False) == vocabulary.encode(text).tolist()
         assert again.decode(again.encode(text)) == text
 
@@ -229,8 +270,9 @@ def test_a_hugging_face_tokenizer_is_taken_as_it_is(kind, vocabulary, tmp_path):
 
     if kind == "byte level":
         made = tokenizers.ByteLevelBPETokenizer()
-        made.train_from_iterator(TEXT.splitlines(), vocab_size=400, special_tokens=["<|endoftext|>"],
-                                 show_progress=False)
+        made.train_from_iterator(
+            TEXT.splitlines(), vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False
+        )
         made.save(str(tmp_path / "tokenizer.json"))
     else:
         fast_tokenizer(vocabulary).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -250,13 +292,23 @@ def test_other_sentencepiece_settings(kind, tmp_path):
     from sentencepiece import sentencepiece_model_pb2
 
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT.splitlines()), model_prefix=str(tmp_path / "m"), vocab_size=300, model_type=kind,
-        hard_vocab_limit=False, minloglevel=2)
+        sentence_iterator=iter(TEXT.splitlines()),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=300,
+        model_type=kind,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString((tmp_path / "m.model").read_bytes())
     original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
     fast = convert_sentencepiece(proto)
-    for text in ("Call me Ishmael.", "  the   watery part ", "Chapter 12. xyz 中", TEXT[:400].replace("\n", " ")):
+    for text in (
+        "Call me Ishmael.",
+        "  the   watery part ",
+        "Chapter 12. xyz 中",
+        TEXT[:400].replace("\n", " "),
+    ):
         assert fast.encode(text).ids == original.encode(text), text
         assert fast.decode(original.encode(text)).replace(" ⁇ ", "").strip()
 

@@ -20,7 +20,16 @@ from support.twins import VARIANTS, close, pair, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-SOME = ["llama", "gpt2", "paper with stm", "per head", "learned", "gibbs hidden", "joint", "gist and facts"]
+SOME = [
+    "llama",
+    "gpt2",
+    "paper with stm",
+    "per head",
+    "learned",
+    "gibbs hidden",
+    "joint",
+    "gist and facts",
+]
 
 
 def library(name: str):
@@ -37,26 +46,42 @@ def examples(count: int, length: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row} for row in tokens(count, length)]
 
 
-@pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": True}, {"bf16": True}], ids=["plain", "ckpt", "bf16"])
+@pytest.mark.parametrize(
+    "how", [{}, {"gradient_checkpointing": True}, {"bf16": True}], ids=["plain", "ckpt", "bf16"]
+)
 def test_trainer_trains_evaluates_and_predicts(how, tmp_path):
     library("accelerate")
     from transformers import Trainer, TrainingArguments
 
     model = twin("hidden")
     expected = model.eval()(tokens(3, 20), labels=tokens(3, 20))
-    arguments = TrainingArguments(tmp_path, max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True,
-                                  per_device_eval_batch_size=3, disable_tqdm=True, save_strategy="no", **how)
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        per_device_eval_batch_size=3,
+        disable_tqdm=True,
+        save_strategy="no",
+        **how,
+    )
     trainer = Trainer(model, arguments, train_dataset=examples(4, 20), eval_dataset=examples(3, 20))
     rough = 0.05 if how.get("bf16") else 1e-4
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.loss.item(), rel=rough)
     predicted = trainer.predict(examples(3, 20)).predictions
     assert predicted.shape == (3, 20, 61)
-    assert abs(torch.from_numpy(predicted) - expected.logits.detach()).max() < rough * expected.logits.abs().max()
+    assert (
+        abs(torch.from_numpy(predicted) - expected.logits.detach()).max()
+        < rough * expected.logits.abs().max()
+    )
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < expected.loss.item()
 
 
-@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "learned", "joint", "gist and facts"])
+@pytest.mark.parametrize(
+    "name", ["llama", "paper with stm", "hidden", "learned", "joint", "gist and facts"]
+)
 def test_gradient_checkpointing_changes_no_gradient(name):
     model = pair(replace(VARIANTS[name], dropout=0.1))[1].train()
     ids = tokens(2, 40)
@@ -68,7 +93,9 @@ def test_gradient_checkpointing_changes_no_gradient(name):
         torch.manual_seed(3)
         model.zero_grad()
         model(ids, labels=ids).loss.backward()
-        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     for key, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-5, atol=1e-6, msg=key)
@@ -93,35 +120,67 @@ def test_offloaded_weights_read_and_write_the_memory(name, place, tmp_path):
     if place == "cpu":
         offloaded = cpu_offload(copy.deepcopy(model), torch.device("cpu"))
     else:
-        whole = {"model.embed_tokens": "cpu", "model.embed_positions": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
-        layers = {f"model.layers.{i}": "disk" if i else "cpu" for i in range(len(model.model.layers))}
+        whole = {
+            "model.embed_tokens": "cpu",
+            "model.embed_positions": "cpu",
+            "model.norm": "cpu",
+            "lm_head": "cpu",
+        }
+        layers = {
+            f"model.layers.{i}": "disk" if i else "cpu" for i in range(len(model.model.layers))
+        }
         names = {n for n, _ in model.named_modules()}
         offloaded = dispatch_model(
-            copy.deepcopy(model), {k: v for k, v in (whole | layers).items() if k in names}, main_device="cpu",
-            offload_dir=tmp_path, force_hooks=True)
+            copy.deepcopy(model),
+            {k: v for k, v in (whole | layers).items() if k in names},
+            main_device="cpu",
+            offload_dir=tmp_path,
+            force_hooks=True,
+        )
     assert any(p.is_meta for p in offloaded.parameters())
     close(offloaded(ids).logits, expected)
     cache = InftyCache()
     parts = [offloaded(part, cache=cache).logits for part in ids.split([13, 1, 26], 1)]
     close(torch.cat(parts, 1), expected)
-    assert torch.equal(offloaded.generate(ids, max_new_tokens=5), model.generate(ids, max_new_tokens=5))
+    assert torch.equal(
+        offloaded.generate(ids, max_new_tokens=5), model.generate(ids, max_new_tokens=5)
+    )
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("how", [{"device_map": "auto", "max_memory": {"cpu": 60_000}}, {"device_map": {
-    "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu",
-    "lm_head": "cpu"}}], ids=["auto", "by hand"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"device_map": "auto", "max_memory": {"cpu": 60_000}},
+        {
+            "device_map": {
+                "model.embed_tokens": "cpu",
+                "model.layers.0": "cpu",
+                "model.layers.1": "disk",
+                "model.norm": "cpu",
+                "lm_head": "cpu",
+            }
+        },
+    ],
+    ids=["auto", "by hand"],
+)
 def test_a_device_map_that_spills_to_disk_loads(how, tmp_path):
     library("accelerate")
     model = twin("hidden")
     model.save_pretrained(tmp_path / "model")
-    spilled = InftyForCausalLM.from_pretrained(tmp_path / "model", offload_folder=tmp_path / "spill", **how).eval()
+    spilled = InftyForCausalLM.from_pretrained(
+        tmp_path / "model", offload_folder=tmp_path / "spill", **how
+    ).eval()
     assert any(p.is_meta for p in spilled.parameters())
     close(spilled(tokens(2, 40)).logits, model(tokens(2, 40)).logits)
 
 
-LORA = {"hidden": ["qkv", "memory.key", "memory.value", "memory.out"], "llama": ["qkv", "memory.out"],
-        "gist and facts": ["qkv", "memory.out", "facts.out"], "joint": ["qkv"]}
+LORA = {
+    "hidden": ["qkv", "memory.key", "memory.value", "memory.out"],
+    "llama": ["qkv", "memory.out"],
+    "gist and facts": ["qkv", "memory.out", "facts.out"],
+    "joint": ["qkv"],
+}
 
 
 @pytest.mark.parametrize("name", LORA)
@@ -130,10 +189,16 @@ def test_lora_reaches_every_projection_it_names(name):
     model = twin(name)
     with torch.no_grad():
         before = model(tokens(2, 40)).logits
-    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=LORA[name], r=2, init_lora_weights=False))
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=LORA[name], r=2, init_lora_weights=False)
+    )
     ids = tokens(2, 40)
     adapted(ids, labels=ids).loss.backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapted.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.abs().max() > 0
+        for p in adapted.parameters()
+        if p.requires_grad
+    )
     adapted.eval()
     with torch.no_grad():
         got = adapted(ids).logits
@@ -151,8 +216,18 @@ def test_documents_that_trl_packs_do_not_see_one_another(tmp_path, monkeypatch):
     lengths = [13, 20, 12, 7, 30]
     texts = [row.tolist() for row in tokens(1, sum(lengths))[0].split(lengths)]
     data = datasets.Dataset.from_dict({"input_ids": texts})
-    arguments = SFTConfig(tmp_path, packing=True, max_length=45, max_steps=2, per_device_train_batch_size=2,
-                          report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no", bf16=False)
+    arguments = SFTConfig(
+        tmp_path,
+        packing=True,
+        max_length=45,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        bf16=False,
+    )
     model = twin("llama")
     trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=small_tokenizer())
     assert isinstance(trainer.processing_class, PreTrainedTokenizerFast)
@@ -176,9 +251,13 @@ def small_tokenizer():
     from tokenizers import models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    made = tokenizers.Tokenizer(models.WordLevel({f"w{i:02}": i for i in range(61)}, unk_token="w00"))
+    made = tokenizers.Tokenizer(
+        models.WordLevel({f"w{i:02}": i for i in range(61)}, unk_token="w00")
+    )
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="w02", pad_token="w02", unk_token="w00")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="w02", pad_token="w02", unk_token="w00"
+    )
 
 
 @torch.no_grad()
@@ -211,9 +290,14 @@ def test_no_tool_invents_a_token_that_begins_a_text(tmp_path):
     Exporter(tmp_path / "run").write(tmp_path / "model")
     model = InftyForCausalLM.from_pretrained(tmp_path / "model")
     exported = AutoTokenizer.from_pretrained(tmp_path / "model")
-    arguments = TrainingArguments(tmp_path / "out", max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    arguments = TrainingArguments(
+        tmp_path / "out", max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True
+    )
     Trainer(model, arguments, train_dataset=examples(2, 20), processing_class=exported).train()
-    saved = [InftyConfig.from_pretrained(path.parent) for path in (tmp_path / "out").glob("*/config.json")]
+    saved = [
+        InftyConfig.from_pretrained(path.parent)
+        for path in (tmp_path / "out").glob("*/config.json")
+    ]
     assert [c.bos_token_id for c in (model.config, model.generation_config, *saved)] == [None] * 3
     assert (exported.bos_token, model.config.eos_token_id) == (None, 2)
     if importlib.util.find_spec("lm_eval"):

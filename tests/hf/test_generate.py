@@ -18,7 +18,16 @@ from support.twins import VARIANTS, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-NAMES = ["llama", "gpt2", "paper with stm", "hidden", "no memory", "joint", "gist and facts", "continuation"]
+NAMES = [
+    "llama",
+    "gpt2",
+    "paper with stm",
+    "hidden",
+    "no memory",
+    "joint",
+    "gist and facts",
+    "continuation",
+]
 
 
 def by_hand(model, ids: torch.Tensor, count: int) -> torch.Tensor:
@@ -34,7 +43,9 @@ def test_greedy_generation_equals_reading_everything_again(name):
     model, ids = twin(name), tokens(2, 13)
     got = model.generate(ids, max_new_tokens=20, do_sample=False)
     assert torch.equal(got, by_hand(model, ids, 20))
-    assert torch.equal(got, model.generate(ids, max_new_tokens=20, do_sample=False, use_cache=False))
+    assert torch.equal(
+        got, model.generate(ids, max_new_tokens=20, do_sample=False, use_cache=False)
+    )
 
 
 @torch.no_grad()
@@ -52,7 +63,7 @@ def test_left_padded_prompts_generate_as_each_alone():
     mask[0, :8] = 0
     got = model.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False)[:, 19:]
     for row, first in ((0, 8), (1, 0)):
-        assert torch.equal(got[row], by_hand(model, ids[row:row + 1, first:], 20)[0, -20:])
+        assert torch.equal(got[row], by_hand(model, ids[row : row + 1, first:], 20)[0, -20:])
 
 
 @torch.no_grad()
@@ -63,7 +74,9 @@ def test_generation_goes_on_from_a_cache_and_in_chunks():
     model(ids[:, :30], past_key_values=cache)
     how = {"max_new_tokens": 10, "do_sample": False}
     assert torch.equal(model.generate(ids, cache=cache, **how), expected)
-    assert torch.equal(model.generate(ids, past_key_values=InftyCache(), prefill_chunk_size=7, **how), expected)
+    assert torch.equal(
+        model.generate(ids, past_key_values=InftyCache(), prefill_chunk_size=7, **how), expected
+    )
     assert torch.equal(model.generate(ids, prefill_chunk_size=7, **how), expected)
     mask = torch.ones_like(ids)
     mask[0, :20] = 0
@@ -72,10 +85,15 @@ def test_generation_goes_on_from_a_cache_and_in_chunks():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("problem, how", [
-    ("InftyCache only", {"cache_implementation": "static"}), ("InftyCache only", {"cache_implementation": "quantized"}),
-    ("crop|rollback|assisted", {"prompt_lookup_num_tokens": 3}), ("not used by the model", {"top_pp": 0.9}),
-])
+@pytest.mark.parametrize(
+    "problem, how",
+    [
+        ("InftyCache only", {"cache_implementation": "static"}),
+        ("InftyCache only", {"cache_implementation": "quantized"}),
+        ("crop|rollback|assisted", {"prompt_lookup_num_tokens": 3}),
+        ("not used by the model", {"top_pp": 0.9}),
+    ],
+)
 def test_ways_to_generate_that_cannot_work_are_refused(problem, how):
     with pytest.raises(ValueError, match=problem):
         twin("llama").generate(tokens(1, 20), max_new_tokens=4, **how)
@@ -95,21 +113,30 @@ def test_generation_goes_on_from_a_cache_without_the_old_tokens(name):
     assert cache.get_seq_length() == 59  # the last token was not read
     more = torch.cat([got[:, -1:], tokens(2, 5, seed=4)], 1)
     again = model.generate(more, cache=cache, attention_mask=torch.ones(2, 65), **HOW)
-    assert torch.equal(again[:, 6:], by_hand(model, torch.cat([expected, tokens(2, 5, seed=4)], 1), 10)[:, -10:])
+    assert torch.equal(
+        again[:, 6:], by_hand(model, torch.cat([expected, tokens(2, 5, seed=4)], 1), 10)[:, -10:]
+    )
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("ids", [tokens(1, 30), tokens(1, 12), tokens(1, 1)], ids=["all", "shorter", "one"])
+@pytest.mark.parametrize(
+    "ids", [tokens(1, 30), tokens(1, 12), tokens(1, 1)], ids=["all", "shorter", "one"]
+)
 def test_tokens_that_a_cache_has_read_are_not_read_again(ids):
     model, cache = twin("llama"), InftyCache()
     model(tokens(1, 30), cache=cache)
     before = cache.states[0].memories["memory"].kept["signal"]["coefficients"]
     for mask in ({}, {"attention_mask": torch.ones_like(ids)}):
-        with pytest.raises(ValueError, match=r"read 30 columns.*nothing of them is new.*torch\.ones\(rows, 30"):
+        with pytest.raises(
+            ValueError, match=r"read 30 columns.*nothing of them is new.*torch\.ones\(rows, 30"
+        ):
             model.generate(ids, cache=cache, **mask, **HOW)
     with pytest.raises(ValueError, match="attention_mask has 33 columns"):
         model.generate(ids, cache=cache, attention_mask=torch.ones(1, 33), **HOW)
-    assert cache.tokens == 30 and cache.states[0].memories["memory"].kept["signal"]["coefficients"] is before
+    assert (
+        cache.tokens == 30
+        and cache.states[0].memories["memory"].kept["signal"]["coefficients"] is before
+    )
 
 
 @torch.no_grad()
@@ -130,18 +157,29 @@ def test_padding_of_rows_that_ended_is_not_read(name):
     model, ids, cache = twin(name), tokens(3, 13), InftyCache()
     ends = torch.arange(6)
     torch.manual_seed(0)
-    got = model.generate(ids, cache=cache, eos_token_id=ends.tolist(), pad_token_id=0, max_new_tokens=48,
-                         do_sample=True, temperature=5.0)
+    got = model.generate(
+        ids,
+        cache=cache,
+        eos_token_id=ends.tolist(),
+        pad_token_id=0,
+        max_new_tokens=48,
+        do_sample=True,
+        temperature=5.0,
+    )
     going_on = ~torch.isin(got[:, 13:], ends)
     assert len(set(going_on.cumprod(1).sum(1).tolist())) == 3
-    real = torch.cat([torch.ones(3, 14, dtype=torch.bool), going_on[:, :-1].cumprod(1).bool()], 1)  # with its end
+    real = torch.cat(
+        [torch.ones(3, 14, dtype=torch.bool), going_on[:, :-1].cumprod(1).bool()], 1
+    )  # with its end
     more = tokens(3, 9, seed=6)
-    unread = torch.cat([got[:, cache.tokens:], more], 1)
+    unread = torch.cat([got[:, cache.tokens :], more], 1)
     mask = torch.cat([real, torch.ones(3, 9, dtype=torch.bool)], 1)
     logits = model(unread, attention_mask=mask, cache=cache).logits
     for row in range(3):
         expected = model(torch.cat([got[row, real[row]], more[row]])[None]).logits[0, -9:]
-        torch.testing.assert_close(logits[row, -9:], expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        torch.testing.assert_close(
+            logits[row, -9:], expected, rtol=0, atol=1e-5 * expected.abs().max().item()
+        )
 
 
 def test_sampling_is_seeded():
@@ -176,8 +214,12 @@ def test_greedy_writing_equals_transformers(exported):
     writer = Writer(exported, "cpu")
     ids = writer.encode("Some years ago")
     writer.read(ids)
-    expected = writer.model.generate(ids, max_new_tokens=30, do_sample=False)[0, ids.shape[1]:].tolist()
-    assert list(writer.write(30, 0.0, 1.0)) == [i for i in expected if i != writer.tokenizer.eos_token_id]
+    expected = writer.model.generate(ids, max_new_tokens=30, do_sample=False)[
+        0, ids.shape[1] :
+    ].tolist()
+    assert list(writer.write(30, 0.0, 1.0)) == [
+        i for i in expected if i != writer.tokenizer.eos_token_id
+    ]
 
 
 def test_text_comes_in_whole_characters_and_complete(exported):
@@ -199,7 +241,9 @@ def test_a_book_is_read_in_parts_as_a_whole(exported, tmp_path, capsys):
     writer.read(ids)
     with torch.no_grad():
         expected = writer.model(ids, logits_to_keep=1).logits[0, -1]
-    torch.testing.assert_close(writer.logits, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+    torch.testing.assert_close(
+        writer.logits, expected, rtol=0, atol=1e-3 * expected.abs().max().item()
+    )
     sizes = []
     writer.cache.states[0].map(lambda x: sizes.append(x.numel()) or x)
     assert sum(sizes) < 40_000
@@ -208,7 +252,10 @@ def test_a_book_is_read_in_parts_as_a_whole(exported, tmp_path, capsys):
 
 
 def test_nucleus():
-    generator, logits = torch.Generator().manual_seed(0), torch.log(torch.tensor([0.1, 0.5, 0.3, 0.1]))
+    generator, logits = (
+        torch.Generator().manual_seed(0),
+        torch.log(torch.tensor([0.1, 0.5, 0.3, 0.1])),
+    )
     drawn = [choose(logits, 1.0, 0.7, generator) for _ in range(200)]
     assert set(drawn) == {1, 2} and 0.5 < drawn.count(1) / 200 < 0.75
     assert {choose(logits, 1.0, 0.0, generator) for _ in range(20)} == {1}
@@ -219,8 +266,10 @@ def test_wrong_input_is_refused_with_what_to_do(exported, tmp_path):
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"caf\xe9")
     for match, arguments in {
-        "give --prompt": (exported, None, None), "does not exist": (tmp_path / "nowhere", "x", None),
-        "export one first": (exported.parent / "run", "x", None), "no file": (exported, None, tmp_path / "none.txt"),
+        "give --prompt": (exported, None, None),
+        "does not exist": (tmp_path / "nowhere", "x", None),
+        "export one first": (exported.parent / "run", "x", None),
+        "no file": (exported, None, tmp_path / "none.txt"),
         "not UTF-8.*0xe9": (exported, None, bad),
     }.items():
         with pytest.raises(UserError, match=match):

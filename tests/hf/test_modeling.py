@@ -46,7 +46,9 @@ def test_what_has_no_twin_is_refused(name):
 
 
 def test_a_kind_of_memory_without_a_twin_is_refused():
-    with pytest.raises(UserError, match=r"memory 'mean' is average.*only continuous and associative"):
+    with pytest.raises(
+        UserError, match=r"memory 'mean' is average.*only continuous and associative"
+    ):
         section_of("mean", {"kind": "average"})
     with pytest.raises(UserError, match="compressive"):
         InftyForCausalLM(InftyConfig(memories={"memory": {"kind": "compressive"}}))
@@ -74,7 +76,7 @@ def test_token_by_token_equals_all_at_once(name):
     model, ids = twin(name), tokens(2, 37)
     whole, cache, parts = model(ids).logits, InftyCache(), []
     for t in range(ids.shape[1]):
-        parts.append(model(ids[:, t:t + 1], past_key_values=cache).logits)
+        parts.append(model(ids[:, t : t + 1], past_key_values=cache).logits)
     close(torch.cat(parts, 1), whole)
     assert cache.get_seq_length() == 37
 
@@ -117,13 +119,15 @@ def test_padded_rows_equal_rows_alone(name, side):
     model, lengths = twin(name), [41, 23, 8, 0]
     ids, mask = tokens(4, 41), torch.zeros(4, 41, dtype=torch.long)
     for row, n in enumerate(lengths):
-        mask[row, 41 - n if side == "left" else 0:41 if side == "left" else n] = 1
+        mask[row, 41 - n if side == "left" else 0 : 41 if side == "left" else n] = 1
     cache = InftyCache()
     first = model(ids, attention_mask=mask, past_key_values=cache).logits
     more = tokens(4, 20, seed=3)
     second = []
     for part in more.split([1, 1, 11, 7], 1):
-        ones = torch.ones(4, cache.tokens + part.shape[1])  # over what was read too, as `generate` passes it
+        ones = torch.ones(
+            4, cache.tokens + part.shape[1]
+        )  # over what was read too, as `generate` passes it
         second.append(model(part, attention_mask=ones, past_key_values=cache).logits)
     for row, n in enumerate(lengths):
         own = ids[row, mask[row].bool()]
@@ -172,20 +176,29 @@ def test_memory_can_be_switched_off(name):
     trained, model = pair(VARIANTS[name])
     ids = tokens(2, 40)
     segments, reset = ids.unflatten(1, (-1, 8)), torch.tensor([[True] + [False] * 4] * 2)
-    expected = trained(segments, reset, trained.initial_state(2), memory_enabled=False)[0].flatten(1, 2)[..., :61]
+    expected = trained(segments, reset, trained.initial_state(2), memory_enabled=False)[0].flatten(
+        1, 2
+    )[..., :61]
     close(model(ids, memory_enabled=False).logits, expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "constant", "joint", "gist and facts",
-                                  "continuation"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "paper with stm", "hidden", "constant", "joint", "gist and facts", "continuation"],
+)
 def test_loss_and_gradients_equal_the_training_models_in_one_window(name):
     config = VARIANTS[name]
     trained, model = pair(config)
     ids = tokens(2, 40)
     labels = torch.cat([ids[:, 1:], torch.full((2, 1), -100)], 1)
     segments, reset = ids.unflatten(1, (-1, 8)), torch.tensor([[True] + [False] * 4] * 2)
-    loss, _ = trained(segments, reset, trained.initial_state(2), labels=labels.clamp(min=0).unflatten(1, (-1, 8)),
-                      weights=(labels >= 0).float().unflatten(1, (-1, 8)))
+    loss, _ = trained(
+        segments,
+        reset,
+        trained.initial_state(2),
+        labels=labels.clamp(min=0).unflatten(1, (-1, 8)),
+        weights=(labels >= 0).float().unflatten(1, (-1, 8)),
+    )
     (loss / (labels >= 0).sum()).backward()
     out = model(ids, labels=ids, use_cache=False)
     assert out.past_key_values is None
@@ -198,8 +211,10 @@ def test_loss_and_gradients_equal_the_training_models_in_one_window(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["llama", "paper with stm", "hidden", "gibbs", "joint", "gist and facts",
-                                  "continuation"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "paper with stm", "hidden", "gibbs", "joint", "gist and facts", "continuation"],
+)
 def test_half_precision_and_autocast_stay_within_rounding(name):
     """bf16 has 8 bits: 0.4 % a product. The memory itself computes in float32 whatever the weights are."""
     model, ids = twin(name), tokens(2, 40)
@@ -209,9 +224,17 @@ def test_half_precision_and_autocast_stay_within_rounding(name):
     half = model.bfloat16()(ids)
     for out in (automatic, half):
         assert (out.logits.float() - expected).abs().max() < 0.03 * expected.abs().max()
-        kept = [memory.kept.named() for s in out.past_key_values.states for memory in s.memories.values()]
-        assert all(x.dtype == torch.float32 for leaves in kept for name, x in leaves.items()
-                   if name in ("signal.coefficients", "matrix"))
+        kept = [
+            memory.kept.named()
+            for s in out.past_key_values.states
+            for memory in s.memories.values()
+        ]
+        assert all(
+            x.dtype == torch.float32
+            for leaves in kept
+            for name, x in leaves.items()
+            if name in ("signal.coefficients", "matrix")
+        )
 
 
 def test_config_survives_json_and_names_all_of_the_training_config(tmp_path):
@@ -230,7 +253,9 @@ def test_a_new_model_has_finite_logits_and_initialised_maps():
     model = InftyForCausalLM(convert_config(VARIANTS["per head"]))
     maps = model.model.layers[0].memories["memory"].maps
     assert 0.05 < maps.weight_mu.std() < 0.15
-    torch.testing.assert_close(torch.sigmoid(maps.bias_mu).detach(), torch.tensor([0.125, 0.375, 0.625, 0.875]))
+    torch.testing.assert_close(
+        torch.sigmoid(maps.bias_mu).detach(), torch.tensor([0.125, 0.375, 0.625, 0.875])
+    )
     assert torch.isfinite(model(tokens(1, 30)).logits).all()
 
 
@@ -243,14 +268,20 @@ def test_memories_of_a_new_model_begin_as_in_training(name):
             assert torch.equal(made[key], expected), key
 
 
-@pytest.mark.parametrize("problem, call", [
-    ("InftyCache", lambda m: m(tokens(1, 4), past_key_values=object())),
-    ("two names", lambda m: m(tokens(1, 4), cache=InftyCache(), past_key_values=InftyCache())),
-    ("holds 1 texts", lambda m: m(tokens(2, 4), past_key_values=m(tokens(1, 4)).past_key_values)),
-    ("attention_mask", lambda m: m(tokens(1, 4), attention_mask=torch.ones(1, 1, 4, 4))),
-    ("exactly one", lambda m: m()),
-    ("cropped", lambda m: m(tokens(1, 4)).past_key_values.crop(1)),
-])
+@pytest.mark.parametrize(
+    "problem, call",
+    [
+        ("InftyCache", lambda m: m(tokens(1, 4), past_key_values=object())),
+        ("two names", lambda m: m(tokens(1, 4), cache=InftyCache(), past_key_values=InftyCache())),
+        (
+            "holds 1 texts",
+            lambda m: m(tokens(2, 4), past_key_values=m(tokens(1, 4)).past_key_values),
+        ),
+        ("attention_mask", lambda m: m(tokens(1, 4), attention_mask=torch.ones(1, 1, 4, 4))),
+        ("exactly one", lambda m: m()),
+        ("cropped", lambda m: m(tokens(1, 4)).past_key_values.crop(1)),
+    ],
+)
 def test_wrong_use_is_refused_with_a_reason(problem, call):
     with pytest.raises(ValueError, match=problem):
         call(twin("llama"))

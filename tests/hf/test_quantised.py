@@ -15,7 +15,16 @@ from support.twins import VARIANTS, pair, tokens, twin
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-MEMORIES = ["llama", "hidden", "paper with stm", "gibbs", "gibbs hidden", "learned", "joint", "gist and facts"]
+MEMORIES = [
+    "llama",
+    "hidden",
+    "paper with stm",
+    "gibbs",
+    "gibbs hidden",
+    "learned",
+    "joint",
+    "gist and facts",
+]
 
 
 class Int8Linear(nn.Module):
@@ -25,7 +34,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.detach().float()
         self.scale = weight.abs().amax(1) / 127
-        self.weight = nn.Parameter((weight / self.scale[:, None]).round().to(torch.int8), requires_grad=False)
+        self.weight = nn.Parameter(
+            (weight / self.scale[:, None]).round().to(torch.int8), requires_grad=False
+        )
         self.bias = linear.bias
         self.dtypes: set[torch.dtype] = set()
 
@@ -60,7 +71,9 @@ def test_int8_weights_change_nothing_but_the_weights(name, dtype):
     quantised = replaced(model, nn.Linear, Int8Linear)
     expected = replaced(quantised, Int8Linear, Int8Linear.dense).to(dtype)(ids).logits.float()
     for module in quantised.modules():
-        if not isinstance(module, Int8Linear):  # as a quantised model is loaded: all else is in the compute dtype
+        if not isinstance(
+            module, Int8Linear
+        ):  # as a quantised model is loaded: all else is in the compute dtype
             for p in module.parameters(recurse=False):
                 p.data = p.data.to(dtype)
     got = quantised(ids).logits.float()
@@ -80,7 +93,9 @@ def test_dynamic_quantisation_keeps_the_memory(name):
     assert quantised.generate(ids, max_new_tokens=5, do_sample=False).shape == (2, 69)
 
 
-def keeps_the_memory(model: InftyForCausalLM, quantised: InftyForCausalLM, ids: torch.Tensor) -> None:
+def keeps_the_memory(
+    model: InftyForCausalLM, quantised: InftyForCausalLM, ids: torch.Tensor
+) -> None:
     """What the memory adds to the logits is what it adds in float32, to the rounding of 8 or 4 bits."""
     adds = model(ids).logits - model(ids, memory_enabled=False).logits
     got = (quantised(ids).logits - quantised(ids, memory_enabled=False).logits).float()
@@ -91,8 +106,11 @@ def keeps_the_memory(model: InftyForCausalLM, quantised: InftyForCausalLM, ids: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "hidden"])
-@pytest.mark.parametrize("how", [{"load_in_8bit": True}, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}],
-                         ids=["8bit", "4bit"])
+@pytest.mark.parametrize(
+    "how",
+    [{"load_in_8bit": True}, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}],
+    ids=["8bit", "4bit"],
+)
 def test_bitsandbytes_keeps_the_memory(name, how, tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -101,8 +119,15 @@ def test_bitsandbytes_keeps_the_memory(name, how, tmp_path):
     model = not_sticky(replace(VARIANTS[name], hidden_size=128, ffn_size=256))
     model.save_pretrained(tmp_path)
     quantised = InftyForCausalLM.from_pretrained(
-        tmp_path, quantization_config=BitsAndBytesConfig(**how), device_map="cpu", dtype=torch.float32).eval()
-    assert quantised.model.layers[0].memories["memory"].out.weight.dtype in (torch.int8, torch.uint8)
+        tmp_path,
+        quantization_config=BitsAndBytesConfig(**how),
+        device_map="cpu",
+        dtype=torch.float32,
+    ).eval()
+    assert quantised.model.layers[0].memories["memory"].out.weight.dtype in (
+        torch.int8,
+        torch.uint8,
+    )
     keeps_the_memory(model, quantised, tokens(2, 64))
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from infty.memory.associative import segment_map, unit
 
 
-def recurrence(S: Tensor, keys: Tensor, values: Tensor, strength: Tensor, log_decay: Tensor) -> Tensor:
+def recurrence(
+    S: Tensor, keys: Tensor, values: Tensor, strength: Tensor, log_decay: Tensor
+) -> Tensor:
     """S_t = alpha_t (I - beta_t k k^T) S_{t-1} + beta_t k v^T, as the formula says."""
     eye = torch.eye(keys.shape[-1], dtype=keys.dtype)
     for t in range(keys.shape[-2]):
@@ -63,7 +65,9 @@ def test_what_is_written_is_answered_and_can_be_replaced():
     """At strength 1 without decay a key's answer is the last value told, however much else is told to other keys."""
     keys = torch.eye(8, dtype=torch.float64)[[0, 1, 2, 0, 3]]
     values = torch.arange(1.0, 6.0, dtype=torch.float64)[:, None]
-    _, S = segment_map(keys, values, torch.ones(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64))
+    _, S = segment_map(
+        keys, values, torch.ones(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    )
     assert S[:4, 0].tolist() == [4.0, 2.0, 3.0, 5.0]
 
 

@@ -17,7 +17,21 @@ def test_masks_of_memories_with_and_without_a_prior_go_together():
     found_keys, _, mask = in_front((2 * memory, memory), seen, 0.0, *first)
     assert torch.equal(found_keys, torch.cat([2 * memory, memory, keys], 2))
     hidden = -math.inf
-    assert mask[0, 0, 0].tolist() == [0, 0, 0, 0, hidden, -1.5, -1.5, -1.5, -1.5, hidden, 0, hidden, hidden]
+    assert mask[0, 0, 0].tolist() == [
+        0,
+        0,
+        0,
+        0,
+        hidden,
+        -1.5,
+        -1.5,
+        -1.5,
+        -1.5,
+        hidden,
+        0,
+        hidden,
+        hidden,
+    ]
     assert mask[1, 0, 2].tolist() == [hidden] * 10 + [0, 0, 0]
     assert in_front((memory, memory), seen, 0.0, keys, keys, causal)[2].dtype == torch.bool
 

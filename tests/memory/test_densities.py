@@ -57,7 +57,9 @@ def test_expectations_are_integrals(family, mu, sigma):
     basis = GaussianBasis(16, (0.02, 0.06))
     place = family(torch.tensor([mu], dtype=F64), torch.tensor([sigma**2], dtype=F64))
     expected = integrated(family, mu, sigma, basis)
-    torch.testing.assert_close(place.expectation(basis)[0], expected, rtol=1e-5, atol=1e-7 * float(expected.max()))
+    torch.testing.assert_close(
+        place.expectation(basis)[0], expected, rtol=1e-5, atol=1e-7 * float(expected.max())
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES.values())
@@ -66,7 +68,9 @@ def test_gradients_by_finite_differences(family):
     mu = torch.tensor([[0.3, 0.9, 0.5, 0.01]], dtype=F64, requires_grad=True)
     variance = torch.tensor([[0.01, 0.3, 1e-3, 0.05]], dtype=F64, requires_grad=True)
     values = torch.randn(1, 12, 3, dtype=F64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda m, v, x: family(m, v).read(x, basis), (mu, variance, values))
+    assert torch.autograd.gradcheck(
+        lambda m, v, x: family(m, v).read(x, basis), (mu, variance, values)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES.values())
@@ -127,7 +131,9 @@ def test_the_grid_of_a_gibbs_density_is_fine_enough(size, bins):
 def test_gibbs_is_the_integral_it_stands_for():
     torch.manual_seed(0)
     basis = GaussianBasis(16, (0.05,))
-    q, keys, values = (torch.randn(s, dtype=F64) for s in ((1, 1, 3, 4), (1, 1, 16, 4), (1, 1, 16, 2)))
+    q, keys, values = (
+        torch.randn(s, dtype=F64) for s in ((1, 1, 3, 4), (1, 1, 16, 4), (1, 1, 16, 2))
+    )
     keys /= 16
     place = Gibbs(q, keys, basis, 512)
     t = torch.linspace(0, 1, 2**17 + 1, dtype=F64)

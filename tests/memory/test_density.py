@@ -31,15 +31,23 @@ def integral(f, low=0.0, high=1.0, points=200_001):
 def test_expectation_is_the_integral():
     basis = GaussianBasis(32, (0.01, 0.05))
     for mu, sigma in ((0.3, 0.1), (0.99, 0.02), (0.5, 2.0)):
-        r = density.expectation(torch.tensor([mu], dtype=F64), torch.tensor([sigma**2], dtype=F64), basis)[0]
+        r = density.expectation(
+            torch.tensor([mu], dtype=F64), torch.tensor([sigma**2], dtype=F64), basis
+        )[0]
         for j in (0, 7, 31):
             m, s = (float(x[j]) for x in basis.on(torch.device("cpu")))
 
             def product(t, m=m, s=s, mu=mu, sigma=sigma):
                 gaussian = torch.exp(-0.5 * ((t - m) / s) ** 2) / (s * math.sqrt(2 * math.pi))
-                return gaussian * torch.exp(-0.5 * ((t - mu) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
+                return (
+                    gaussian
+                    * torch.exp(-0.5 * ((t - mu) / sigma) ** 2)
+                    / (sigma * math.sqrt(2 * math.pi))
+                )
 
-            assert float(r[j]) == pytest.approx(float(integral(product, m - 12 * s, m + 12 * s)), rel=1e-6)
+            assert float(r[j]) == pytest.approx(
+                float(integral(product, m - 12 * s, m + 12 * s)), rel=1e-6
+            )
 
 
 @pytest.mark.parametrize("block", [1 << 8, 1 << 12, 1 << 19])
@@ -56,7 +64,9 @@ def test_the_blocked_read_is_the_plain_read(lead, widths, block, monkeypatch):
     got = torch.autograd.grad((z * into).sum(), ours)
     for a, b in zip((z, *got), (expected, *wanted)):
         assert a.dtype == torch.float32
-        assert (a.double() - b).norm() < 2e-4 * b.norm()  # a float32 mean is off by 1e-5 of the narrowest width
+        assert (
+            a.double() - b
+        ).norm() < 2e-4 * b.norm()  # a float32 mean is off by 1e-5 of the narrowest width
 
 
 def test_gradients_of_the_plain_read():
@@ -72,9 +82,13 @@ def test_pooled_keys_are_projected_scores():
     pooled = [torch.einsum("n,bhnd->bhd", w, keys) for w in (w_mu, w_sigma)]
     mu, variance = density.parameters(q, *pooled, b_mu, b_sigma, 1e-4)
     torch.testing.assert_close(mu, torch.sigmoid(scores @ w_mu + b_mu[:, None]))
-    torch.testing.assert_close(variance, torch.nn.functional.softplus(scores @ w_sigma + b_sigma[:, None]) + 1e-4)
+    torch.testing.assert_close(
+        variance, torch.nn.functional.softplus(scores @ w_sigma + b_sigma[:, None]) + 1e-4
+    )
     clamped = density.parameters(q, *pooled, None, None, 0.7, clamp=True)[1]
-    torch.testing.assert_close(clamped, torch.nn.functional.softplus(scores @ w_sigma).clamp(min=0.7))
+    torch.testing.assert_close(
+        clamped, torch.nn.functional.softplus(scores @ w_sigma).clamp(min=0.7)
+    )
 
 
 def test_a_histogram_holds_the_masses():
@@ -82,7 +96,10 @@ def test_a_histogram_holds_the_masses():
     p = density.histogram(mu, variance, 4)[0, 0].double()
     phi = torch.distributions.Normal(mu.double(), variance.double().sqrt()).cdf
     edges = torch.linspace(0, 1, 5, dtype=F64)
-    masses = sum((phi(edges[1:, None, None, None]) - phi(edges[:-1, None, None, None]))[:, 0, 0, i] for i in (0, 1))
+    masses = sum(
+        (phi(edges[1:, None, None, None]) - phi(edges[:-1, None, None, None]))[:, 0, 0, i]
+        for i in (0, 1)
+    )
     torch.testing.assert_close(p, masses / masses.sum(), rtol=1e-5, atol=1e-7)
     one = density.histogram(mu, variance, 4, weights=torch.tensor([[1.0, 0.0]]))
     torch.testing.assert_close(one, density.histogram(mu[..., :1], variance[..., :1], 4))
@@ -93,7 +110,9 @@ def test_a_histogram_holds_the_masses():
 def test_divergence_and_statistics():
     mu, variance = torch.full((2, 3), 0.5), torch.full((2, 3), 0.05**2)
     assert density.kl(mu, variance, 0.05).abs().max() < 1e-6
-    exact = torch.distributions.kl_divergence(*(torch.distributions.Normal(0.5, s) for s in (0.2, 0.05)))
+    exact = torch.distributions.kl_divergence(
+        *(torch.distributions.Normal(0.5, s) for s in (0.2, 0.05))
+    )
     torch.testing.assert_close(density.kl(mu, torch.full((2, 3), 0.2**2), 0.05), exact.expand(2, 3))
     mu, variance = mu[None], variance[None]
     wide = statistics(Gaussian(mu, torch.full((1, 2, 3), 0.6931)), 128)
@@ -102,4 +121,7 @@ def test_divergence_and_statistics():
     assert narrow["outside"] < 1e-6 and narrow["entropy"] < wide["entropy"] <= math.log(128) + 1e-5
     assert narrow["sigma"] == pytest.approx(0.05) and narrow["mu"] == pytest.approx(0.5)
     at_the_edge = statistics(Sparsemax(0 * mu, variance), 128)
-    assert at_the_edge["outside"] == pytest.approx(0.5) and statistics(Truncated(0 * mu, variance), 8)["outside"] == 0
+    assert (
+        at_the_edge["outside"] == pytest.approx(0.5)
+        and statistics(Truncated(0 * mu, variance), 8)["outside"] == 0
+    )

@@ -19,7 +19,7 @@ def test_perturbations_do_not_grow(policy):
 
 def test_following_every_segment_would_let_them_grow():
     """What the average is for: with a span of one segment 1e-7 becomes a tenth."""
-    row, = measure(make({"basis": 512, "attention_span": 1}), 20, [1e-7], seeds=1)
+    (row,) = measure(make({"basis": 512, "attention_span": 1}), 20, [1e-7], seeds=1)
     assert max(row["difference"]) > 1e-3
 
 
@@ -30,18 +30,35 @@ def test_token_by_token_is_one_pass():
 
 
 def test_the_command_writes_a_table_and_json(tmp_path, capsys):
-    growth("uniform,0.5", "gaussian,gibbs", "off,multinomial", "1e-6,1e-4", segments=4, seeds=1, train=1, basis=16,
-           stepwise=2, out=tmp_path / "new")
+    growth(
+        "uniform,0.5",
+        "gaussian,gibbs",
+        "off,multinomial",
+        "1e-6,1e-4",
+        segments=4,
+        seeds=1,
+        train=1,
+        basis=16,
+        stepwise=2,
+        out=tmp_path / "new",
+    )
     rows = json.loads((tmp_path / "new" / "growth.json").read_text())
     assert len(rows) == (2 + 4) * 4  # cases that exist; two sizes and two precisions each
     assert all(len(row["difference"]) in (2, 4) for row in rows)
     assert "multinomial" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "problem"), [
-    (("tripling", "gaussian", "off", "1e-3"), "tripling"), (("0.5", "cauchy", "off", "1e-3"), "cauchy"),
-    (("0.5", "gaussian", "on", "1e-3"), "sticky: 'on'"), (("0.5", "gaussian", "off", "much"), "--sizes: 'much'"),
-    (("0.5", "gaussian", "off", "2"), "--sizes: '2'"), (("uniform", "gaussian", "multinomial", "1e-3"), "--warps")])
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("tripling", "gaussian", "off", "1e-3"), "tripling"),
+        (("0.5", "cauchy", "off", "1e-3"), "cauchy"),
+        (("0.5", "gaussian", "on", "1e-3"), "sticky: 'on'"),
+        (("0.5", "gaussian", "off", "much"), "--sizes: 'much'"),
+        (("0.5", "gaussian", "off", "2"), "--sizes: '2'"),
+        (("uniform", "gaussian", "multinomial", "1e-3"), "--warps"),
+    ],
+)
 def test_mistakes_are_named(arguments, problem):
     with pytest.raises(UserError, match=problem):
         growth(*arguments, segments=2)

@@ -24,7 +24,10 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def test_the_fused_read_is_the_plain_read(tokens, size, d, widths, dtype):
     g = torch.Generator().manual_seed(0)
     basis = GaussianBasis(size, widths)
-    mu, variance = torch.rand(2, 3, tokens, generator=g), 10 ** (-5 * torch.rand(2, 3, tokens, generator=g))
+    mu, variance = (
+        torch.rand(2, 3, tokens, generator=g),
+        10 ** (-5 * torch.rand(2, 3, tokens, generator=g)),
+    )
     values = torch.randn(2, 3, size, d, generator=g).to(dtype)
     ours = [x.to(DEVICE).requires_grad_() for x in (mu, variance, values)]
     exact = [x.detach().double().cpu().requires_grad_() for x in ours]
@@ -41,11 +44,21 @@ def test_the_fused_read_is_the_plain_read(tokens, size, d, widths, dtype):
 
 
 PLACES = {  # what a lane's old signal keeps, and where its new tokens end
-    "a first segment": (0.0, 1.0), "a second": (0.5, 1.0), "room left": (0.25, 0.5), "a long book": (199 / 200, 1.0)}
+    "a first segment": (0.0, 1.0),
+    "a second": (0.5, 1.0),
+    "room left": (0.25, 0.5),
+    "a long book": (199 / 200, 1.0),
+}
 
 
-@pytest.mark.parametrize(("size", "widths", "cells", "tokens", "channels", "groups"), [
-    (128, (0.75 / 128,), 256, 100, 8, 1), (256, (0.001, 0.002), 300, 64, 24, 3), (96, (0.75 / 96,), 120, 1, 150, 1)])
+@pytest.mark.parametrize(
+    ("size", "widths", "cells", "tokens", "channels", "groups"),
+    [
+        (128, (0.75 / 128,), 256, 100, 8, 1),
+        (256, (0.001, 0.002), 300, 64, 24, 3),
+        (96, (0.75 / 96,), 120, 1, 150, 1),
+    ],
+)
 def test_the_grid_of_a_write_is_the_plain_one(size, widths, cells, tokens, channels, groups):
     g = torch.Generator().manual_seed(0)
     basis = GaussianBasis(size, widths)
@@ -54,15 +67,23 @@ def test_the_grid_of_a_write_is_the_plain_one(size, widths, cells, tokens, chann
     weight[1] *= torch.rand(cells, generator=g).to(DEVICE)
     times = u[:, None].expand(-1, groups, -1) ** torch.arange(1, groups + 1, device=DEVICE)[:, None]
     shape = (len(PLACES), 3)
-    ours = [torch.randn(*shape, n, channels, generator=g).to(DEVICE).requires_grad_() for n in (size, tokens)]
+    ours = [
+        torch.randn(*shape, n, channels, generator=g).to(DEVICE).requires_grad_()
+        for n in (size, tokens)
+    ]
     exact = [x.detach().double().requires_grad_() for x in ours]
-    got = grid.grid(times, weight, ours[0], keep, end, ours[1], basis.on(DEVICE)[1], basis.each, resample.REACH)
+    got = grid.grid(
+        times, weight, ours[0], keep, end, ours[1], basis.on(DEVICE)[1], basis.each, resample.REACH
+    )
     psi = basis.evaluate(times, torch.float64) * weight[:, None, :, None]
     expected = resample.heads_apart(psi, exact[0]) + resample.heads_apart(
-        resample.coverage(keep, end, tokens, cells)[:, None], exact[1])
+        resample.coverage(keep, end, tokens, cells)[:, None], exact[1]
+    )
     into = torch.randn(got.shape, generator=g).to(DEVICE)
-    gradients = zip(torch.autograd.grad((got * into).sum(), ours),
-                    torch.autograd.grad((expected * into).sum(), exact))
+    gradients = zip(
+        torch.autograd.grad((got * into).sum(), ours),
+        torch.autograd.grad((expected * into).sum(), exact),
+    )
     for a, b in ((got, expected), *gradients):
         assert (a.double() - b).norm() < 1e-6 * b.norm()
 
@@ -71,11 +92,19 @@ def test_the_grid_of_a_write_is_the_plain_one(size, widths, cells, tokens, chann
 @pytest.mark.parametrize("bins", [128, 20])
 def test_the_histogram_is_the_plain_one(bins, weighted):
     g = torch.Generator().manual_seed(0)
-    mu, variance = torch.rand(2, 3, 100, generator=g), 10 ** (-5 * torch.rand(2, 3, 100, generator=g))
+    mu, variance = (
+        torch.rand(2, 3, 100, generator=g),
+        10 ** (-5 * torch.rand(2, 3, 100, generator=g)),
+    )
     weights = torch.rand(2, 100, generator=g) if weighted else None
-    got = histogram.mass(*(x.to(DEVICE) for x in (mu, variance)), bins,
-                         None if weights is None else weights.to(DEVICE))
-    torch.testing.assert_close(got.cpu(), density.mass_plain(mu, variance, bins, weights), rtol=1e-4, atol=1e-5)
+    got = histogram.mass(
+        *(x.to(DEVICE) for x in (mu, variance)),
+        bins,
+        None if weights is None else weights.to(DEVICE),
+    )
+    torch.testing.assert_close(
+        got.cpu(), density.mass_plain(mu, variance, bins, weights), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("contraction", ["uniform", "doubling"])
@@ -86,15 +115,24 @@ def test_a_memory_does_on_a_gpu_what_it_does_on_a_cpu(contraction, monkeypatch):
         g = torch.Generator().manual_seed(0)
         core = ContinuousMemory(MemoryConfig(basis=96, contraction=contraction, bins=16), 40)
         state, everything = core.empty(2, 2, 16, device), []
-        tokens = [torch.randn(2, 2, n, 16, generator=g).to(device).requires_grad_() for n in (40, 40, 40, 7)]
+        tokens = [
+            torch.randn(2, 2, n, 16, generator=g).to(device).requires_grad_()
+            for n in (40, 40, 40, 7)
+        ]
         for i, x in enumerate(tokens):
             state = core.reset(state, torch.tensor([False, i == 2], device=device))
             state = core.write(state, x, torch.tensor([True, i != 1], device=device))
             mu, variance = (torch.rand(2, 2, 30, generator=g).to(device) for _ in range(2))
-            state = core.with_histogram(state, density.histogram(mu, 0.1 * variance, 16).mean(1, keepdim=True),
-                                        torch.tensor([True, True], device=device))
-            everything += [state.coefficients, state.histogram,
-                           density.read(mu, 0.1 * variance, state.coefficients, core.basis)]
+            state = core.with_histogram(
+                state,
+                density.histogram(mu, 0.1 * variance, 16).mean(1, keepdim=True),
+                torch.tensor([True, True], device=device),
+            )
+            everything += [
+                state.coefficients,
+                state.histogram,
+                density.read(mu, 0.1 * variance, state.coefficients, core.basis),
+            ]
         gradients = torch.autograd.grad(everything[-1].square().sum(), tokens)
         return [x.detach().cpu() for x in (*everything, *gradients)]
 
@@ -151,6 +189,11 @@ for architecture in (80, 90):
 def test_the_kernels_compile_for_gpus_and_fit_their_registers(tmp_path):
     """Needs no GPU: Triton brings its own assembler. A kernel that spills its registers would run many times slower."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE, str(tmp_path)], capture_output=True, text=True, timeout=300,
-                          env=environment | {"TRITON_CACHE_DIR": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stderr[-2000:]

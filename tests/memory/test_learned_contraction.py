@@ -23,7 +23,9 @@ def write_all(core: ContinuousMemory, xs: torch.Tensor, rate: torch.Tensor | Non
 def test_segments_lie_where_the_rate_says(rate):
     """Segment k of n is 1 in channel k and 0 in the others: [0, 1] is shared out as keep = k/(k + rate) says."""
     segments = 4
-    core = ContinuousMemory(MemoryConfig(basis=256, ridge=0.01, contraction="learned", sticky="off"), L)
+    core = ContinuousMemory(
+        MemoryConfig(basis=256, ridge=0.01, contraction="learned", sticky="off"), L
+    )
     xs = torch.eye(segments)[:, None].expand(segments, L, segments)
     state = write_all(core, xs, torch.tensor(rate))
     edges = [0.0, 1.0]
@@ -41,7 +43,9 @@ def test_at_rate_one_it_is_the_uniform_policy(sticky):
     g = torch.Generator().manual_seed(0)
     xs, states = torch.randn(5, L, 3, generator=g), []
     for policy, rate in (("uniform", None), ("learned", torch.ones(1))):
-        core = ContinuousMemory(MemoryConfig(basis=32, contraction=policy, sticky=sticky, precision="float64"), L)
+        core = ContinuousMemory(
+            MemoryConfig(basis=32, contraction=policy, sticky=sticky, precision="float64"), L
+        )
         states.append(write_all(core, xs, rate).coefficients)
     torch.testing.assert_close(*states, rtol=1e-5, atol=1e-6)
 
@@ -49,7 +53,9 @@ def test_at_rate_one_it_is_the_uniform_policy(sticky):
 @pytest.mark.parametrize("kind", ["off", "quantile with an even histogram"])
 def test_the_gradient_of_the_rate_by_finite_differences(kind):
     """In float64 but for the stored coefficients; the rate is away from where cells begin and end."""
-    config = MemoryConfig(basis=16, contraction="learned", sticky=kind.split()[0], explore=1.0, precision="float64")
+    config = MemoryConfig(
+        basis=16, contraction="learned", sticky=kind.split()[0], explore=1.0, precision="float64"
+    )
     core, g = ContinuousMemory(config, L), torch.Generator().manual_seed(1)
     # Smooth tokens: at a jump inside a cell the derivative changes from cell to cell.
     xs = torch.linspace(0, 6, 4 * L)[:, None].mul(torch.tensor([1.0, 0.7])).sin().view(4, L, 2)
@@ -67,19 +73,31 @@ def test_the_gradient_of_the_rate_by_finite_differences(kind):
     assert abs(expected.item()) > 1e-3
 
 
-@pytest.mark.parametrize("values, problem", [
-    ({"contraction": "learned", "backprop": False}, "needs backprop"), ({"contraction": "lerned"}, "is not a policy"),
-    ({"sticky": "quantiles"}, "is not one of"),
-    ({"overrides": {0: {"density": "gibbs"}}}, r"overrides.0: density cannot differ"),
-    ({"overrides": {2: {"basis": 0}}}, r"overrides.2: .*basis"),
-    ({"overrides": {2: {"basis": "many"}}}, r"overrides.2: a value is of the wrong kind"),
-])
+@pytest.mark.parametrize(
+    "values, problem",
+    [
+        ({"contraction": "learned", "backprop": False}, "needs backprop"),
+        ({"contraction": "lerned"}, "is not a policy"),
+        ({"sticky": "quantiles"}, "is not one of"),
+        ({"overrides": {0: {"density": "gibbs"}}}, r"overrides.0: density cannot differ"),
+        ({"overrides": {2: {"basis": 0}}}, r"overrides.2: .*basis"),
+        ({"overrides": {2: {"basis": "many"}}}, r"overrides.2: a value is of the wrong kind"),
+    ],
+)
 def test_mistakes_are_named(values, problem):
     with pytest.raises(UserError, match=problem):
         MemoryConfig(**values)
 
 
 def test_an_override_of_the_basis_brings_widths_that_fit():
-    config = MemoryConfig(basis=64, overrides={"1": {"basis": 16}, "2": {"basis": 16, "widths": [0.2]}})
-    assert config.of(0).widths == (0.75 / 64,) and config.of(1).widths == (0.75 / 16,) and config.of(2).widths == (0.2,)
-    assert MemoryConfig(basis=64, widths=(0.3,), overrides={1: {"basis": 16}}).of(1).widths == (0.3,)
+    config = MemoryConfig(
+        basis=64, overrides={"1": {"basis": 16}, "2": {"basis": 16, "widths": [0.2]}}
+    )
+    assert (
+        config.of(0).widths == (0.75 / 64,)
+        and config.of(1).widths == (0.75 / 16,)
+        and config.of(2).widths == (0.2,)
+    )
+    assert MemoryConfig(basis=64, widths=(0.3,), overrides={1: {"basis": 16}}).of(1).widths == (
+        0.3,
+    )

@@ -34,9 +34,17 @@ def weights(n, dtype, seed=0):
     e = HEADS * SIZE
     shapes = {"key": (e, e), "value": (e, e), "mu": (n,), "sigma": (n,), "gate": (e, e, 3)}
     # About the size of the paper's initial weights: scores of order 1.
-    scale = {"key": e**-0.5, "value": e**-0.5, "mu": n**-0.5, "sigma": n**-0.5, "gate": (3 * e) ** -0.5}
-    return {k: (scale[k] * torch.randn(s, generator=g, dtype=torch.float64)).to(dtype).requires_grad_()
-            for k, s in shapes.items()}
+    scale = {
+        "key": e**-0.5,
+        "value": e**-0.5,
+        "mu": n**-0.5,
+        "sigma": n**-0.5,
+        "gate": (3 * e) ** -0.5,
+    }
+    return {
+        k: (scale[k] * torch.randn(s, generator=g, dtype=torch.float64)).to(dtype).requires_grad_()
+        for k, s in shapes.items()
+    }
 
 
 def gated(x, w):
@@ -52,8 +60,17 @@ def by_reference(config, xs, qs, resets, seeds):
         memory = None
         for k, (x, q) in enumerate(zip(xs, qs)):
             if memory is None or resets[k][lane]:
-                memory = Paper(config.basis, config.widths, config.ridge, config.contraction, config.samples,
-                               config.sigma_floor, config.bins, config.sticky, config.explore)
+                memory = Paper(
+                    config.basis,
+                    config.widths,
+                    config.ridge,
+                    config.contraction,
+                    config.samples,
+                    config.sigma_floor,
+                    config.bins,
+                    config.sticky,
+                    config.explore,
+                )
             if not config.backprop and memory.B is not None:
                 memory.B = memory.B.detach()
             memory.write(gated(x[lane].double(), w), int(seeds[k][lane]))
@@ -69,12 +86,22 @@ def by_product(config, xs, qs, resets, seeds, segment):
     out = [[] for _ in range(lanes)]
     for k, (x, q) in enumerate(zip(xs, qs)):
         state = memory.reset(state, resets[k])
-        content = torch.stack([gated(lane, w) for lane in x]).unflatten(-1, (HEADS, SIZE)).transpose(1, 2)
+        content = (
+            torch.stack([gated(lane, w) for lane in x]).unflatten(-1, (HEADS, SIZE)).transpose(1, 2)
+        )
         state = memory.write(state, content, torch.ones(lanes, dtype=torch.bool), seeds[k])
         signal = state.coefficients.transpose(1, 2).flatten(2)  # [b, N, e]
-        pooled = [torch.einsum("n,bne->be", w[name], signal) @ w["key"].T for name in ("mu", "sigma")]
-        mu, variance = density.parameters(q, *(p.unflatten(-1, (HEADS, SIZE)) for p in pooled), None, None,
-                                          config.sigma_floor, config.sigma_clamp)
+        pooled = [
+            torch.einsum("n,bne->be", w[name], signal) @ w["key"].T for name in ("mu", "sigma")
+        ]
+        mu, variance = density.parameters(
+            q,
+            *(p.unflatten(-1, (HEADS, SIZE)) for p in pooled),
+            None,
+            None,
+            config.sigma_floor,
+            config.sigma_clamp,
+        )
         past = density.histogram(mu, variance, config.bins).mean(1, keepdim=True)
         state = memory.with_histogram(state, past, torch.ones(lanes, dtype=torch.bool))
         values = (signal @ w["value"].T).unflatten(-1, (HEADS, SIZE)).transpose(1, 2)
@@ -84,9 +111,13 @@ def by_product(config, xs, qs, resets, seeds, segment):
     return [z for lane in out for z in lane], w
 
 
-CASES = [("paper-sorting", "off", 96, False), ("paper-gpt2", "off", 64, False),
-         ("paper-gpt2", "multinomial", 64, False), ("paper-gpt2", "quantile", 64, True),
-         ("paper-sorting", "off", 33, True)]
+CASES = [
+    ("paper-sorting", "off", 96, False),
+    ("paper-gpt2", "off", 64, False),
+    ("paper-gpt2", "multinomial", 64, False),
+    ("paper-gpt2", "quantile", 64, True),
+    ("paper-sorting", "off", 33, True),
+]
 
 
 @pytest.mark.parametrize(("name", "sticky", "segment", "backprop"), CASES)
@@ -99,16 +130,25 @@ def test_seven_segments_forward_and_gradients(name, sticky, segment, backprop):
     lengths = [segment] * 6 + [1 if segment == 64 and sticky == "off" else segment // 2 + 1]
     xs = [tokens(2, n) for n in lengths]
     qs = [torch.randn(2, HEADS, TOKENS, SIZE) for _ in lengths]
-    resets = [torch.tensor([False, k == 4]) for k in range(7)]  # one lane rolls into its next document
+    resets = [
+        torch.tensor([False, k == 4]) for k in range(7)
+    ]  # one lane rolls into its next document
     seeds = [torch.tensor([11 + k, -5 - k]) for k in range(7)]
-    agree(by_product(config, xs, qs, resets, seeds, segment), by_reference(config, xs, qs, resets, seeds))
+    agree(
+        by_product(config, xs, qs, resets, seeds, segment),
+        by_reference(config, xs, qs, resets, seeds),
+    )
 
 
 # The last figure is the tolerance of gradients. Quantiles follow float32 densities smoothly, so that the old signal is
 # sampled 1e-7 beside where float64 would, and derivatives by place feel that; drawn edges of bins are the same in both.
-LAYERS = [("paper-sorting", "off", 0, False, 1e-5), ("paper-sorting", "off", 1, True, 1e-5),
-          ("paper-gpt2", "multinomial", 2, False, 1e-5), ("paper-gpt2", "multinomial", 0, True, 1e-5),
-          ("paper-gpt2", "quantile", 1, True, 1e-4)]
+LAYERS = [
+    ("paper-sorting", "off", 0, False, 1e-5),
+    ("paper-sorting", "off", 1, True, 1e-5),
+    ("paper-gpt2", "multinomial", 2, False, 1e-5),
+    ("paper-gpt2", "multinomial", 0, True, 1e-5),
+    ("paper-gpt2", "quantile", 1, True, 1e-4),
+]
 
 
 @pytest.mark.usefixtures("single_process")
@@ -118,28 +158,50 @@ def test_the_layer_is_the_papers(name, sticky, delay, backprop, tolerance):
     short-term memory of `delay` segments, divergence, and which gradients there are; a lane begins anew on the way."""
     torch.manual_seed(4)
     L, S, e = 32, 8, HEADS * SIZE
-    config = preset(name, sticky=sticky, basis=128 if name == "paper-sorting" else 384, samples=160, backprop=backprop,
-                    kl_weight=0.1)
+    config = preset(
+        name,
+        sticky=sticky,
+        basis=128 if name == "paper-sorting" else 384,
+        samples=160,
+        backprop=backprop,
+        kl_weight=0.1,
+    )
     layer, w = a_layer(config, L, delay)
     seen = torch.tensor([list(range(S)), [*range(4), *range(4)]])
     h = tokens(2, S * L).requires_grad_()
     q = torch.randn(2, HEADS, 1, S * L, SIZE)
     x = h.transpose(0, 1)
     nothing = torch.zeros(2, HEADS, delay * L + S * L, 0)
-    reading = layer(Inputs(q, nothing, nothing, x, x, x, seen, None, Region(), True, False),
-                    fresh(layer.fields(torch.float32), 2))
+    reading = layer(
+        Inputs(q, nothing, nothing, x, x, x, seen, None, Region(), True, False),
+        fresh(layer.fields(torch.float32), 2),
+    )
     context, divergence = reading.update, reading.penalty
     into = torch.randn(2, S * L, e)
     (context.transpose(0, 1) * into).sum().add(divergence.sum()).backward()
-    ours = {"gate": layer.gate.weight.grad, "gate_bias": layer.gate.bias.grad, "key": layer.key.weight.grad,
-            "value": layer.value.weight.grad, "mu": layer.maps.weight_mu.grad[0],
-            "sigma": layer.maps.weight_sigma.grad[0]}
+    ours = {
+        "gate": layer.gate.weight.grad,
+        "gate_bias": layer.gate.bias.grad,
+        "key": layer.key.weight.grad,
+        "value": layer.value.weight.grad,
+        "mu": layer.maps.weight_mu.grad[0],
+        "sigma": layer.maps.weight_sigma.grad[0],
+    }
     assert (h.grad is not None) == backprop
 
     exact, total = h.detach().double().requires_grad_(), 0.0
     for lane in range(2):
-        for s, (z, kl) in enumerate(paper_layer(config, w, exact[lane].unflatten(0, (S, L)),
-                                                q[lane, :, 0].double().unflatten(1, (S, L)), seen[lane], delay, lane)):
+        for s, (z, kl) in enumerate(
+            paper_layer(
+                config,
+                w,
+                exact[lane].unflatten(0, (S, L)),
+                q[lane, :, 0].double().unflatten(1, (S, L)),
+                seen[lane],
+                delay,
+                lane,
+            )
+        ):
             part = slice(s * L, (s + 1) * L)
             close(divergence[lane, part], kl)
             if z is None:
@@ -158,15 +220,30 @@ def test_the_layer_is_the_papers(name, sticky, delay, backprop, tolerance):
 
 def a_layer(config, segment, delay):
     """A layer of one model, and its weights in float64."""
-    w = weights(config.basis, torch.float64) | {"gate_bias": torch.randn(HEADS * SIZE, dtype=torch.float64)
-                                                .requires_grad_()}
-    model = ModelConfig(vocab_size=8, hidden_size=HEADS * SIZE, heads=HEADS, layers=1, segment_length=segment,
-                        stm_length=delay * segment, memory=config)
+    w = weights(config.basis, torch.float64) | {
+        "gate_bias": torch.randn(HEADS * SIZE, dtype=torch.float64).requires_grad_()
+    }
+    model = ModelConfig(
+        vocab_size=8,
+        hidden_size=HEADS * SIZE,
+        heads=HEADS,
+        layers=1,
+        segment_length=segment,
+        stm_length=delay * segment,
+        memory=config,
+    )
     layer = Continuous(model, 0, "memory")
-    given = {layer.key.weight: w["key"], layer.value.weight: w["value"], layer.gate.bias: w["gate_bias"],
-             layer.gate.weight: w["gate"].transpose(1, 2).flatten(1),  # the token before, the token, the token after
-             layer.maps.weight_mu: w["mu"][None], layer.maps.weight_sigma: w["sigma"][None],
-             layer.out.weight: torch.eye(HEADS * SIZE)}  # so that what is read is seen as it is
+    given = {
+        layer.key.weight: w["key"],
+        layer.value.weight: w["value"],
+        layer.gate.bias: w["gate_bias"],
+        layer.gate.weight: w["gate"]
+        .transpose(1, 2)
+        .flatten(1),  # the token before, the token, the token after
+        layer.maps.weight_mu: w["mu"][None],
+        layer.maps.weight_sigma: w["sigma"][None],
+        layer.out.weight: torch.eye(HEADS * SIZE),
+    }  # so that what is read is seen as it is
     with torch.no_grad():
         for parameter, value in given.items():
             parameter.copy_(value)
@@ -178,8 +255,20 @@ def paper_layer(config, w, h, q, seen, delay, lane):
     memory = None
     for s in range(len(h)):
         if seen[s] == 0:
-            memory, written = Paper(config.basis, config.widths, config.ridge, config.contraction, config.samples,
-                                    config.sigma_floor, config.bins, config.sticky, config.explore), 0
+            memory, written = (
+                Paper(
+                    config.basis,
+                    config.widths,
+                    config.ridge,
+                    config.contraction,
+                    config.samples,
+                    config.sigma_floor,
+                    config.bins,
+                    config.sticky,
+                    config.explore,
+                ),
+                0,
+            )
         if memory.B is None:
             z, variance = None, torch.full((HEADS, h.shape[1]), math.log(2), dtype=torch.float64)
         else:
@@ -205,7 +294,10 @@ def test_the_full_size_memory(name):
     xs = [tokens(1, segment) for _ in range(6)]
     qs = [torch.randn(1, HEADS, TOKENS, SIZE) for _ in range(6)]
     resets, seeds = [torch.tensor([False])] * 6, [torch.tensor([k]) for k in range(6)]
-    agree(by_product(config, xs, qs, resets, seeds, segment), by_reference(config, xs, qs, resets, seeds))
+    agree(
+        by_product(config, xs, qs, resets, seeds, segment),
+        by_reference(config, xs, qs, resets, seeds),
+    )
 
 
 def agree(ours, reference):
@@ -224,14 +316,23 @@ def agree(ours, reference):
 PAPER = {  # basis, widths, ridge, contraction, samples, floor of the variance, sticky
     "paper-sorting": (512, (0.01, 0.05), 1.0, 0.75, 512, 1e-6, "off"),
     "paper-gpt2": (512, (0.005, 0.01), 0.5, 0.5, 512, 1e-4, "off"),
-    "paper-gpt2-sticky": (512, (0.005, 0.01), 0.5, 0.5, 512, 1e-4, "multinomial")}
+    "paper-gpt2-sticky": (512, (0.005, 0.01), 0.5, 0.5, 512, 1e-4, "multinomial"),
+}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_presets_are_the_papers(name):
     c = preset(name)
-    assert (c.basis, c.widths, c.ridge, c.contraction, c.samples, c.sigma_floor, c.sticky) == PAPER[name]
+    assert (c.basis, c.widths, c.ridge, c.contraction, c.samples, c.sigma_floor, c.sticky) == PAPER[
+        name
+    ]
     assert (c.gate, c.signal, c.content, c.maps, c.map_bias, c.sigma_clamp) == (
-        True, "hidden", "residual", "shared", False, True)
+        True,
+        "hidden",
+        "residual",
+        "shared",
+        False,
+        True,
+    )
     assert (c.kl_weight, c.kl_sigma, c.bins, c.explore) == (1e-6, 0.05, 128, 0)
     assert c.density == "gaussian" and not c.backprop and not c.output_gate

@@ -16,16 +16,29 @@ from infty.memory.writing import grid_tiles
 from infty.tree import Tree
 
 POLICIES = [0.5, 0.75, "uniform", "doubling", "learned"]
-WARPED = [(policy, warp) for policy in POLICIES for warp in ("off", "quantile", "multinomial")
-          if warp != "multinomial" or isinstance(policy, float)]
+WARPED = [
+    (policy, warp)
+    for policy in POLICIES
+    for warp in ("off", "quantile", "multinomial")
+    if warp != "multinomial" or isinstance(policy, float)
+]
 L, H, C = 16, 2, 3
 few = settings(max_examples=15, deadline=None)
-kinds = st.tuples(st.sampled_from(WARPED), st.sampled_from(["shared", "per_head"])).map(lambda x: (*x[0], x[1]))
+kinds = st.tuples(st.sampled_from(WARPED), st.sampled_from(["shared", "per_head"])).map(
+    lambda x: (*x[0], x[1])
+)
 
 
 def memory(policy, warp, heads="shared", **more):
-    config = MemoryConfig(basis=32, widths=(0.02, 0.05), bins=16, contraction=policy, sticky=warp,
-                          sticky_heads=heads, **more)
+    config = MemoryConfig(
+        basis=32,
+        widths=(0.02, 0.05),
+        bins=16,
+        contraction=policy,
+        sticky=warp,
+        sticky_heads=heads,
+        **more,
+    )
     return ContinuousMemory(config, L)
 
 
@@ -60,7 +73,9 @@ def test_a_write_is_linear_in_signal_and_tokens(kind, seed):
     both = MemoryState(state.coefficients - 2 * other, state.histogram, state.written)
     second = MemoryState(other, state.histogram, state.written)
     left = core.write(both, x - 2 * y, active).coefficients
-    right = core.write(state, x, active).coefficients - 2 * core.write(second, y, active).coefficients
+    right = (
+        core.write(state, x, active).coefficients - 2 * core.write(second, y, active).coefficients
+    )
     torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
 
 
@@ -111,7 +126,9 @@ def test_a_reset_lane_is_a_fresh_lane(kind, seed):
     assert same(state, fresh, slice(1, 2))
     x = torch.randn(3, H, L, C, generator=torch.Generator().manual_seed(seed))
     active, seeds = torch.ones(3, dtype=torch.bool), torch.tensor([4, 5, 6])
-    assert same(core.write(state, x, active, seeds), core.write(fresh, x, active, seeds), slice(1, 2))
+    assert same(
+        core.write(state, x, active, seeds), core.write(fresh, x, active, seeds), slice(1, 2)
+    )
 
 
 @few
@@ -120,7 +137,9 @@ def test_a_saved_and_loaded_state_goes_on_alike(kind, seed):
     core = memory(*kind)
     state = filled(core, 2, seed)
     lanes = Tree({"segments": torch.tensor([3, 5]), "memory": vars(state)})
-    loaded = MemoryState(**lanes.map(torch.zeros_like).from_named(load(save(lanes.named())))["memory"])
+    loaded = MemoryState(
+        **lanes.map(torch.zeros_like).from_named(load(save(lanes.named())))["memory"]
+    )
     assert same(state, loaded)
     x = torch.ones(2, H, L, C)
     active = torch.tensor([True, True])
@@ -142,8 +161,13 @@ def test_short_segments(kind, length, seed):
 
 
 @few
-@given(kinds, st.sampled_from([*FAMILIES, "gibbs"]), st.sampled_from([torch.float32, torch.bfloat16]), st.booleans(),
-       st.integers(0, 99))
+@given(
+    kinds,
+    st.sampled_from([*FAMILIES, "gibbs"]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.booleans(),
+    st.integers(0, 99),
+)
 def test_extreme_queries_are_finite_with_their_gradients(kind, family, dtype, clamp, seed):
     core = memory(*kind)
     state = filled(core, 2, seed)
@@ -153,8 +177,16 @@ def test_extreme_queries_are_finite_with_their_gradients(kind, family, dtype, cl
     keys = torch.ones(2, H, C), -torch.ones(2, H, C)
     bias = torch.tensor([-30.0, 30.0])
     mu, variance = density.parameters(q, *keys, bias, bias, 1e-6, clamp)
-    place = Gibbs(q, 32 * coefficients, core.basis, 64) if family == "gibbs" else FAMILIES[family](mu, variance)
-    z, past, figures = place.read(coefficients, core.basis), place.histogram(16), statistics(place, 16)
+    place = (
+        Gibbs(q, 32 * coefficients, core.basis, 64)
+        if family == "gibbs"
+        else FAMILIES[family](mu, variance)
+    )
+    z, past, figures = (
+        place.read(coefficients, core.basis),
+        place.histogram(16),
+        statistics(place, 16),
+    )
     past = past if kind[2] == "per_head" else past.mean(1, keepdim=True)
     state = core.with_histogram(state, past, torch.tensor([True, True]))
     new = core.write(state, z[:, :, :L], torch.tensor([True, True])).coefficients
@@ -183,8 +215,12 @@ def test_gradients_of_a_write(policy, warp):
         direction = torch.randn(variable.shape)
         step = 1e-2 * direction
         with torch.no_grad():
-            ends = [(twice(*(v + sign * step if v is variable else v for v in (old, x))) * into).double().sum()
-                    for sign in (1, -1)]
+            ends = [
+                (twice(*(v + sign * step if v is variable else v for v in (old, x))) * into)
+                .double()
+                .sum()
+                for sign in (1, -1)
+            ]
         numeric = (ends[0] - ends[1]) / 2e-2
         expected = (gradient * direction).double().sum()
         torch.testing.assert_close(numeric, expected, rtol=1e-3, atol=1e-3)
@@ -195,7 +231,9 @@ def test_without_backprop_nothing_flows_through_old_segments():
     state = filled(core, 2, 1)
     old = state.coefficients.clone().requires_grad_()
     x = torch.randn(2, H, L, C, requires_grad=True)
-    new = core.write(MemoryState(old, state.histogram, state.written), x, torch.tensor([True, True]))
+    new = core.write(
+        MemoryState(old, state.histogram, state.written), x, torch.tensor([True, True])
+    )
     new.coefficients.sum().backward()
     assert old.grad is None and x.grad.abs().sum() > 0
 
@@ -208,7 +246,9 @@ def test_an_even_histogram_is_no_warp(policy):
     for k in range(5):
         x = torch.randn(1, H, L, C, generator=torch.Generator().manual_seed(k))
         a, b = plain.write(a, x, torch.tensor([True])), warped.write(b, x, torch.tensor([True]))
-    torch.testing.assert_close(a.coefficients, b.coefficients, rtol=1e-4, atol=1e-4 * float(a.coefficients.abs().max()))
+    torch.testing.assert_close(
+        a.coefficients, b.coefficients, rtol=1e-4, atol=1e-4 * float(a.coefficients.abs().max())
+    )
 
 
 def test_doubling_appends_while_there_is_room():
@@ -270,12 +310,24 @@ def test_heads_that_are_sampled_apart_are_memories_of_their_own(policy, warp):
     everyone = torch.tensor([True, True])
     g = torch.Generator().manual_seed(0)
     for _ in range(4):
-        x, past = torch.randn(2, H, L, C, generator=g), torch.softmax(3 * torch.randn(2, H, 16, generator=g), -1)
+        x, past = (
+            torch.randn(2, H, L, C, generator=g),
+            torch.softmax(3 * torch.randn(2, H, 16, generator=g), -1),
+        )
         state = both.write(both.with_histogram(state, past, everyone), x, everyone)
-        alone = [one.write(one.with_histogram(s, past[:, i:i + 1], everyone), x[:, i:i + 1], everyone)
-                 for i, s in enumerate(alone)]
+        alone = [
+            one.write(
+                one.with_histogram(s, past[:, i : i + 1], everyone), x[:, i : i + 1], everyone
+            )
+            for i, s in enumerate(alone)
+        ]
         for i, s in enumerate(alone):
-            close(MemoryState(state.coefficients[:, i:i + 1], state.histogram[:, i:i + 1], state.written), s)
+            close(
+                MemoryState(
+                    state.coefficients[:, i : i + 1], state.histogram[:, i : i + 1], state.written
+                ),
+                s,
+            )
 
 
 def test_what_generation_has_cached_can_be_trained_with():

@@ -25,10 +25,12 @@ def test_banded_samples_are_samples(size, widths, groups):
     signal = torch.randn(2, 3, size, 5, dtype=F64, requires_grad=True)
     fast = sample(core, times, weight, signal)
     plain = heads_apart(core.evaluate(times, F64) * weight[:, None, :, None], signal)
-    torch.testing.assert_close(fast, plain, rtol=1e-6, atol=1e-5 * float(plain.detach().abs().max()))
+    torch.testing.assert_close(
+        fast, plain, rtol=1e-6, atol=1e-5 * float(plain.detach().abs().max())
+    )
     into = torch.randn(fast.shape, dtype=F64)
-    a, = torch.autograd.grad((fast * into).sum(), signal)
-    b, = torch.autograd.grad((plain * into).sum(), signal)
+    (a,) = torch.autograd.grad((fast * into).sum(), signal)
+    (b,) = torch.autograd.grad((plain * into).sum(), signal)
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5 * float(b.abs().max()))
 
 
@@ -77,7 +79,9 @@ def by_loops(config, xs, histograms):
             room = room if append else max(1, 2 * room)
             keep, end = k / room, (k + 1) / room
         grid = torch.zeros(cells, x.shape[1], dtype=F64)
-        follow = (1 - config.explore) * (1 - keep)  # attention shares out the room that new tokens take
+        follow = (1 - config.explore) * (
+            1 - keep
+        )  # attention shares out the room that new tokens take
         past = past + (p - past) / config.attention_span
         p = follow * past + (1 - follow) / len(p)
         for i in range(cells):
@@ -101,8 +105,14 @@ def by_loops(config, xs, histograms):
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_a_document_against_plain_loops(policy, precision):
     torch.manual_seed(0)
-    config = MemoryConfig(basis=128, contraction=policy, sticky="quantile", bins=16, precision=precision,
-                          attention_span=3)
+    config = MemoryConfig(
+        basis=128,
+        contraction=policy,
+        sticky="quantile",
+        bins=16,
+        precision=precision,
+        attention_span=3,
+    )
     core = ContinuousMemory(config, 24)
     state = core.empty(1, 1, 3)
     xs = [torch.randn(n, 3) for n in (24, 24, 24, 24, 24, 7)]

@@ -18,15 +18,26 @@ def dense(band: Band, columns: int) -> torch.Tensor:
     b, g, P, k = band.entries.shape
     out = torch.zeros(b, g, P, columns, dtype=F64)
     for i in range(k):
-        out.scatter_add_(3, (band.first + i).unsqueeze(-1), band.entries[..., i:i + 1])
+        out.scatter_add_(3, (band.first + i).unsqueeze(-1), band.entries[..., i : i + 1])
     return out
 
 
 @settings(max_examples=60, deadline=None)
-@given(b=st.integers(1, 3), heads=st.integers(1, 3), shared=st.booleans(), rows=st.integers(1, 20),
-       columns=st.integers(1, 20), width=st.integers(1, 20), seed=st.integers(0, 2**31))
+@given(
+    b=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    shared=st.booleans(),
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 20),
+    width=st.integers(1, 20),
+    seed=st.integers(0, 2**31),
+)
 def test_a_band_is_its_matrix(b, heads, shared, rows, columns, width, seed):
-    g, width, groups = torch.Generator().manual_seed(seed), min(width, columns), 1 if shared else heads
+    g, width, groups = (
+        torch.Generator().manual_seed(seed),
+        min(width, columns),
+        1 if shared else heads,
+    )
     first = torch.randint(0, columns - width + 1, (b, groups, rows), generator=g).sort(-1).values
     band = Band(first, torch.randn(b, groups, rows, width, generator=g, dtype=F64))
     x = torch.randn(b, heads, columns, 3, generator=g, dtype=F64, requires_grad=True)
@@ -37,10 +48,14 @@ def test_a_band_is_its_matrix(b, heads, shared, rows, columns, width, seed):
     torch.testing.assert_close(back, matrix.mT @ y)
     for got, wanted, of in ((there, matrix @ x, x), (back, matrix.mT @ y, y)):
         into = torch.randn(got.shape, generator=g, dtype=F64)
-        torch.testing.assert_close(*(torch.autograd.grad((z * into).sum(), of)[0] for z in (got, wanted)))
+        torch.testing.assert_close(
+            *(torch.autograd.grad((z * into).sum(), of)[0] for z in (got, wanted))
+        )
 
 
-@pytest.mark.parametrize(("size", "points", "count"), [(128, 256, 8), (300, 650, 7), (64, 90, 64), (40, 50, 3)])
+@pytest.mark.parametrize(
+    ("size", "points", "count"), [(128, 256, 8), (300, 650, 7), (64, 90, 64), (40, 50, 3)]
+)
 def test_tiles_are_their_operator(size, points, count):
     operator = regression.cast(regression.grid_write(size, (0.75 / size,), 0.5, points), F64)
     there, back = tiles.cut(operator.T, count), tiles.cut(operator, count)
@@ -48,7 +63,9 @@ def test_tiles_are_their_operator(size, points, count):
     got, wanted = tiles.multiply(there, back, x), operator.T @ x
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     into = torch.randn_like(got)
-    torch.testing.assert_close(*(torch.autograd.grad((z * into).sum(), x)[0] for z in (got, wanted)))
+    torch.testing.assert_close(
+        *(torch.autograd.grad((z * into).sum(), x)[0] for z in (got, wanted))
+    )
 
 
 def test_tiles_leave_out_most_of_a_narrow_operator():

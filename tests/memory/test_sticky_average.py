@@ -10,15 +10,27 @@ from infty.memory import ContinuousMemory, MemoryConfig, sticky
 from support.reference import F64, carried
 
 
-@pytest.mark.parametrize(("keep", "end", "append"), [
-    (0.5, 1.0, False), (0.9, 1.0, False), (0.5, 0.625, False), (0.5, 0.75, True), (0.75, 1.0, True)])
+@pytest.mark.parametrize(
+    ("keep", "end", "append"),
+    [
+        (0.5, 1.0, False),
+        (0.9, 1.0, False),
+        (0.5, 0.625, False),
+        (0.5, 0.75, True),
+        (0.75, 1.0, True),
+    ],
+)
 def test_attention_moves_with_what_was_read(keep, end, append):
     g = torch.Generator().manual_seed(3)
     histogram, room = (torch.rand(8, generator=g, dtype=F64) + 0.05 for _ in range(2))
     histogram, room = histogram / histogram.sum(), room / room.sum()
     one = torch.ones(1, dtype=F64)
-    found = sticky.carried(histogram[None, None], room[None, None], keep * one, end * one, torch.tensor([append]))
-    torch.testing.assert_close(found[0, 0], carried(histogram, room, keep, end, append), rtol=0, atol=1e-12)
+    found = sticky.carried(
+        histogram[None, None], room[None, None], keep * one, end * one, torch.tensor([append])
+    )
+    torch.testing.assert_close(
+        found[0, 0], carried(histogram, room, keep, end, append), rtol=0, atol=1e-12
+    )
 
 
 def test_the_first_write_gives_new_tokens_an_even_share():
@@ -40,8 +52,12 @@ def test_the_average_is_a_weighted_sum_of_what_came():
 @pytest.mark.parametrize("contraction", ["uniform", "doubling", "learned"])
 def test_a_memory_keeps_attention_where_what_was_read_lies(contraction):
     """One segment gets all attention once; its share of the histogram follows it as the document grows."""
-    core = ContinuousMemory(MemoryConfig(basis=32, bins=64, contraction=contraction, sticky="quantile",
-                                         attention_span=4), 8)
+    core = ContinuousMemory(
+        MemoryConfig(
+            basis=32, bins=64, contraction=contraction, sticky="quantile", attention_span=4
+        ),
+        8,
+    )
     state, yes = core.empty(1, 1, 1), torch.tensor([True])
     for _ in range(4):
         state = core.write(state, torch.zeros(1, 1, 8, 1), yes)
@@ -85,12 +101,20 @@ def test_a_span_below_one_segment_is_refused():
         MemoryConfig(attention_span=0)
 
 
-@pytest.mark.parametrize(("contraction", "warp"), [
-    ("uniform", "quantile"), ("learned", "quantile"), ("doubling", "off"), (0.5, "off")])
+@pytest.mark.parametrize(
+    ("contraction", "warp"),
+    [("uniform", "quantile"), ("learned", "quantile"), ("doubling", "off"), (0.5, "off")],
+)
 def test_what_is_not_stable_is_no_default(contraction, warp):
     """Where much is rewritten at once, a warp that follows attention amplifies any perturbation."""
     assert MemoryConfig(contraction=contraction).sticky == warp
     assert MemoryConfig(contraction=contraction, sticky="quantile").sticky == "quantile"
-    own = MemoryConfig(basis=64, contraction=0.75, overrides={
-        1: {"contraction": contraction}, 2: {"contraction": contraction, "sticky": "quantile"}})
+    own = MemoryConfig(
+        basis=64,
+        contraction=0.75,
+        overrides={
+            1: {"contraction": contraction},
+            2: {"contraction": contraction, "sticky": "quantile"},
+        },
+    )
     assert [own.of(layer).sticky for layer in range(3)] == ["off", warp, "quantile"]

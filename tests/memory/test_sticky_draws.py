@@ -9,7 +9,9 @@ from infty.memory import sticky
 
 def draw(histogram: torch.Tensor, seeds: torch.Tensor, samples: int) -> torch.Tensor:
     u = (torch.arange(samples, dtype=torch.float64) + 1) / samples
-    return sticky.multinomial(histogram.expand(len(seeds), 1, -1), u.expand(1, 1, -1), seeds, samples)[:, 0]
+    return sticky.multinomial(
+        histogram.expand(len(seeds), 1, -1), u.expand(1, 1, -1), seeds, samples
+    )[:, 0]
 
 
 def test_draws_follow_the_histogram():
@@ -24,13 +26,17 @@ def test_draws_follow_the_histogram():
 
 def test_every_write_layer_and_seed_draws_anew():
     written = torch.arange(50)
-    seeds = torch.cat([sticky.seed(run, written, layer) for run in (0, 1, -5) for layer in range(4)])
+    seeds = torch.cat(
+        [sticky.seed(run, written, layer) for run in (0, 1, -5) for layer in range(4)]
+    )
     assert len(seeds.unique()) == len(seeds)
     uniform = sticky.uniforms(seeds, 64)
     assert len(uniform.unique()) == uniform.numel()
     assert abs(uniform.mean() - 0.5) < 4 * (1 / 12 / uniform.numel()) ** 0.5
     correlation = torch.corrcoef(uniform)
-    assert (correlation - torch.eye(len(seeds))).abs().max() < 6 / 64**0.5  # 6 sigma for 180,000 pairs
+    assert (
+        correlation - torch.eye(len(seeds))
+    ).abs().max() < 6 / 64**0.5  # 6 sigma for 180,000 pairs
 
 
 def test_a_draw_can_be_repeated():

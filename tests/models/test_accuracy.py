@@ -19,7 +19,9 @@ def test_it_is_that_of_the_logits(single_process):
         _, out = logits(model, batch, labels=batch["labels"])
     assert torch.equal(out.token_correct, best == batch["labels"]) and out.token_correct.any()
     assert not out.token_correct.all()
-    assert logits(model, batch, labels=batch["labels"])[1].token_correct is None  # training does not pay for it
+    assert (
+        logits(model, batch, labels=batch["labels"])[1].token_correct is None
+    )  # training does not pay for it
 
 
 def _split(whole: torch.Tensor) -> torch.Tensor:

@@ -21,12 +21,24 @@ from infty.tree import fresh
 pytestmark = pytest.mark.usefixtures("single_process")
 
 L, S, LANES = 6, 5, 2
-SEEN = torch.tensor([[0, 1, 2, 3, 4], [3, 4, 0, 1, 2]])  # the second lane begins a document in the middle
+SEEN = torch.tensor(
+    [[0, 1, 2, 3, 4], [3, 4, 0, 1, 2]]
+)  # the second lane begins a document in the middle
 
 
 def config(section, stm: int, **changes) -> ModelConfig:
-    return ModelConfig(vocab_size=16, hidden_size=16, heads=4, kv_heads=changes.pop("kv_heads", 2), layers=1,
-                       segment_length=L, stm_length=stm, tie_embeddings=True, memory=section, **changes)
+    return ModelConfig(
+        vocab_size=16,
+        hidden_size=16,
+        heads=4,
+        kv_heads=changes.pop("kv_heads", 2),
+        layers=1,
+        segment_length=L,
+        stm_length=stm,
+        tie_embeddings=True,
+        memory=section,
+        **changes,
+    )
 
 
 def inputs(model: ModelConfig, seed: int = 0) -> Inputs:
@@ -48,9 +60,14 @@ def randomised(layer: torch.nn.Module) -> torch.nn.Module:
 
 def recurrent(M: Tensor, key: Tensor, value: Tensor, told: Tensor, layer, head: int) -> Tensor:
     """One token's write: equation 10 of arXiv 2412.06464, transposed."""
-    beta = torch.sigmoid(told @ layer.strength_weight[head].double() + layer.strength_bias[head].double())
-    alpha = torch.exp(-torch.nn.functional.softplus(
-        told @ layer.decay_weight[head].double() + layer.decay_bias[head].double()))
+    beta = torch.sigmoid(
+        told @ layer.strength_weight[head].double() + layer.strength_bias[head].double()
+    )
+    alpha = torch.exp(
+        -torch.nn.functional.softplus(
+            told @ layer.decay_weight[head].double() + layer.decay_bias[head].double()
+        )
+    )
     return alpha * (M - beta * torch.outer(key, key @ M)) + beta * torch.outer(key, value)
 
 
@@ -82,8 +99,17 @@ def test_the_associative_layer(stm):
                 if SEEN[lane, s] >= delay:
                     for t in range(s * L, s * L + L):  # the STM comes first in keys and values
                         key = unit(keys[lane, k, t])
-                        M = recurrent(M, key, values[lane, k, t], torch.cat([key, values[lane, k, t]]), layer, k)
-            torch.testing.assert_close(reading.state["matrix"][lane, k].double(), M, rtol=1e-4, atol=1e-5)
+                        M = recurrent(
+                            M,
+                            key,
+                            values[lane, k, t],
+                            torch.cat([key, values[lane, k, t]]),
+                            layer,
+                            k,
+                        )
+            torch.testing.assert_close(
+                reading.state["matrix"][lane, k].double(), M, rtol=1e-4, atol=1e-5
+            )
         expected = z.flatten(1) @ layer.out.weight.double().t()
         torch.testing.assert_close(reading.update[:, lane].double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -99,7 +125,9 @@ def test_the_layer_of_what_followed(stm):
     updates = []
     for part in (slice(0, 2), slice(2, S)):
         tokens = slice(part.start * L, part.stop * L)
-        window = given._replace(normed=given.normed[tokens], embedded=given.embedded[tokens], seen=SEEN[:, part])
+        window = given._replace(
+            normed=given.normed[tokens], embedded=given.embedded[tokens], seen=SEEN[:, part]
+        )
         reading = layer(window, state)
         state = reading.state
         updates.append(reading.update)
@@ -115,7 +143,11 @@ def test_the_layer_of_what_followed(stm):
                 if SEEN[lane, s] == 0:
                     M.zero_()
                 for t in range(s * L, s * L + L):
-                    z[t, h] = GATE_SCALE * layer.gate[h].double() * (unit(keys[t, lane, h * n:h * n + n]) @ M)
+                    z[t, h] = (
+                        GATE_SCALE
+                        * layer.gate[h].double()
+                        * (unit(keys[t, lane, h * n : h * n + n]) @ M)
+                    )
                 if SEEN[lane, s] < delay:
                     continue
                 for t in range((s - delay) * L, (s - delay) * L + L):
@@ -123,9 +155,9 @@ def test_the_layer_of_what_followed(stm):
                     before = torch.zeros(n, dtype=torch.float64)
                     value = torch.zeros(d, dtype=torch.float64)
                     if t > 0 and not first:
-                        before = unit(keys[t - 1, lane, h * n:h * n + n])
+                        before = unit(keys[t - 1, lane, h * n : h * n + n])
                     if t >= 0:
-                        row = given.embedded[t, lane, h * d:h * d + d].double()
+                        row = given.embedded[t, lane, h * d : h * d + d].double()
                         value = row / (row.square().mean() + 1e-6).sqrt()
                     M = recurrent(M, before, value, torch.cat([before, value]), layer, h)
             torch.testing.assert_close(state["matrix"][lane, h].double(), M, rtol=1e-4, atol=1e-5)
@@ -135,7 +167,10 @@ def test_the_layer_of_what_followed(stm):
 
 def test_a_fresh_memory_changes_nothing():
     """Both start at zero: a model with one is the model without."""
-    for section, kind, heads in ((AssociativeConfig(), Associative, 2), (ContinuationConfig(), Continuation, 4)):
+    for section, kind, heads in (
+        (AssociativeConfig(), Associative, 2),
+        (ContinuationConfig(), Continuation, 4),
+    ):
         model = config(section, L, kv_heads=heads)
         layer = kind(model, 0, "memory")
         assert not layer(inputs(model), fresh(layer.fields(torch.float32), LANES)).update.any()

@@ -22,11 +22,20 @@ pytestmark = pytest.mark.usefixtures("single_process")
 
 def sinusoid(distance: int, size: int) -> Tensor:
     angles = [distance / 10_000 ** (2 * i / size) for i in range(size // 2)]
-    return torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=torch.float64)
+    return torch.tensor(
+        [math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=torch.float64
+    )
 
 
-def attend(q: Tensor, keys: list[Tensor], values: list[Tensor], distances: list[int], W_R: Tensor, u: Tensor,
-           v: Tensor) -> Tensor:
+def attend(
+    q: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    distances: list[int],
+    W_R: Tensor,
+    u: Tensor,
+    v: Tensor,
+) -> Tensor:
     """One query of one head: softmax over terms a to d of Transformer-XL, section 3.3."""
     scores = []
     for k, distance in zip(keys, distances):
@@ -44,7 +53,9 @@ def random_inputs(config: ModelConfig, segments: int) -> tuple[Tensor, Tensor, T
     return q, keys, values
 
 
-@pytest.mark.parametrize("name, read_before", [("transformer-xl", 0), ("transformer-xl", 1), ("relative", 5)])
+@pytest.mark.parametrize(
+    "name, read_before", [("transformer-xl", 0), ("transformer-xl", 1), ("relative", 5)]
+)
 def test_relative_attention_is_that_of_transformer_xl(name, read_before):
     config = VARIANTS[name]
     attention = build(config).blocks[1].attention
@@ -61,19 +72,33 @@ def test_relative_attention_is_that_of_transformer_xl(name, read_before):
         sees = range(first, stm + t + 1)
         for h in (0, config.heads - 1):
             k, x = (y[0, h // group].double() for y in (keys, values))
-            expected = attend(q[0, h // group, h % group, t].double(), [k[j] for j in sees], [x[j] for j in sees],
-                              [stm + t - j for j in sees], W_R[h], u[h], v[h])
+            expected = attend(
+                q[0, h // group, h % group, t].double(),
+                [k[j] for j in sees],
+                [x[j] for j in sees],
+                [stm + t - j for j in sees],
+                W_R[h],
+                u[h],
+                v[h],
+            )
             torch.testing.assert_close(got[t, h], expected, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name, read_before", [("compressive", 0), ("compressive", 7), ("compressive as published", 1)])
+@pytest.mark.parametrize(
+    "name, read_before", [("compressive", 0), ("compressive", 7), ("compressive as published", 1)]
+)
 def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_before):
     """Memories, what is read of them, and the attention-reconstruction loss, from hidden states of a window."""
     config = VARIANTS[name]
     block = build(config).blocks[1]
-    L, stm, n, c, e = (config.segment_length, config.stm_length, config.memory.length, config.memory.ratio,
-                       config.hidden_size)
+    L, stm, n, c, e = (
+        config.segment_length,
+        config.stm_length,
+        config.memory.length,
+        config.memory.ratio,
+        config.hidden_size,
+    )
     g = torch.Generator().manual_seed(4)
     S, H, d, K = 3, config.heads, config.head_size, config.kv_heads
     hidden = torch.randn(stm + S * L, 1, e, generator=g)
@@ -91,12 +116,16 @@ def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_bef
     # The memories: a 1-d convolution over tokens with kernel and stride c, as torch's own.
     weight = memory.convolution.weight.double().view(e, c, e).permute(0, 2, 1)
     bias = memory.convolution.bias.double()
-    new = torch.nn.functional.conv1d(hidden[:S * L, 0].double().t()[None], weight, bias, stride=c)[0].t()
+    new = torch.nn.functional.conv1d(hidden[: S * L, 0].double().t()[None], weight, bias, stride=c)[
+        0
+    ].t()
     memories = torch.cat([old[0].double().transpose(0, 1).flatten(1), new])  # [n + S*L/c, e]
     valid = min(max(read_before + S - stm // L, 0) * L // c, n)
     expected = memories[-n:].clone()
-    expected[:n - valid] = 0
-    torch.testing.assert_close(kept[0].double().transpose(0, 1).flatten(1), expected, rtol=1e-5, atol=1e-5)
+    expected[: n - valid] = 0
+    torch.testing.assert_close(
+        kept[0].double().transpose(0, 1).flatten(1), expected, rtol=1e-5, atol=1e-5
+    )
 
     # What segment 2's tokens read: [its compressed memories | short-term memory | segment].
     got = block.attention(q, keys, values, seen, [reading.attended]).double().view(-1, H, d)
@@ -104,7 +133,11 @@ def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_bef
     W_R = relative.project.weight.double().view(H, d, -1)
     u, v = relative.bias_content.double(), relative.bias_position.double()
     qkv = block.attention.qkv.weight.double().view(K, group + 2, d, e)
-    shift = block.attention.qkv.bias.double().view(K, group + 2, d) if config.bias else torch.zeros(K, group + 2, d)
+    shift = (
+        block.attention.qkv.bias.double().view(K, group + 2, d)
+        if config.bias
+        else torch.zeros(K, group + 2, d)
+    )
 
     def head(x: Tensor, kv: int, which: int) -> Tensor:
         return x @ qkv[kv, which].t() + shift[kv, which]
@@ -112,34 +145,56 @@ def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_bef
     whole = hidden[:, 0].double()
     for segment in range(S):
         count = min(max(read_before + segment - stm // L, 0) * L // c, n)
-        mine = memories[segment * L // c:segment * L // c + n][n - count:]
-        local = whole[max(segment * L, segment * L + stm - (read_before + segment) * L):segment * L + stm + L]
+        mine = memories[segment * L // c : segment * L // c + n][n - count :]
+        local = whole[
+            max(segment * L, segment * L + stm - (read_before + segment) * L) : segment * L
+            + stm
+            + L
+        ]
         for i, h in ((0, 0), (L - 1, H - 1)):
             kv = h // group
-            tokens = torch.cat([mine, local])[:len(mine) + len(local) - L + i + 1]
+            tokens = torch.cat([mine, local])[: len(mine) + len(local) - L + i + 1]
             distances = [len(tokens) - 1 - j for j in range(len(tokens))]
-            expected = attend(head(whole[stm + segment * L + i], kv, h % group), list(head(tokens, kv, group)),
-                              list(head(tokens, kv, group + 1)), distances, W_R[h], u[h], v[h])
+            expected = attend(
+                head(whole[stm + segment * L + i], kv, h % group),
+                list(head(tokens, kv, group)),
+                list(head(tokens, kv, group + 1)),
+                distances,
+                W_R[h],
+                u[h],
+                v[h],
+            )
             torch.testing.assert_close(got[segment * L + i, h], expected, rtol=1e-4, atol=1e-5)
 
     # The reconstruction loss of segment 1's last token: plain attention, without positions or biases.
     errors = []
     for h in range(H):
         kv, query = h // group, head(whole[stm + 2 * L - 1], h // group, h % group)
-        leaving, small = whole[L:2 * L], new[L // c:2 * L // c]
-        reads = [(head(x, kv, group) @ query / math.sqrt(d)).softmax(0) @ head(x, kv, group + 1)
-                 for x in (leaving, small)]
+        leaving, small = whole[L : 2 * L], new[L // c : 2 * L // c]
+        reads = [
+            (head(x, kv, group) @ query / math.sqrt(d)).softmax(0) @ head(x, kv, group + 1)
+            for x in (leaving, small)
+        ]
         errors.append((reads[0] - reads[1]).square().mean())
     leaves = read_before + 1 >= stm // L
     expected = config.memory.reconstruction_weight * torch.stack(errors).mean() if leaves else 0.0
-    assert loss[0, 2 * L - 1].item() == pytest.approx(float(torch.as_tensor(expected)), rel=1e-4, abs=1e-9)
+    assert loss[0, 2 * L - 1].item() == pytest.approx(
+        float(torch.as_tensor(expected)), rel=1e-4, abs=1e-9
+    )
 
 
 def test_the_reconstruction_loss_trains_the_compression_alone():
     """Section 3.2: its gradient stops before everything that the compression is made from or compared with."""
-    model, batch = build(VARIANTS["compressive"]), window(VARIANTS["compressive"], lanes=2, segments=4, resets=0.0)
-    weighted = build(replace(VARIANTS["compressive"], memory=replace(
-        VARIANTS["compressive"].memory, reconstruction_weight=50.0)))
+    model, batch = (
+        build(VARIANTS["compressive"]),
+        window(VARIANTS["compressive"], lanes=2, segments=4, resets=0.0),
+    )
+    weighted = build(
+        replace(
+            VARIANTS["compressive"],
+            memory=replace(VARIANTS["compressive"].memory, reconstruction_weight=50.0),
+        )
+    )
     gradients = []
     for m in (model, weighted):
         logits(m, batch, labels=batch["labels"])[0].backward()
@@ -151,11 +206,15 @@ def test_the_reconstruction_loss_trains_the_compression_alone():
 
 @pytest.mark.parametrize("backprop", [True, False])
 def test_the_main_loss_reaches_the_compression_only_with_backprop(backprop):
-    config = replace(VARIANTS["compressive"], memory=CompressiveConfig(
-        length=6, ratio=4, backprop=backprop, reconstruction_weight=1e-12))
+    config = replace(
+        VARIANTS["compressive"],
+        memory=CompressiveConfig(length=6, ratio=4, backprop=backprop, reconstruction_weight=1e-12),
+    )
     model, batch = build(config), window(config, lanes=2, segments=4, resets=0.0)
     logits(model, batch, labels=batch["labels"])[0].backward()
-    size = max(p.grad.abs().max().item() for n, p in model.named_parameters() if ".convolution." in n)
+    size = max(
+        p.grad.abs().max().item() for n, p in model.named_parameters() if ".convolution." in n
+    )
     assert (size > 1e-3) == backprop
 
 
@@ -167,23 +226,37 @@ def test_compressed_memories_reach_beyond_the_local_attention():
     with torch.no_grad():
         read = [logits(model, x)[0][0] for x in (batch, changed)]
         without = [logits(model, x, memory_enabled=False)[0][0] for x in (batch, changed)]
-    assert not torch.equal(read[0][4], read[1][4])  # segment 1 leaves the STM after 2; of 6 memories it has 2
+    assert not torch.equal(
+        read[0][4], read[1][4]
+    )  # segment 1 leaves the STM after 2; of 6 memories it has 2
     assert torch.equal(without[0][3:], without[1][3:])
 
 
-@pytest.mark.parametrize("change, key", [
-    ({"positions": "rotary"}, "compressive needs positions"), ({"stm_length": 0}, "stm_length > 0"),
-    ({"memory": CompressiveConfig(length=6, ratio=3)}, "model.memory.ratio: 3 does not divide"),
-    ({"memory": CompressiveConfig(length=7, ratio=4)}, "model.memory.length: 7 is not a multiple of 2"),
-])
+@pytest.mark.parametrize(
+    "change, key",
+    [
+        ({"positions": "rotary"}, "compressive needs positions"),
+        ({"stm_length": 0}, "stm_length > 0"),
+        ({"memory": CompressiveConfig(length=6, ratio=3)}, "model.memory.ratio: 3 does not divide"),
+        (
+            {"memory": CompressiveConfig(length=7, ratio=4)},
+            "model.memory.length: 7 is not a multiple of 2",
+        ),
+    ],
+)
 def test_a_compressed_memory_that_cannot_work_names_the_key(change, key):
     with pytest.raises(UserError, match=key):
         replace(VARIANTS["compressive"], **change)
 
 
-@pytest.mark.parametrize("values, key", [
-    ({"ratio": 0}, "ratio"), ({"reconstruction_weight": -1.0}, "reconstruction_weight"),
-    ({"reconstruction_weight": 0.0, "backprop": False}, "nothing trains the compression")])
+@pytest.mark.parametrize(
+    "values, key",
+    [
+        ({"ratio": 0}, "ratio"),
+        ({"reconstruction_weight": -1.0}, "reconstruction_weight"),
+        ({"reconstruction_weight": 0.0, "backprop": False}, "nothing trains the compression"),
+    ],
+)
 def test_compression_values_that_cannot_work_name_the_key(values, key):
     with pytest.raises(UserError, match=key):
         CompressiveConfig(**values)

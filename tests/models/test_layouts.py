@@ -21,24 +21,55 @@ from support.small import LLAMA, VARIANTS
 
 STEPS = 20
 CONFIGS = {name: replace(config, init_std=0.05) for name, config in VARIANTS.items()}
-CONFIGS["ungrouped"] = replace(CONFIGS["llama"], kv_heads=4)  # four key/value heads can be split over four ranks
+CONFIGS["ungrouped"] = replace(
+    CONFIGS["llama"], kv_heads=4
+)  # four key/value heads can be split over four ranks
 
-TWO = {name: [{"tensor": 2, "stage": 3}, {"tensor": 1, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
-       for name in ("llama", "hidden", "per-head sticky", "truncated", "gibbs-hidden", "relative", "compressive")}
-TWO |= {name: [{"tensor": 2, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
-        for name in ("learned", "unlike layers", "sparsemax")}
-FOUR = {name: [{"tensor": 2, "stage": 3, "recompute": True}, {"tensor": 4, "stage": 3, "sequence": True},
-               {"tensor": 2, "stage": 2, "accumulation": 2}, {"tensor": 2, "stage": 0}]
-        for name in ("ungrouped", "hidden-gpt2")}
-HALF = [{"tensor": 2, "stage": 3, "bf16": True}, {"tensor": 2, "stage": 1, "bf16": True, "recompute": True}]
+TWO = {
+    name: [
+        {"tensor": 2, "stage": 3},
+        {"tensor": 1, "stage": 3},
+        {"tensor": 2, "stage": 1, "sequence": True},
+    ]
+    for name in (
+        "llama",
+        "hidden",
+        "per-head sticky",
+        "truncated",
+        "gibbs-hidden",
+        "relative",
+        "compressive",
+    )
+}
+TWO |= {
+    name: [{"tensor": 2, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
+    for name in ("learned", "unlike layers", "sparsemax")
+}
+FOUR = {
+    name: [
+        {"tensor": 2, "stage": 3, "recompute": True},
+        {"tensor": 4, "stage": 3, "sequence": True},
+        {"tensor": 2, "stage": 2, "accumulation": 2},
+        {"tensor": 2, "stage": 0},
+    ]
+    for name in ("ungrouped", "hidden-gpt2")
+}
+HALF = [
+    {"tensor": 2, "stage": 3, "bf16": True},
+    {"tensor": 2, "stage": 1, "bf16": True, "recompute": True},
+]
 
 
-def train_all(configs: dict[str, ModelConfig], layouts: dict[str, list[dict]]) -> dict[str, list[dict]]:
+def train_all(
+    configs: dict[str, ModelConfig], layouts: dict[str, list[dict]]
+) -> dict[str, list[dict]]:
     """Runs in every process: one layout of one config after another."""
     from infty_tools.bench import layout_training as module
 
-    return {name: [module.train(configs[name], STEPS, **layout) for layout in several]
-            for name, several in layouts.items()}
+    return {
+        name: [module.train(configs[name], STEPS, **layout) for layout in several]
+        for name, several in layouts.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +109,13 @@ def check(name: str, reference: dict, ranks: list[dict], layouts: list[dict]) ->
             if layout["stage"] > 0:  # DeepSpeed reports no norm at stage 0 in fp32
                 assert got["norms"] == pytest.approx(expected["norms"], rel=1e-5), layout
             for key, weight in expected["weights"].items():
-                torch.testing.assert_close(got["weights"][key], weight, rtol=1e-5, atol=5e-6,
-                                           msg=lambda m, n=key, where=layout: f"{where} {n}: {m}")
+                torch.testing.assert_close(
+                    got["weights"][key],
+                    weight,
+                    rtol=1e-5,
+                    atol=5e-6,
+                    msg=lambda m, n=key, where=layout: f"{where} {n}: {m}",
+                )
 
 
 def test_bf16_trains_as_one_process_does_to_bf16_rounding(reference, in_two):
@@ -90,12 +126,14 @@ def test_bf16_trains_as_one_process_does_to_bf16_rounding(reference, in_two):
     moved = max(abs(a - b) for a, b in zip(half["losses"], full["losses"]))
     assert moved > 0
     for results in in_two:
-        for layout, got in zip(HALF, results["llama"][-len(HALF):]):
+        for layout, got in zip(HALF, results["llama"][-len(HALF) :]):
             assert got["losses"] == pytest.approx(half["losses"], rel=0, abs=moved), layout
             assert got["norms"] == pytest.approx(half["norms"], rel=1e-2), layout
 
 
-LARGE = replace(LLAMA, vocab_size=4000, hidden_size=768, heads=12, kv_heads=12, layers=8, ffn_size=2048)
+LARGE = replace(
+    LLAMA, vocab_size=4000, hidden_size=768, heads=12, kv_heads=12, layers=8, ffn_size=2048
+)
 
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -106,25 +144,42 @@ def growth(partition: bool) -> list[int]:
     from infty.models.build import build
     from infty_tools.plan.memory import total
 
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed is given back, and no hole that stays is counted
+    ctypes.CDLL(None).mallopt(
+        M_MMAP_THRESHOLD, 2**16
+    )  # what is freed is given back, and no hole that stays is counted
     before = psutil.Process().memory_info().rss  # of a process that was forked after all imports
     build(LARGE, seed=1, partition=partition)
     return [4 * total(LARGE), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]
 
 
 def test_no_process_holds_the_whole_model_while_zero_3_makes_it():
-    for (size, whole), (_, parts) in zip(processes.run(2, growth, False), processes.run(2, growth, True)):
+    for (size, whole), (_, parts) in zip(
+        processes.run(2, growth, False), processes.run(2, growth, True)
+    ):
         assert size > 200 * 2**20 and whole > size
         assert parts < 0.75 * whole and parts < size, (size, whole, parts)
 
 
-@pytest.mark.parametrize("kind, harm, status", [
-    ("nothing", 1.0, 0), ("losses", 1 + 3e-5, 1), ("losses", math.nan, 1), ("norms", 1 + 3e-5, 1),
-    ("weights", 1 + 3e-5, 1), ("weights", math.nan, 1), ("norms", 1 + 3e-6, 0)])
+@pytest.mark.parametrize(
+    "kind, harm, status",
+    [
+        ("nothing", 1.0, 0),
+        ("losses", 1 + 3e-5, 1),
+        ("losses", math.nan, 1),
+        ("norms", 1 + 3e-5, 1),
+        ("weights", 1 + 3e-5, 1),
+        ("weights", math.nan, 1),
+        ("norms", 1 + 3e-6, 0),
+    ],
+)
 def test_the_benchmark_fails_where_any_process_differs(monkeypatch, tmp_path, kind, harm, status):
     def result(factor: float = 1.0) -> dict:
         good = {"losses": [4.0, 3.0], "norms": [2.0, 1.0], "weights": {"w": 2 * torch.eye(3)}}
-        harmed = {"losses": [4.0, 3.0 * factor], "norms": [2.0, factor], "weights": {"w": 2 * factor * torch.eye(3)}}
+        harmed = {
+            "losses": [4.0, 3.0 * factor],
+            "norms": [2.0, factor],
+            "weights": {"w": 2 * factor * torch.eye(3)},
+        }
         return good | {k: v for k, v in harmed.items() if k == kind}
 
     def run(world: int, _function, _config, wanted: list, _steps: int, **_) -> list:
@@ -137,5 +192,10 @@ def test_the_benchmark_fails_where_any_process_differs(monkeypatch, tmp_path, ki
     path = tmp_path / "rows.json"
     done = CliRunner().invoke(app, ["bench", "layouts", "--most", "2", "--output", str(path)])
     assert done.exit_code == status, done.output
-    assert "largest relative difference" in done.output and ("differ by more than 1e-05" in done.output) == bool(status)
-    assert sum(row[k] > 1e-5 for row in json.loads(path.read_text()) for k in bench_layouts.KINDS) == 2 * status
+    assert "largest relative difference" in done.output and (
+        "differ by more than 1e-05" in done.output
+    ) == bool(status)
+    assert (
+        sum(row[k] > 1e-5 for row in json.loads(path.read_text()) for k in bench_layouts.KINDS)
+        == 2 * status
+    )

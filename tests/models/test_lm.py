@@ -26,15 +26,19 @@ def one_by_one(model: InftyLM, batch: dict) -> tuple[dict, dict]:
         whole, out = logits(model, batch)
         state, parts = model.initial_state(lanes), []
         for s in range(segments):
-            part, step = logits(model, {k: v[:, s:s + 1] for k, v in batch.items()}, state)
+            part, step = logits(model, {k: v[:, s : s + 1] for k, v in batch.items()}, state)
             state, parts = step.state, [*parts, part]
     return out.state.named() | {"logits": whole}, state.named() | {"logits": torch.cat(parts, 1)}
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, what: str | None = None) -> None:
     """Equal up to float32 rounding: windows of other lengths are products of other shapes (docs/exactness.md)."""
-    scale = expected.masked_fill(expected < -1e30, 0).abs().max().item()  # without the vocabulary's padding
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * scale, msg=what and (lambda m: f"{what}: {m}"))
+    scale = (
+        expected.masked_fill(expected < -1e30, 0).abs().max().item()
+    )  # without the vocabulary's padding
+    torch.testing.assert_close(
+        got, expected, rtol=0, atol=1e-5 * scale, msg=what and (lambda m: f"{what}: {m}")
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -46,8 +50,12 @@ def test_one_window_equals_its_segments_one_by_one(name):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(name=st.sampled_from(["gpt2", "hidden-gpt2", "per-head sticky", "learned", "unlike layers"]),
-       cuts=st.sets(st.integers(1, 6)), resets=st.sampled_from([0.0, 0.3]), seed=st.integers(1, 10**6))
+@given(
+    name=st.sampled_from(["gpt2", "hidden-gpt2", "per-head sticky", "learned", "unlike layers"]),
+    cuts=st.sets(st.integers(1, 6)),
+    resets=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(1, 10**6),
+)
 def test_however_a_reading_is_cut_into_windows(name, cuts, resets, seed):
     config = VARIANTS[name]
     model, batch = build(config), window(config, lanes=2, segments=8, seed=seed, resets=resets)
@@ -67,7 +75,9 @@ def test_the_past_does_not_hear_of_the_future(name, at, seed):
     config = VARIANTS[name]
     model, batch = build(config), window(config, lanes=2, segments=4, seed=seed)
     changed = dict(batch, tokens=batch["tokens"].clone())
-    changed["tokens"].flatten(1)[:, at] = (changed["tokens"].flatten(1)[:, at] + 1) % config.vocab_size
+    changed["tokens"].flatten(1)[:, at] = (
+        changed["tokens"].flatten(1)[:, at] + 1
+    ) % config.vocab_size
     with torch.no_grad():
         before, after = (logits(model, x)[0].flatten(1, 2) for x in (batch, changed))
     assert torch.equal(before[:, :at], after[:, :at])
@@ -88,10 +98,15 @@ def test_a_memory_with_a_new_output_gate_changes_nothing():
 @pytest.mark.parametrize("name", ["gpt2", "hidden-gpt2", "truncated", "sparsemax"])
 def test_a_new_memory_reads_inside_itself(name):
     """At the paper's first weights 55 % of a density lies outside [0, 1]."""
-    config = replace(VARIANTS[name], heads=4, memory=replace(
-        VARIANTS[name].memory, maps="per_head", map_bias=True, sigma_clamp=False))
+    config = replace(
+        VARIANTS[name],
+        heads=4,
+        memory=replace(VARIANTS[name].memory, maps="per_head", map_bias=True, sigma_clamp=False),
+    )
     with torch.no_grad():
-        _, out = logits(build(config), window(config, lanes=2, segments=6, resets=0.0), statistics=True)
+        _, out = logits(
+            build(config), window(config, lanes=2, segments=6, resets=0.0), statistics=True
+        )
     assert all(value < 0.1 for name, value in out.figures.items() if name.endswith(".outside"))
 
 
@@ -108,7 +123,7 @@ def test_no_logit_depends_on_a_later_token(config):
     assert torch.equal(before[:at], after[:at])
     assert not torch.equal(before[at], after[at])
     if config.memory is not None and config.memory.layers is None:  # the next segments hear of it
-        assert not torch.equal(before[3 * L:], after[3 * L:])
+        assert not torch.equal(before[3 * L :], after[3 * L :])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "hidden", "hidden-gpt2", "per-head sticky"])
@@ -194,9 +209,11 @@ def test_vocabulary_padding_does_not_change_the_loss(config):
         loss, _ = logits(model, batch, labels=batch["labels"], weights=batch["weights"])
         loss.backward()
         losses.append(loss.item())
-        rows = model.embedding.weight.grad[config.vocab_size:]
+        rows = model.embedding.weight.grad[config.vocab_size :]
         assert torch.count_nonzero(rows) == 0
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] == pytest.approx(losses[2], rel=1e-6)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] == pytest.approx(
+        losses[2], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "hidden-gpt2"])
@@ -213,14 +230,32 @@ def test_recompute_gives_the_same_gradients(name):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "hidden", "constant", "truncated", "sparsemax", "gibbs-hidden",
-                                  "relative", "transformer-xl", "compressive", "learned"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "gpt2",
+        "hidden",
+        "constant",
+        "truncated",
+        "sparsemax",
+        "gibbs-hidden",
+        "relative",
+        "transformer-xl",
+        "compressive",
+        "learned",
+    ],
+)
 def test_gradients_of_a_window_by_finite_differences(name):
     """The loss of three segments, through the memory, against central differences."""
     config = VARIANTS[name]
-    if isinstance(config.memory, CompressiveConfig):  # whose reconstruction loss stops its gradients on purpose
+    if isinstance(
+        config.memory, CompressiveConfig
+    ):  # whose reconstruction loss stops its gradients on purpose
         config = replace(config, memory=replace(config.memory, reconstruction_weight=0.0))
-    if getattr(config.memory, "sticky", "off") != "off":  # quantiles are placed without gradient: hold still
+    if (
+        getattr(config.memory, "sticky", "off") != "off"
+    ):  # quantiles are placed without gradient: hold still
         config = replace(config, memory=replace(config.memory, sticky="off"))
     model, batch = build(config), window(config, lanes=2, segments=4, resets=0.0)
     with torch.no_grad():
@@ -236,9 +271,14 @@ def test_gradients_of_a_window_by_finite_differences(name):
     loss.backward()
     g = torch.Generator().manual_seed(0)
     for n, p in model.named_parameters():
-        direction = p.grad / p.grad.norm().clamp(min=1e-12) + 0.1 * torch.randn(p.shape, generator=g) / p.numel() ** 0.5
+        direction = (
+            p.grad / p.grad.norm().clamp(min=1e-12)
+            + 0.1 * torch.randn(p.shape, generator=g) / p.numel() ** 0.5
+        )
         expected = (p.grad * direction).sum().item()
-        step = min(1e-2, 0.1 / abs(expected))  # a change of the loss well above its rounding, well below its bends
+        step = min(
+            1e-2, 0.1 / abs(expected)
+        )  # a change of the loss well above its rounding, well below its bends
         with torch.no_grad():
             p += step * direction
             up = value()
@@ -253,12 +293,18 @@ def test_backprop_through_the_memory_can_be_switched_off():
     """With it off, a token's influence on later segments carries no gradient; the loss is the same."""
     losses, gradients = [], []
     for backprop in (True, False):
-        config = replace(VARIANTS["hidden"], stm_length=0, memory=replace(VARIANTS["hidden"].memory, backprop=backprop))
+        config = replace(
+            VARIANTS["hidden"],
+            stm_length=0,
+            memory=replace(VARIANTS["hidden"].memory, backprop=backprop),
+        )
         model, batch = build(config), window(config, lanes=1, segments=3, resets=0.0)
         batch["weights"][:, :2] = 0  # only the last segment's predictions count
         loss, _ = logits(model, batch, labels=batch["labels"], weights=batch["weights"])
         loss.backward()
-        first = set(batch["tokens"][0, :2].flatten().tolist()) - set(batch["tokens"][0, 2].flatten().tolist())
+        first = set(batch["tokens"][0, :2].flatten().tolist()) - set(
+            batch["tokens"][0, 2].flatten().tolist()
+        )
         rows = model.embedding.weight.grad[sorted(first)]
         losses.append(loss.item())
         gradients.append(rows.abs().max().item())
@@ -266,10 +312,15 @@ def test_backprop_through_the_memory_can_be_switched_off():
     assert gradients[0] > 0 and gradients[1] == 0
 
 
-@pytest.mark.parametrize("change, key", [
-    ({"heads": 5, "hidden_size": 40, "kv_heads": 5}, "model.heads"), ({"kv_heads": 1}, "model.kv_heads"),
-    ({"ffn_size": 33}, "model.ffn_size"), ({"vocab_multiple": 1}, "model.vocab_multiple"),
-])
+@pytest.mark.parametrize(
+    "change, key",
+    [
+        ({"heads": 5, "hidden_size": 40, "kv_heads": 5}, "model.heads"),
+        ({"kv_heads": 1}, "model.kv_heads"),
+        ({"ffn_size": 33}, "model.ffn_size"),
+        ({"vocab_multiple": 1}, "model.vocab_multiple"),
+    ],
+)
 def test_a_model_that_cannot_be_split_names_the_key(change, key):
     with pytest.raises(UserError, match=key):
         check_divisible(replace(LLAMA, **change), tensor=2)

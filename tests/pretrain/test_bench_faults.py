@@ -20,12 +20,26 @@ from infty_tools.cli import app
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # one layout: each needs two undisturbed runs first
-        patch.setattr(runs, "LAYOUTS", {k: v for k, v in runs.LAYOUTS.items() if k == "tensor parallel, ZeRO-3"})
+        patch.setattr(
+            runs,
+            "LAYOUTS",
+            {k: v for k, v in runs.LAYOUTS.items() if k == "tensor parallel, ZeRO-3"},
+        )
         yield bench_faults.Harness(tmp_path_factory.mktemp("faults"), random.Random(7))
 
 
-@pytest.mark.parametrize("kind", ["kill -9 of one rank", "kill -9 in a checkpoint", "full disk", "stalled rank",
-                                  "flipped bit", "NaN in a lane", "loss spike"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "kill -9 of one rank",
+        "kill -9 in a checkpoint",
+        "full disk",
+        "stalled rank",
+        "flipped bit",
+        "NaN in a lane",
+        "loss spike",
+    ],
+)
 def test_nothing_is_lost(harness, kind):
     row = harness.trial(kind)
     assert row["detected"] and row["went on"] and not row["lost"], row
@@ -36,7 +50,9 @@ def harmed(harness, layout="tensor parallel, ZeRO-3"):
     harness.count += 1
     run = harness.folder / f"run-{harness.count}"
     config = runs.write_config(run.with_suffix(".yaml"), run, harness.data, layout)
-    trial = fault_kinds.Trial(lambda harm=None: runs.Start(config, run, harm), run, harness.random, 1.0)
+    trial = fault_kinds.Trial(
+        lambda harm=None: runs.Start(config, run, harm), run, harness.random, 1.0
+    )
     start = trial.start()
     trial.saved(start, 2)
     start.end()
@@ -49,7 +65,9 @@ def test_a_run_that_comes_to_something_else_counts_as_lost(harness):
     config.write_text(config.read_text().replace("lr: 0.003", "lr: 0.0031"))
     row = harness._judge_end("flipped bit", trial, config, reference)
     assert row["went on"] and row["lost"] and not row["detected"]
-    assert "the loss curve differs" in row["wrong"] and any("/weight differs" in w for w in row["wrong"])
+    assert "the loss curve differs" in row["wrong"] and any(
+        "/weight differs" in w for w in row["wrong"]
+    )
 
 
 def test_a_run_that_cannot_go_on_counts_as_lost(harness):
@@ -63,27 +81,44 @@ def test_a_run_that_cannot_go_on_counts_as_lost(harness):
 @pytest.mark.usefixtures("harness")
 def test_the_command(tmp_path):
     path = tmp_path / "faults.json"
-    result = CliRunner().invoke(app, ["bench", "faults", "--tries", "1", "--kinds", "truncated", "--output", str(path)])
+    result = CliRunner().invoke(
+        app, ["bench", "faults", "--tries", "1", "--kinds", "truncated", "--output", str(path)]
+    )
     assert result.exit_code == 0, result.output
     assert "truncated" in result.output and "detected" in result.output
     (row,) = json.loads(path.read_text())
     assert (row["kind"], row["detected"], row["lost"]) == ("truncated file", True, False)
-    for options, said in ((["--kinds", "meteor"], "no kind of fault"), (["--output", "/none/x.json"], "no folder")):
+    for options, said in (
+        (["--kinds", "meteor"], "no kind of fault"),
+        (["--output", "/none/x.json"], "no folder"),
+    ):
         assert said in str(CliRunner().invoke(app, ["bench", "faults", *options]).exception)
 
 
 def test_kinds_are_found_by_a_word():
     assert bench_faults.chosen_kinds("stalled, kill -9 of") == [
-        "stalled rank", "kill -9 of one rank", "kill -9 of all"]
+        "stalled rank",
+        "kill -9 of one rank",
+        "kill -9 of all",
+    ]
     assert len(bench_faults.chosen_kinds(None)) == len(fault_kinds.KINDS) == 11
     with pytest.raises(UserError, match="there are: kill"):
         bench_faults.chosen_kinds("")
 
 
-@pytest.mark.parametrize("number, code, detected", [
-    (signal.SIGTERM, 85, True), (signal.SIGTERM, -signal.SIGTERM, False), (signal.SIGUSR1, 1, False),
-    (signal.SIGUSR1, None, False), (signal.SIGKILL, -signal.SIGKILL, True)])
-def test_a_signal_in_start_up_counts_only_with_the_status_for_again(tmp_path, number, code, detected):
+@pytest.mark.parametrize(
+    "number, code, detected",
+    [
+        (signal.SIGTERM, 85, True),
+        (signal.SIGTERM, -signal.SIGTERM, False),
+        (signal.SIGUSR1, 1, False),
+        (signal.SIGUSR1, None, False),
+        (signal.SIGKILL, -signal.SIGKILL, True),
+    ],
+)
+def test_a_signal_in_start_up_counts_only_with_the_status_for_again(
+    tmp_path, number, code, detected
+):
     """The other rank waits for it and is ended by its launcher."""
     codes: list = [None, None]
 
@@ -94,6 +129,8 @@ def test_a_signal_in_start_up_counts_only_with_the_status_for_again(tmp_path, nu
         for rank in ranks:
             codes[rank] = code
 
-    start = SimpleNamespace(codes=lambda: list(codes), said=lambda: "", wait=wait, signal=deliver, end=lambda: None)
+    start = SimpleNamespace(
+        codes=lambda: list(codes), said=lambda: "", wait=wait, signal=deliver, end=lambda: None
+    )
     trial = fault_kinds.Trial(lambda harm=None: start, tmp_path, random.Random(0), 1.0)
     assert fault_kinds._signal(trial, number, [1]) == detected

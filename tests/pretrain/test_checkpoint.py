@@ -28,7 +28,9 @@ def write(folder: Path, step: int, ephemeral: bool = False) -> Path:
         (path / name).write_bytes(f"{name} of {step}".encode() * 20)
     (path / checkpoint.RUN).write_text(json.dumps({"step": step, checkpoint.EPHEMERAL: ephemeral}))
     files = {p.name: checkpoint._digest(p) for p in path.iterdir()}
-    (path / checkpoint.MANIFEST).write_text(json.dumps({"format": checkpoint.FORMAT, "files": files}))
+    (path / checkpoint.MANIFEST).write_text(
+        json.dumps({"format": checkpoint.FORMAT, "files": files})
+    )
     return path
 
 
@@ -47,19 +49,37 @@ def flip(path: Path) -> None:
 
 
 DAMAGES = {
-    "cut": (lambda p: (p / "weights-00000.safetensors").write_bytes(b"w"), "has 1 bytes instead of"),
+    "cut": (
+        lambda p: (p / "weights-00000.safetensors").write_bytes(b"w"),
+        "has 1 bytes instead of",
+    ),
     "flipped": (lambda p: flip(p / "lanes-00000.safetensors"), "is damaged: its sha256"),
     "missing": (lambda p: (p / checkpoint.RUN).unlink(), "run.json is missing"),
     "no manifest": (lambda p: (p / checkpoint.MANIFEST).unlink(), "it has no manifest.json"),
-    "cut manifest": (lambda p: (p / checkpoint.MANIFEST).write_text('{"files": {'), "manifest.json is damaged"),
-    "binary manifest": (lambda p: (p / checkpoint.MANIFEST).write_bytes(b"\xff\xfe\x00"), "manifest.json is damaged"),
-    "list manifest": (lambda p: (p / checkpoint.MANIFEST).write_text("[]"), "manifest.json is damaged"),
-    "odd files": (lambda p: (p / checkpoint.MANIFEST).write_text(manifest([1])),
-                  "manifest.json is damaged"),
-    "no size": (lambda p: (p / checkpoint.MANIFEST).write_text(manifest({"run.json": {}})),
-                "manifest.json is damaged"),
-    "empty files": (lambda p: (p / checkpoint.MANIFEST).write_text(manifest({})),
-                    "manifest.json is damaged"),
+    "cut manifest": (
+        lambda p: (p / checkpoint.MANIFEST).write_text('{"files": {'),
+        "manifest.json is damaged",
+    ),
+    "binary manifest": (
+        lambda p: (p / checkpoint.MANIFEST).write_bytes(b"\xff\xfe\x00"),
+        "manifest.json is damaged",
+    ),
+    "list manifest": (
+        lambda p: (p / checkpoint.MANIFEST).write_text("[]"),
+        "manifest.json is damaged",
+    ),
+    "odd files": (
+        lambda p: (p / checkpoint.MANIFEST).write_text(manifest([1])),
+        "manifest.json is damaged",
+    ),
+    "no size": (
+        lambda p: (p / checkpoint.MANIFEST).write_text(manifest({"run.json": {}})),
+        "manifest.json is damaged",
+    ),
+    "empty files": (
+        lambda p: (p / checkpoint.MANIFEST).write_text(manifest({})),
+        "manifest.json is damaged",
+    ),
 }
 
 
@@ -93,7 +113,9 @@ def test_what_may_not_be_read_is_not_damaged(tmp_path, monkeypatch, name):
     newest = write(tmp_path, 15)
     owner = pwd.getpwuid(newest.stat().st_uid).pw_name
     forbid(monkeypatch, name)
-    with pytest.raises(UserError, match=rf"{name} cannot be read: it belongs to {owner}, group .*chmod -R g\+rX"):
+    with pytest.raises(
+        UserError, match=rf"{name} cannot be read: it belongs to {owner}, group .*chmod -R g\+rX"
+    ):
         checkpoint.newest_valid(tmp_path, pytest.fail)
     assert steps(tmp_path) == [15, 10]
 
@@ -126,8 +148,11 @@ def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path, monkeypatch):
 def test_permissions_follow_the_umask(tmp_path, mask):
     before = os.umask(mask)
     try:
-        snapshot = checkpoint.Snapshot(tmp_path / "step-00000007", {"weights-00000.safetensors": {"w": torch.ones(3)}},
-                                       {checkpoint.RUN: "{}"})
+        snapshot = checkpoint.Snapshot(
+            tmp_path / "step-00000007",
+            {"weights-00000.safetensors": {"w": torch.ones(3)}},
+            {checkpoint.RUN: "{}"},
+        )
         assert checkpoint.write(snapshot)[1] is None
     finally:
         os.umask(before)
@@ -146,7 +171,8 @@ def test_what_may_not_be_deleted_is_told_and_kept(tmp_path, monkeypatch):
     said = []
     checkpoint.prune(tmp_path, 1, None, said.append)
     assert steps(tmp_path) == [20, 10] and said == [
-        "step-00000010 stays, though it is no longer needed: Operation not permitted"]
+        "step-00000010 stays, though it is no longer needed: Operation not permitted"
+    ]
 
 
 def test_the_newest_whole_one_is_chosen_silently(tmp_path):
@@ -201,8 +227,11 @@ def test_ephemeral_checkpoints_are_kept_until_the_next_and_push_none_out(tmp_pat
 def publish_apart(root: Path) -> tuple[str, list[str]]:
     """Both ranks write, each on a disk of its own, as when run.folder is not shared by the nodes."""
     folder = root / str(dist.get_rank())
-    snapshot = checkpoint.Snapshot(folder / "step-00000007", {f"weights-{dist.get_rank():05d}.safetensors": {
-        "w": torch.ones(3)}}, {})
+    snapshot = checkpoint.Snapshot(
+        folder / "step-00000007",
+        {f"weights-{dist.get_rank():05d}.safetensors": {"w": torch.ones(3)}},
+        {},
+    )
     try:
         checkpoint.publish(snapshot, *checkpoint.write(snapshot))
     except UserError as error:
@@ -212,7 +241,10 @@ def publish_apart(root: Path) -> tuple[str, list[str]]:
 
 def test_what_not_all_nodes_see_is_no_checkpoint(tmp_path):
     for message, found in processes.run(2, publish_apart, tmp_path):
-        assert "weights-00001.safetensors is missing" in message and "a disk that all nodes share" in message
+        assert (
+            "weights-00001.safetensors is missing" in message
+            and "a disk that all nodes share" in message
+        )
         assert found == []
 
 
@@ -222,12 +254,16 @@ def test_ranks_share_the_reading_of_a_checkpoint(tmp_path):
     flip(path / "lanes-00000.safetensors")
     assert [checkpoint.problem_with(path, rank, 3) is None for rank in range(3)].count(False) == 1
     (path / "lanes-00000.safetensors").unlink()
-    assert [checkpoint.problem_with(path, rank, 3) for rank in range(3)] == ["lanes-00000.safetensors is missing"] * 3
+    assert [checkpoint.problem_with(path, rank, 3) for rank in range(3)] == [
+        "lanes-00000.safetensors is missing"
+    ] * 3
 
 
 def test_a_checkpoint_of_the_version_before_is_refused_in_one_sentence_and_left_alone(tmp_path):
     """The manifest was written by infty 0.1 before memories had a contract."""
     shutil.copytree(Path(__file__).parent / "fixtures" / "format-1", tmp_path / "checkpoints")
-    with pytest.raises(UserError, match=r"the format 1, this version of infty reads 2: go on with the"):
+    with pytest.raises(
+        UserError, match=r"the format 1, this version of infty reads 2: go on with the"
+    ):
         checkpoint.newest_valid(tmp_path / "checkpoints", print)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]

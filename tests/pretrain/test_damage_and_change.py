@@ -22,7 +22,9 @@ BASE = {"model__dropout": 0.0, "parallel__zero_stage": 1}
 def saved(folder: Path) -> dict[str, bytes]:
     """Every file of a run's checkpoints."""
     root = folder / "checkpoints"
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()
+    }
 
 
 def everything(root: Path) -> dict:
@@ -45,13 +47,15 @@ def refusals(root: Path) -> dict:
     base, data = root / "base", root / "data"
     train(base, data, run__steps=2, **BASE)
     before = saved(base)
-    out = {"refused": {
-        "dataset": refusal(base, root / "other"),
-        "tokenizer": refusal(base, root / "tokenizer"),
-        "width": refusal(base, data, model__hidden_size=64),
-        "family": refusal(base, data, model__family="gpt2"),
-        "contraction": refusal(base, data, model__memory__contraction=0.5),
-    }}
+    out = {
+        "refused": {
+            "dataset": refusal(base, root / "other"),
+            "tokenizer": refusal(base, root / "tokenizer"),
+            "width": refusal(base, data, model__hidden_size=64),
+            "family": refusal(base, data, model__family="gpt2"),
+            "contraction": refusal(base, data, model__memory__contraction=0.5),
+        }
+    }
     shutil.copytree(base, root / "spoilt")
     for path in (root / "spoilt" / "checkpoints").glob("step-*/weights-*"):
         path.write_bytes(path.read_bytes()[:-1])
@@ -88,6 +92,7 @@ def full_disk(root: Path) -> dict:
     train(folder, root / "data", run__steps=4, checkpoint__every=2, stop_at=2, **BASE)
     before, out = saved(folder), {}
     for kind in ("weights", "lanes", "run", "manifest"):
+
         def write(path, how, kind=kind):
             if path.name.startswith(kind):
                 path.write_bytes(b"half")
@@ -106,12 +111,23 @@ def changes(root: Path) -> dict:
 
     base, out = root / "from", {}
     train(base, root / "data", run__steps=5, stop_at=3, **BASE)
-    for name, options in {"on": {}, "more": {"batch__lanes": 6}, "fewer": {"batch__lanes": 2},
-                          "reset": {"checkpoint__memory": "reset"}, "accumulated": {"batch__micro_batch": 1}}.items():
+    for name, options in {
+        "on": {},
+        "more": {"batch__lanes": 6},
+        "fewer": {"batch__lanes": 2},
+        "reset": {"checkpoint__memory": "reset"},
+        "accumulated": {"batch__micro_batch": 1},
+    }.items():
         shutil.copytree(base, root / name)
         code = train(root / name, root / "data", run__steps=5, **BASE | options)
-        lanes = json.loads((root / name / "checkpoints" / "step-00000005" / "run.json").read_text())["lanes"]
-        out[name] = (code, small_run.curve(root / name), len(lanes["cursors"]) if "cursors" in lanes else None)
+        lanes = json.loads(
+            (root / name / "checkpoints" / "step-00000005" / "run.json").read_text()
+        )["lanes"]
+        out[name] = (
+            code,
+            small_run.curve(root / name),
+            len(lanes["cursors"]) if "cursors" in lanes else None,
+        )
     return out
 
 
@@ -120,10 +136,20 @@ def stages(root: Path) -> dict:
 
     out = {}
     for stage, precision in STAGES:
-        name, options = f"{stage}-{precision}", {"parallel__zero_stage": stage, "precision": precision}
+        name, options = (
+            f"{stage}-{precision}",
+            {"parallel__zero_stage": stage, "precision": precision},
+        )
         whole = train(root / f"{name}-whole", root / "data", run__steps=4, **options)
-        codes = [train(root / name, root / "data", stop, run__steps=4, **options) for stop in (2, None)]
-        out[name] = (whole, codes, small_run.curve(root / f"{name}-whole"), small_run.curve(root / name))
+        codes = [
+            train(root / name, root / "data", stop, run__steps=4, **options) for stop in (2, None)
+        ]
+        out[name] = (
+            whole,
+            codes,
+            small_run.curve(root / f"{name}-whole"),
+            small_run.curve(root / name),
+        )
     return out
 
 
@@ -138,11 +164,18 @@ def seen(tmp_path_factory):
     return processes.run(1, everything, root)[0]
 
 
-@pytest.mark.parametrize("change, words", [
-    ("dataset", "another dataset than data.train"), ("tokenizer", "another tokenizer than data.train"),
-    ("width", "a checkpoint of a different model"), ("family", "a checkpoint of a different model"),
-    ("contraction", "model.memory.contraction"), ("spoilt", "none is whole"),
-    ("unreadable", "lanes-00000.safetensors cannot be read")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("dataset", "another dataset than data.train"),
+        ("tokenizer", "another tokenizer than data.train"),
+        ("width", "a checkpoint of a different model"),
+        ("family", "a checkpoint of a different model"),
+        ("contraction", "model.memory.contraction"),
+        ("spoilt", "none is whole"),
+        ("unreadable", "lanes-00000.safetensors cannot be read"),
+    ],
+)
 def test_what_does_not_belong_together_is_refused(seen, change, words):
     assert words in seen["refused"][change]
 

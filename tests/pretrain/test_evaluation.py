@@ -53,10 +53,19 @@ def model(data):
     return InftyLM(replace(config, init_std=0.3)).eval()
 
 
-def figures(model: InftyLM, data, lanes: int = 2, window_segments: int = 3, **options) -> dict[str, float]:
-    return evaluation.evaluate(model, model.initial_state, Documents.open(data), lanes=lanes,
-                               segment_length=small_run.SEGMENT, window_segments=window_segments, device="cpu",
-                               **options)
+def figures(
+    model: InftyLM, data, lanes: int = 2, window_segments: int = 3, **options
+) -> dict[str, float]:
+    return evaluation.evaluate(
+        model,
+        model.initial_state,
+        Documents.open(data),
+        lanes=lanes,
+        segment_length=small_run.SEGMENT,
+        window_segments=window_segments,
+        device="cpu",
+        **options,
+    )
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -88,51 +97,98 @@ def test_the_memory_matters_and_can_be_switched_off(model, data):
 
 def test_replay_rebuilds_the_memories(tmp_path, data):
     """With weights that stand still, reading again gives what was saved: memories, short-term memory, counters."""
+
     def start(memory: str) -> dict[str, torch.Tensor]:
-        config = small_run.config(tmp_path / "run", data, optimizer__lr=1e-12, optimizer__memory_lr=1e-12,
-                                  model__dropout=0.0, checkpoint__memory=memory)
+        config = small_run.config(
+            tmp_path / "run",
+            data,
+            optimizer__lr=1e-12,
+            optimizer__memory_lr=1e-12,
+            model__dropout=0.0,
+            checkpoint__memory=memory,
+        )
         trainer = Trainer(config, Launch(0, 1, 0, "env"))
         assert trainer.step == 6
         trainer.monitor.close()
         trainer.engine.deepspeed.destroy()
         return trainer.engine.lane_state().named()
 
-    assert small_training.train(tmp_path / "run", data, optimizer__lr=1e-12, optimizer__memory_lr=1e-12,
-                                model__dropout=0.0) == 0
+    assert (
+        small_training.train(
+            tmp_path / "run",
+            data,
+            optimizer__lr=1e-12,
+            optimizer__memory_lr=1e-12,
+            model__dropout=0.0,
+        )
+        == 0
+    )
     saved, again = start("save"), start("replay")
     # A lane whose document has just ended needs no replay: what it holds is reset by the next.
-    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000006" / "run.json").read_text())["lanes"]["lanes"]
-    inside = [i for i in range(4) if state[str(i)]["document"] >= 0 and state[str(i)]["position"] > 0]
+    state = json.loads(
+        (tmp_path / "run" / "checkpoints" / "step-00000006" / "run.json").read_text()
+    )["lanes"]["lanes"]
+    inside = [
+        i for i in range(4) if state[str(i)]["document"] >= 0 and state[str(i)]["position"] > 0
+    ]
     assert len(inside) >= 2
     for name, value in saved.items():
-        torch.testing.assert_close(again[name][inside], value[inside], rtol=1e-4, atol=1e-5,
-                                   msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            again[name][inside],
+            value[inside],
+            rtol=1e-4,
+            atol=1e-5,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
 
 
 def test_what_tensorboard_and_the_console_show(tmp_path, data, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = tmp_path / "run"
-    assert small_training.train(run, data, logging__tensorboard=True, data__validation=str(data), evaluation__every=3,
-                                logging__peak_tflops=0.001) == 0
+    assert (
+        small_training.train(
+            run,
+            data,
+            logging__tensorboard=True,
+            data__validation=str(data),
+            evaluation__every=3,
+            logging__peak_tflops=0.001,
+        )
+        == 0
+    )
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    assert {f"train/{n}" for n in ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu")} <= tags
+    assert {
+        f"train/{n}" for n in ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu")
+    } <= tags
     assert {"validation/nll_memory_on", "validation/nll_memory_off"} <= tags
     for layer in ("layer_00", "layer_01"):
         assert len([t for t in tags if t.startswith("memory_") and t.endswith(layer)]) >= 4
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 4, 6]
     rows = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows] == [3, 6] and rows[0]["on"]["tokens"] == rows[0]["off"]["tokens"] > 0
+    assert [r["step"] for r in rows] == [3, 6] and rows[0]["on"]["tokens"] == rows[0]["off"][
+        "tokens"
+    ] > 0
     said = capsys.readouterr().out
-    assert "step 4/6" in said and "left 0:00:0" in said and "mfu" in said and "validation perplexity" in said
+    assert (
+        "step 4/6" in said
+        and "left 0:00:0" in said
+        and "mfu" in said
+        and "validation perplexity" in said
+    )
 
 
-@pytest.mark.parametrize("lengths, lanes, words", [
-    ([9, 30], 8, "8 lanes for 2 document(s): 6 of them .* up to 4 identical rows"),
-    ([9, 30, 1], 3, "3 lanes for 2 document(s): 1 of them .* up to 2 identical rows"), ([9, 30], 2, None),
-    ([9, 30, 40], 2, None)])
+@pytest.mark.parametrize(
+    "lengths, lanes, words",
+    [
+        ([9, 30], 8, "8 lanes for 2 document(s): 6 of them .* up to 4 identical rows"),
+        ([9, 30, 1], 3, "3 lanes for 2 document(s): 1 of them .* up to 2 identical rows"),
+        ([9, 30], 2, None),
+        ([9, 30, 40], 2, None),
+    ],
+)
 def test_more_lanes_than_documents_are_told_with_the_numbers(lengths, lanes, words):
     said = crowding(np.array(lengths), lanes)
     assert said is None if words is None else re.search(words.replace("(s)", r"\(s\)"), said)
@@ -149,10 +205,15 @@ def test_the_trainer_says_so_before_training(tmp_path, capsys):
 def test_a_loss_that_is_no_number_ends_the_run_without_a_checkpoint(tmp_path, data, end):
     """Neither when patience ends nor at the last step nor in between: the weights may be why."""
     changes = {"patience": {"faults__patience": 3}, "the last step": {}}[end]
-    trainer = Trainer(small_run.config(tmp_path / "run", data, checkpoint__every=1, **changes), Launch(0, 1, 0, "env"))
+    trainer = Trainer(
+        small_run.config(tmp_path / "run", data, checkpoint__every=1, **changes),
+        Launch(0, 1, 0, "env"),
+    )
     with torch.no_grad():
         next(trainer.engine.model.parameters()).fill_(float("nan"))
-    with pytest.raises(UserError, match=f"step {3 if changes else 6}: .* the loss is not finite. Nothing was saved"):
+    with pytest.raises(
+        UserError, match=f"step {3 if changes else 6}: .* the loss is not finite. Nothing was saved"
+    ):
         trainer.run()
     assert not (tmp_path / "run" / "checkpoints").exists()
     trainer.engine.deepspeed.destroy()
@@ -160,9 +221,18 @@ def test_a_loss_that_is_no_number_ends_the_run_without_a_checkpoint(tmp_path, da
 
 def test_flops_of_a_plain_model_are_six_a_parameter(data):
     """The rule of thumb, for a model whose attention costs little beside its matrices."""
-    config = replace(small_run.config(data, data).with_vocab(40).model, memory=None, hidden_size=256, layers=4,
-                     ffn_size=1024)
-    matrices = sum(p.numel() for n, p in InftyLM(config).named_parameters() if p.dim() == 2 and "embedding" not in n)
+    config = replace(
+        small_run.config(data, data).with_vocab(40).model,
+        memory=None,
+        hidden_size=256,
+        layers=4,
+        ffn_size=1024,
+    )
+    matrices = sum(
+        p.numel()
+        for n, p in InftyLM(config).named_parameters()
+        if p.dim() == 2 and "embedding" not in n
+    )
     per_token = flops.training_per_token(config)
     assert per_token == pytest.approx(6 * matrices, rel=0.05)
     assert flops.training_per_token(small_run.config(data, data).with_vocab(40).model) > 0
@@ -172,18 +242,27 @@ def test_a_perplexity_that_no_float_holds_is_left_out():
     info = SimpleNamespace(words=3)
     figures = evaluation.figures(9000.0, 1.0, 10, SimpleNamespace(info=info), whole=True)
     assert figures == {"nll": 900.0, "accuracy": 0.1, "tokens": 10, "words": 3}
-    assert evaluation.figures(20.0, 1.0, 10, SimpleNamespace(info=info), whole=True)["perplexity"] == math.exp(2)
+    assert evaluation.figures(20.0, 1.0, 10, SimpleNamespace(info=info), whole=True)[
+        "perplexity"
+    ] == math.exp(2)
     with pytest.raises(UserError, match="no token of the dataset counts"):
         evaluation.figures(0.0, 0.0, 0, SimpleNamespace(info=info), whole=True)
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["evaluate", "--checkpoint", "x", "--data", "y", "--windows", "0"], "--windows"),
-    (["evaluate", "--checkpoint", "x", "--data", "y", "--lanes", "0"], "--lanes"),
-    (["evaluate", "--checkpoint", "", "--data", "y"], "--checkpoint"),
-    (["export", "--checkpoint", "x", "--output", "y", "--max-shard", "5 gigs"], "is not a size"),
-    (["generate", "--model", "x", "--prompt", "caf\udce9"], "not UTF-8"),
-    (["generate", "--model", "x", "--seed", "-1"], "--seed")])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "--checkpoint", "x", "--data", "y", "--windows", "0"], "--windows"),
+        (["evaluate", "--checkpoint", "x", "--data", "y", "--lanes", "0"], "--lanes"),
+        (["evaluate", "--checkpoint", "", "--data", "y"], "--checkpoint"),
+        (
+            ["export", "--checkpoint", "x", "--output", "y", "--max-shard", "5 gigs"],
+            "is not a size",
+        ),
+        (["generate", "--model", "x", "--prompt", "caf\udce9"], "not UTF-8"),
+        (["generate", "--model", "x", "--seed", "-1"], "--seed"),
+    ],
+)
 def test_options_that_cannot_be_are_refused_before_anything_is_read(words, said):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2 and said in " ".join(result.output.replace("\u2502", " ").split())
@@ -202,9 +281,15 @@ def test_intervals_and_curves_add_up():
     tally.add(Window(empty, empty, weights, seen == 0, document, 0), nll, seen)
     for index, where in enumerate((document == 0, document == 1, document == 2)):
         expected = (nll.double() * weights)[where].sum()
-        assert tally.by_document[index].tolist() == pytest.approx([expected.item(), weights[where].sum().item()])
+        assert tally.by_document[index].tolist() == pytest.approx(
+            [expected.item(), weights[where].sum().item()]
+        )
     first, second, third = tally.curve()
-    assert [(row["from"], row["to"]) for row in (first, second, third)] == [(0, 64), (64, 128), (128, 256)]
+    assert [(row["from"], row["to"]) for row in (first, second, third)] == [
+        (0, 64),
+        (64, 128),
+        (128, 256),
+    ]
     early = torch.cat([nll[0, :2].flatten(), nll[1, 2]]).double()
     counted = torch.cat([weights[0, :2].flatten(), weights[1, 2]])
     assert first["nll"] == pytest.approx(((early * counted).sum() / counted.sum()).item())

@@ -38,7 +38,9 @@ def check(steps: list[dict]) -> None:
         assert step["differ"] == [], fault
         if fault in fault_cases.SKIPS:
             assert (result.skipped, result.quarantined) == (fault, ())
-            assert math.isfinite(result.loss) == (fault != "loss") and not math.isfinite(result.grad_norm)
+            assert math.isfinite(result.loss) == (fault != "loss") and not math.isfinite(
+                result.grad_norm
+            )
             assert step["learned"] == []
             # The memories move on, unless nothing that was read was finite.
             assert bool(step["moved"]) == (fault != "loss")
@@ -47,7 +49,9 @@ def check(steps: list[dict]) -> None:
         assert result.quarantined == ((fault_cases.LANES[fault],) if fault else ())
         assert result.grad_norm == expected.grad_norm > 0
         assert (step["lost"] > 0) == bool(fault) and step["moved"]
-        assert result.loss * (result.tokens - step["lost"]) / result.tokens == pytest.approx(expected.loss, rel=1e-12)
+        assert result.loss * (result.tokens - step["lost"]) / result.tokens == pytest.approx(
+            expected.loss, rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("layout", fault_cases.LAYOUTS)
@@ -81,7 +85,9 @@ def trainer(root, folder, **changes) -> Trainer:
 
 
 def test_what_is_told(root, tmp_path, alone, capsys):
-    run = trainer(root, tmp_path / "run", logging__tensorboard=True, logging__every=100, run__steps=4)
+    run = trainer(
+        root, tmp_path / "run", logging__tensorboard=True, logging__every=100, run__steps=4
+    )
     plain = run.engine.step
 
     def step(*arguments):
@@ -94,17 +100,32 @@ def test_what_is_told(root, tmp_path, alone, capsys):
     run.engine.step = step
     assert run.run() == 0
     run.engine.deepspeed.destroy()
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [r.get("skipped") for r in rows] == [None, None, "spike", None]
     assert [r.get("quarantined") for r in rows] == [None, [2], None, [2]]
     assert [r["grad_norm"] is None for r in rows] == [False, False, True, False]
     said = capsys.readouterr().out
     assert "step 2: lane 2 had non-finite numbers" in said
-    assert f"step 3: skipped, because the loss is far above recent ones ({rows[2]['loss']:.4f})" in said
+    assert (
+        f"step 3: skipped, because the loss is far above recent ones ({rows[2]['loss']:.4f})"
+        in said
+    )
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("faults/skipped")] == [(1, 0), (2, 0), (3, 1), (4, 1)]
-    assert [(e.step, e.value) for e in events.Scalars("faults/quarantined")] == [(1, 0), (2, 1), (3, 1), (4, 2)]
+    assert [(e.step, e.value) for e in events.Scalars("faults/skipped")] == [
+        (1, 0),
+        (2, 0),
+        (3, 1),
+        (4, 1),
+    ]
+    assert [(e.step, e.value) for e in events.Scalars("faults/quarantined")] == [
+        (1, 0),
+        (2, 1),
+        (3, 1),
+        (4, 2),
+    ]
 
 
 def test_patience_with_spikes_ends_and_keeps_all(root, tmp_path, alone):
@@ -112,7 +133,9 @@ def test_patience_with_spikes_ends_and_keeps_all(root, tmp_path, alone):
     run = trainer(root, tmp_path / "run", **changes)
     run.engine.faults.limit = lambda: 0.0
     before = {n: p.detach().clone() for n, p in run.engine.model.named_parameters()}
-    with pytest.raises(UserError, match=r"step 3: 3 steps in a row .* recent ones\. Nothing was lost.* step 3 is"):
+    with pytest.raises(
+        UserError, match=r"step 3: 3 steps in a row .* recent ones\. Nothing was lost.* step 3 is"
+    ):
         run.run()
     assert all(torch.equal(p, before[n]) for n, p in run.engine.model.named_parameters())
     run.monitor.close()
@@ -127,17 +150,27 @@ def test_patience_with_spikes_ends_and_keeps_all(root, tmp_path, alone):
 
 
 def test_patience_with_a_lost_lane_ends_without_quarantine(root, tmp_path, alone):
-    run = trainer(root, tmp_path / "run", faults__quarantine=False, faults__patience=2, checkpoint__every=1)
+    run = trainer(
+        root, tmp_path / "run", faults__quarantine=False, faults__patience=2, checkpoint__every=1
+    )
     run._train_step()
     run._save()
     fault_cases.spoil(run.engine, 1, "state")
     run._train_step()
     run._save()  # a checkpoint that is due now would keep weights that may be bad
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
-    with pytest.raises(UserError, match=r"step 3: 2 steps .* loss is not finite\. Nothing was saved after step 1"):
+    with pytest.raises(
+        UserError, match=r"step 3: 2 steps .* loss is not finite\. Nothing was saved after step 1"
+    ):
         run._train_step()
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["loss"] is None, r.get("skipped")) for r in rows] == [(False, None), (True, "loss"), (True, "loss")]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [(r["loss"] is None, r.get("skipped")) for r in rows] == [
+        (False, None),
+        (True, "loss"),
+        (True, "loss"),
+    ]
     run.monitor.close()
     run.engine.deepspeed.destroy()
     run._lock.close()
@@ -145,7 +178,9 @@ def test_patience_with_a_lost_lane_ends_without_quarantine(root, tmp_path, alone
 
 def test_recent_losses_survive_a_resume(root, tmp_path, alone):
     def kept(folder):
-        return json.loads((folder / "checkpoints" / "step-00000006" / "run.json").read_text())["faults"]
+        return json.loads((folder / "checkpoints" / "step-00000006" / "run.json").read_text())[
+            "faults"
+        ]
 
     data = root / "data"
     assert small_training.train(tmp_path / "whole", data, faults__spike_window=4) == 0
@@ -160,9 +195,12 @@ def history(**changes) -> FaultHistory:
 
 
 def test_the_spike_rule():
-    faults, losses = history(spike_sigma=4.0, spike_window=20), 3 + 0.3 * np.random.default_rng(0).standard_normal(60)
+    faults, losses = (
+        history(spike_sigma=4.0, spike_window=20),
+        3 + 0.3 * np.random.default_rng(0).standard_normal(60),
+    )
     for i, loss in enumerate(losses.tolist()):
-        recent = losses[max(0, i - 20):i]
+        recent = losses[max(0, i - 20) : i]
         limit = recent.mean() + 4 * recent.std() if i >= 10 else math.inf
         assert faults.limit() == pytest.approx(limit, rel=1e-12)
         assert loss < limit and faults.verdict(loss) is None

@@ -47,7 +47,12 @@ def data(tmp_path_factory):
 def finished(tmp_path_factory, data, single_process, surroundings):
     """A run of four steps that kept a checkpoint of each."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    assert small_training.train(folder, data, run__steps=STEPS, checkpoint__every=1, checkpoint__keep_last=9) == 0
+    assert (
+        small_training.train(
+            folder, data, run__steps=STEPS, checkpoint__every=1, checkpoint__keep_last=9
+        )
+        == 0
+    )
     return folder
 
 
@@ -58,7 +63,9 @@ def run(finished, tmp_path):
 
 
 def again(run: Path, data: Path, **changes) -> int:
-    return small_training.train(run, data, **{"run__steps": STEPS, "checkpoint__keep_last": 9, **changes})
+    return small_training.train(
+        run, data, **{"run__steps": STEPS, "checkpoint__keep_last": 9, **changes}
+    )
 
 
 def names(run: Path) -> list[str]:
@@ -95,7 +102,9 @@ def test_nothing_whole_is_not_a_beginning(run, data):
 def test_leftovers_of_a_killed_save_are_removed(run, data):
     checkpoints = run / "checkpoints"
     shutil.copytree(checkpoints / "step-00000004", checkpoints / "step-00000005.partial")
-    shutil.copytree(checkpoints / "step-00000004", checkpoints / "step-00000004-mine")  # no name of ours: left alone
+    shutil.copytree(
+        checkpoints / "step-00000004", checkpoints / "step-00000004-mine"
+    )  # no name of ours: left alone
     assert again(run, data, run__steps=5, checkpoint__keep_last=1) == 0
     assert names(run) == ["step-00000004-mine", "step-00000005"]
 
@@ -107,7 +116,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, data, name, monkeypatch):
             path.write_bytes(b"half")
 
             def action(_):
-                raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+                raise SafetensorError(
+                    "Error while serializing: I/O error: No space left on device (os error 28)"
+                )
+
         plain(path, action)
 
     monkeypatch.setattr(checkpoint, "_write", write)
@@ -118,13 +130,19 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, data, name, monkeypatch):
     assert again(run, data, run__steps=5) == 0
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"model__hidden_size": 48}, "different model: .* has shape"),
-    ({"model__layers": 3}, "different model: .* has shape None"),
-    ({"model__memory__contraction": 0.5}, r"different model: model\.memory\.contraction: uniform -> 0\.5"),
-    ({"model__rope_theta": 500.0}, r"different model: model\.rope_theta"),
-    ({"model__segment_length": 4, "model__stm_length": 4}, "segment_length"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model__hidden_size": 48}, "different model: .* has shape"),
+        ({"model__layers": 3}, "different model: .* has shape None"),
+        (
+            {"model__memory__contraction": 0.5},
+            r"different model: model\.memory\.contraction: uniform -> 0\.5",
+        ),
+        ({"model__rope_theta": 500.0}, r"different model: model\.rope_theta"),
+        ({"model__segment_length": 4, "model__stm_length": 4}, "segment_length"),
+    ],
+)
 def test_another_model_is_refused(run, data, changes, message):
     with pytest.raises(UserError, match=message):
         again(run, data, run__steps=5, **changes)
@@ -165,8 +183,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, data):
 @pytest.mark.parametrize("lanes", [2, 6])
 def test_other_lanes_are_kept_added_and_retired(run, data, lanes):
     assert again(run, data, run__steps=5, batch__lanes=lanes) == 0
-    before, after = (json.loads((run / "checkpoints" / f"step-{n:08d}" / "run.json").read_text())["lanes"]
-                     for n in (STEPS, 5))
+    before, after = (
+        json.loads((run / "checkpoints" / f"step-{n:08d}" / "run.json").read_text())["lanes"]
+        for n in (STEPS, 5)
+    )
     for lane in map(str, range(min(4, lanes))):
         then, now = before["lanes"][lane], after["lanes"][lane]
         assert now["document"] != then["document"] or now["position"] > then["position"]
@@ -192,8 +212,10 @@ def first_losses(run, data, lanes: int) -> torch.Tensor:
 
 def test_lanes_that_are_kept_read_on_with_their_memories(finished, data, tmp_path):
     """Whatever other lanes are added or retired: their tokens have the losses that they would have had."""
-    losses = {lanes: first_losses(Path(shutil.copytree(finished, tmp_path / str(lanes))), data, lanes)
-              for lanes in (4, 6, 2)}
+    losses = {
+        lanes: first_losses(Path(shutil.copytree(finished, tmp_path / str(lanes))), data, lanes)
+        for lanes in (4, 6, 2)
+    }
     assert losses[4][:2].isfinite().any()  # in the middle of a document
     for got, expected in ((losses[6][:4], losses[4]), (losses[2], losses[4][:2])):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
@@ -201,7 +223,9 @@ def test_lanes_that_are_kept_read_on_with_their_memories(finished, data, tmp_pat
 
 @pytest.mark.parametrize("memory", ["save", "reset"])
 def test_memory_is_saved_or_reset(run, data, memory):
-    trainer = Trainer(small_run.config(run, data, checkpoint__memory=memory), Launch(0, 1, 0, "env"))
+    trainer = Trainer(
+        small_run.config(run, data, checkpoint__memory=memory), Launch(0, 1, 0, "env")
+    )
     trainer.monitor.close()
     trainer.engine.deepspeed.destroy()
     signals = [v for k, v in trainer.engine.lane_state().named().items() if "coefficients" in k]
@@ -245,7 +269,9 @@ def test_a_finished_run_says_so_and_changes_nothing(run, data, capsys):
 
 
 def test_memory_parameters_have_their_own_rate_and_vectors_do_not_decay(tmp_path, data):
-    trainer = Trainer(small_run.config(tmp_path / "run", data, optimizer__memory_lr=0.0), Launch(0, 1, 0, "env"))
+    trainer = Trainer(
+        small_run.config(tmp_path / "run", data, optimizer__memory_lr=0.0), Launch(0, 1, 0, "env")
+    )
     engine = trainer.engine
     before = {n: p.detach().clone() for n, p in engine.model.named_parameters()}
     trainer._train_step()
@@ -282,7 +308,9 @@ time.sleep(60)
 
 
 def test_two_runs_in_one_folder_do_not_meet(run, data, monkeypatch, capsys):
-    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout.readline() == "held\n"
         monkeypatch.setattr(lock.take, "__defaults__", (print, 0.3))
@@ -300,7 +328,12 @@ def test_two_runs_in_one_folder_do_not_meet(run, data, monkeypatch, capsys):
 def test_checkpoints_by_the_clock(run, data, capsys):
     """They are kept until the next, and push none of the others out."""
     before = names(run)
-    assert again(run, data, run__steps=8, checkpoint__minutes=1e-9, checkpoint__keep_last=len(before) + 1) == 0
+    assert (
+        again(
+            run, data, run__steps=8, checkpoint__minutes=1e-9, checkpoint__keep_last=len(before) + 1
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert all(f"saved step-0000000{step}" in said for step in (6, 7, 8))
     assert names(run) == [*before, "step-00000008"]

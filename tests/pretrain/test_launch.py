@@ -12,13 +12,19 @@ from infty.errors import UserError
 from infty_pretrain import environment, launch
 
 MASTER = {"MASTER_ADDR": "node1", "MASTER_PORT": "1234"}
-STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
+STEP = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "1",
+}
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
 
 
 @pytest.fixture
 def mpi(monkeypatch):
     """mpirun's world without MPI."""
+
     def answer(env):
         env.update(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", **MASTER)
 
@@ -37,7 +43,11 @@ def test_torchrun_inside_a_slurm_step():
 def test_srun():
     env = STEP | MASTER
     assert launch.detect(env) == launch.Launch(3, 4, 1, "slurm")
-    assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"]) == ("3", "4", "1")  # what DeepSpeed reads
+    assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"]) == (
+        "3",
+        "4",
+        "1",
+    )  # what DeepSpeed reads
 
 
 def test_srun_without_an_address_says_what_to_export():
@@ -46,7 +56,9 @@ def test_srun_without_an_address_says_what_to_export():
 
 
 def test_srun_of_one_task_needs_no_address():
-    found = launch.detect(STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
+    found = launch.detect(
+        STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    )
     assert (found.rank, found.world) == (0, 1)
 
 
@@ -55,12 +67,18 @@ def test_a_batch_script_is_no_task():
     assert launch.detect(env) == launch.Launch(0, 1, 0, "single")
 
 
-@pytest.mark.parametrize("set_by_mpirun", [
-    {"OMPI_COMM_WORLD_RANK": "1"},
-    {"PMI_RANK": "1"},
-    {"OMPI_COMM_WORLD_RANK": "1", **STEP},  # daemons of mpirun in a Slurm job pass their own SLURM_PROCID on
-    {"PMI_RANK": "1", "MPI_LOCALRANKID": "1", **STEP},
-])
+@pytest.mark.parametrize(
+    "set_by_mpirun",
+    [
+        {"OMPI_COMM_WORLD_RANK": "1"},
+        {"PMI_RANK": "1"},
+        {
+            "OMPI_COMM_WORLD_RANK": "1",
+            **STEP,
+        },  # daemons of mpirun in a Slurm job pass their own SLURM_PROCID on
+        {"PMI_RANK": "1", "MPI_LOCALRANKID": "1", **STEP},
+    ],
+)
 def test_mpirun(mpi, set_by_mpirun):
     assert launch.detect(dict(set_by_mpirun)) == launch.Launch(1, 2, 1, "mpi")
 
@@ -69,7 +87,9 @@ def test_srun_with_pmi2_is_srun(mpi):
     assert launch.detect(STEP | MASTER | {"PMI_RANK": "3"}).launcher == "slurm"
 
 
-@pytest.mark.parametrize("left", [{}, MASTER, {"MASTER_PORT": "4321"}, MASTER | {"RANK": "0", "WORLD_SIZE": "1"}])
+@pytest.mark.parametrize(
+    "left", [{}, MASTER, {"MASTER_PORT": "4321"}, MASTER | {"RANK": "0", "WORLD_SIZE": "1"}]
+)
 def test_one_process_listens_to_nothing_that_was_left_over(left):
     env = dict(left)
     found = launch.detect(env)
@@ -82,12 +102,16 @@ def test_a_rank_left_in_the_shell_is_not_that_of_a_process_of_mpirun(mpi, capsys
     assert launch.detect(left | {"PMI_RANK": "1", "PMI_SIZE": "2"}) == launch.Launch(1, 2, 1, "mpi")
     assert capsys.readouterr().out == ""
     launch.detect(left | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"})
-    assert "RANK=0 and WORLD_SIZE=1 in the environment are not this run's" in capsys.readouterr().out
+    assert (
+        "RANK=0 and WORLD_SIZE=1 in the environment are not this run's" in capsys.readouterr().out
+    )
     assert launch.detect(left | STEP) == launch.Launch(3, 4, 1, "slurm")
 
 
 def test_ranks_that_contradict_each_other_are_refused():
-    with pytest.raises(UserError, match="RANK=0 is set in the environment, but this is process 3 of 4"):
+    with pytest.raises(
+        UserError, match="RANK=0 is set in the environment, but this is process 3 of 4"
+    ):
         launch.detect({"RANK": "0", "WORLD_SIZE": "4", **MASTER, **STEP})
     with pytest.raises(UserError, match="RANK=2 in the environment must be less than WORLD_SIZE=2"):
         launch.detect({"RANK": "2", "WORLD_SIZE": "2", **MASTER})
@@ -97,25 +121,46 @@ def test_ranks_that_contradict_each_other_are_refused():
 def test_a_launcher_on_every_node_started_by_mpirun_or_srun(own):
     """It has more processes than those that mpirun started; or what it says agrees."""
     eight = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", **MASTER, **own}
-    assert launch.detect(eight | STEP | {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}).rank == 5
+    assert (
+        launch.detect(
+            eight | STEP | {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+        ).rank
+        == 5
+    )
     assert launch.detect(eight | STEP) == launch.Launch(5, 8, 1, "env")
-    assert launch.detect(STEP | MASTER | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}).launcher == "env"
+    assert (
+        launch.detect(STEP | MASTER | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}).launcher
+        == "env"
+    )
 
 
-@pytest.mark.parametrize("name, value, words", [
-    ("OMP_NUM_THREADS", "four", "is not a number of threads"), ("OMP_NUM_THREADS", "0", "1 or more"),
-    ("OMP_NUM_THREADS", "2,", "is not a number of threads"), ("RANK", "-1", "0 or more"), ("RANK", "x", "RANK=x"),
-    ("WORLD_SIZE", "0", "1 or more"), ("MASTER_PORT", "70000", "from 0 to 65,535"), ("MASTER_PORT", "a", "a port"),
-    ("LOCAL_RANK", "1.5", "LOCAL_RANK=1.5"), ("DS_ACCELERATOR", "gpu", "one of cpu, cuda"),
-    ("TORCH_DISTRIBUTED_DEBUG", "yes", "one of OFF, INFO, DETAIL"), ("PMI_SIZE", "two", "a number of processes"),
-    ("GLOO_SOCKET_IFNAME", "no-such-link", "names no network interface")])
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("OMP_NUM_THREADS", "four", "is not a number of threads"),
+        ("OMP_NUM_THREADS", "0", "1 or more"),
+        ("OMP_NUM_THREADS", "2,", "is not a number of threads"),
+        ("RANK", "-1", "0 or more"),
+        ("RANK", "x", "RANK=x"),
+        ("WORLD_SIZE", "0", "1 or more"),
+        ("MASTER_PORT", "70000", "from 0 to 65,535"),
+        ("MASTER_PORT", "a", "a port"),
+        ("LOCAL_RANK", "1.5", "LOCAL_RANK=1.5"),
+        ("DS_ACCELERATOR", "gpu", "one of cpu, cuda"),
+        ("TORCH_DISTRIBUTED_DEBUG", "yes", "one of OFF, INFO, DETAIL"),
+        ("PMI_SIZE", "two", "a number of processes"),
+        ("GLOO_SOCKET_IFNAME", "no-such-link", "names no network interface"),
+    ],
+)
 def test_a_value_that_cannot_be_is_named(name, value, words):
     with pytest.raises(UserError, match=words) as told:
         launch.detect({"RANK": "0", "WORLD_SIZE": "2", **MASTER, name: value})
     assert f"{name}={value} in the environment" in str(told.value)
 
 
-@pytest.mark.parametrize("value, threads", [(None, None), ("", None), ("3", 3), ("2,1", 2), (" 4 , 2,1", 4)])
+@pytest.mark.parametrize(
+    "value, threads", [(None, None), ("", None), ("3", 3), ("2,1", 2), (" 4 , 2,1", 4)]
+)
 def test_threads_of_the_first_level(value, threads):
     assert environment.threads({} if value is None else {"OMP_NUM_THREADS": value}) == threads
 
@@ -162,7 +207,9 @@ def test_the_device_is_one_that_is_visible(monkeypatch, local_rank, visible, ind
 
 
 def test_fewer_devices_than_processes_are_told():
-    with pytest.raises(UserError, match="process 3 of its node finds 2 GPUs: start at most one process per GPU"):
+    with pytest.raises(
+        UserError, match="process 3 of its node finds 2 GPUs: start at most one process per GPU"
+    ):
         launch.device_index(launch.Launch(3, 4, 3, "env"), 2)
 
 
@@ -179,8 +226,14 @@ import os; os._exit(0)
 
 def test_collectives_wait_longer_than_the_watchdog():
     """It tells who stands where; a collective that gives up first ends the run with a stack trace."""
-    done = subprocess.run([sys.executable, "-c", CONNECT], capture_output=True, text=True, timeout=120, check=True,
-                          env={k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-                          | {"PYTHONUNBUFFERED": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        | {"PYTHONUNBUFFERED": "1"},
+    )
     assert [float(x) for x in done.stdout.split()[-3:]] == [100.0, 100.0, 100.0]
     assert launch.patience(None).days > 300

@@ -26,8 +26,13 @@ Path(sys.argv[1]).touch()
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
 def test_output_outlasts_its_reader(tmp_path, kind):
     reading, writing = os.pipe() if kind == "pipe" else os.openpty()
-    with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "done")], stdin=subprocess.PIPE, stdout=writing,
-                          stderr=writing, start_new_session=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path / "done")],
+        stdin=subprocess.PIPE,
+        stdout=writing,
+        stderr=writing,
+        start_new_session=True,
+    ) as process:
         os.close(writing)
         assert os.read(reading, 5) == b"begun"
         os.close(reading)

@@ -35,7 +35,9 @@ def test_steps_are_taken_while_the_disk_is_slow(tmp_path, data, monkeypatch):
     reference = run(tmp_path / "plain", data, checkpoint__every=2, checkpoint__overlap=False)
     assert reference.step == 6
     go_on, plain, seen = threading.Event(), checkpoint._write, []
-    trainer = Trainer(small_run.config(tmp_path / "slow", data, checkpoint__every=2), Launch(0, 1, 0, "env"))
+    trainer = Trainer(
+        small_run.config(tmp_path / "slow", data, checkpoint__every=2), Launch(0, 1, 0, "env")
+    )
     step = trainer.engine.step
 
     def slow(path, write):
@@ -45,7 +47,12 @@ def test_steps_are_taken_while_the_disk_is_slow(tmp_path, data, monkeypatch):
 
     def counted(*arguments):
         if trainer.step == 3:  # step 4 is computed with the checkpoint of step 2 unwritten
-            seen.append((trainer.saver.writing(), [p.name for p in (tmp_path / "slow" / "checkpoints").glob("*0002*")]))
+            seen.append(
+                (
+                    trainer.saver.writing(),
+                    [p.name for p in (tmp_path / "slow" / "checkpoints").glob("*0002*")],
+                )
+            )
         result = step(*arguments)
         if trainer.step == 3:
             go_on.set()  # before that of step 4 falls due, which has to wait for it
@@ -58,17 +65,26 @@ def test_steps_are_taken_while_the_disk_is_slow(tmp_path, data, monkeypatch):
     assert seen == [(True, ["step-00000002.partial"])]
     assert small_run.curve(tmp_path / "slow") == small_run.curve(tmp_path / "plain")
     assert [p.name for p in checkpoint.candidates(tmp_path / "slow" / "checkpoints")] == [
-        p.name for p in checkpoint.candidates(tmp_path / "plain" / "checkpoints")]
+        p.name for p in checkpoint.candidates(tmp_path / "plain" / "checkpoints")
+    ]
     for at in (4, 6):
         got, want = (small_training.checkpoint(tmp_path / n, at) for n in ("slow", "plain"))
         assert got.keys() == want.keys() and all(torch.equal(got[k], want[k]) for k in want)
 
 
 def test_what_is_written_is_the_moment_at_which_it_was_begun(tmp_path, data, monkeypatch):
-    run(tmp_path / "plain", data, checkpoint__every=2, checkpoint__overlap=False, checkpoint__keep_last=9)
+    run(
+        tmp_path / "plain",
+        data,
+        checkpoint__every=2,
+        checkpoint__overlap=False,
+        checkpoint__keep_last=9,
+    )
     late, plain = threading.Event(), checkpoint._write
-    trainer = Trainer(small_run.config(tmp_path / "late", data, checkpoint__every=2, checkpoint__keep_last=9),
-                      Launch(0, 1, 0, "env"))
+    trainer = Trainer(
+        small_run.config(tmp_path / "late", data, checkpoint__every=2, checkpoint__keep_last=9),
+        Launch(0, 1, 0, "env"),
+    )
     step = trainer.engine.step
 
     def held(path, write):
@@ -77,7 +93,9 @@ def test_what_is_written_is_the_moment_at_which_it_was_begun(tmp_path, data, mon
 
     def stepping(*arguments):
         result = step(*arguments)
-        if trainer.step >= 3:  # weights, moments and memories of step 4 are there when step 2 is written
+        if (
+            trainer.step >= 3
+        ):  # weights, moments and memories of step 4 are there when step 2 is written
             late.set()
         return result
 
@@ -87,9 +105,14 @@ def test_what_is_written_is_the_moment_at_which_it_was_begun(tmp_path, data, mon
     trainer.engine.deepspeed.destroy()
     got, want = (small_training.checkpoint(tmp_path / n, 2) for n in ("late", "plain"))
     assert got.keys() == want.keys() and all(torch.equal(got[k], want[k]) for k in want)
-    manifests = [json.loads((tmp_path / n / "checkpoints" / "step-00000002" / "manifest.json").read_text())
-                 for n in ("late", "plain")]
-    files = [{k: v["sha256"] for k, v in m["files"].items() if k.endswith(".safetensors")} for m in manifests]
+    manifests = [
+        json.loads((tmp_path / n / "checkpoints" / "step-00000002" / "manifest.json").read_text())
+        for n in ("late", "plain")
+    ]
+    files = [
+        {k: v["sha256"] for k, v in m["files"].items() if k.endswith(".safetensors")}
+        for m in manifests
+    ]
     assert files[0] == files[1]
 
 
@@ -97,8 +120,21 @@ def test_the_bench_measures_stalls(tmp_path, monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name)
     path = tmp_path / "figures.json"
-    result = CliRunner().invoke(app, ["bench", "checkpoint", "--hidden", "64", "--layers", "1", "--rounds", "1",
-                                      "--output", str(path)])
+    result = CliRunner().invoke(
+        app,
+        [
+            "bench",
+            "checkpoint",
+            "--hidden",
+            "64",
+            "--layers",
+            "1",
+            "--rounds",
+            "1",
+            "--output",
+            str(path),
+        ],
+    )
     assert result.exit_code == 0, result.exception
     rows = json.loads(path.read_text())
     assert [row["overlap"] for row in rows] == [True, False]

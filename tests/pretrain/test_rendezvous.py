@@ -23,14 +23,20 @@ def loopback_name(monkeypatch):
 
 
 def test_one_process_never_looks_at_left_overs():
-    env = {"MASTER_ADDR": "192.0.2.7", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    env = {
+        "MASTER_ADDR": "192.0.2.7",
+        "MASTER_PORT": "29500",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     rendezvous.alone(env)
     assert env == {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 def test_what_was_exported_is_kept():
     given = {"MASTER_ADDR": "head.cluster", "MASTER_PORT": "4321"}
-    assert rendezvous.offer(given, one_host=True) == rendezvous.offer(given, one_host=False) == given
+    assert (
+        rendezvous.offer(given, one_host=True) == rendezvous.offer(given, one_host=False) == given
+    )
     found = rendezvous.offer({"MASTER_ADDR": "head.cluster", "MASTER_PORT": None}, one_host=False)
     assert found["MASTER_ADDR"] == "head.cluster" and int(found["MASTER_PORT"]) > 1023
 
@@ -51,8 +57,14 @@ def test_gloo_is_told_the_interface_where_the_own_name_is_loopback(loopback_name
     import psutil
 
     monkeypatch.setattr(rendezvous, "_source_address", lambda _: "10.1.2.3")
-    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {
-        "lo": [SimpleNamespace(address="127.0.0.1")], "ib0": [SimpleNamespace(address="10.1.2.3")]})
+    monkeypatch.setattr(
+        psutil,
+        "net_if_addrs",
+        lambda: {
+            "lo": [SimpleNamespace(address="127.0.0.1")],
+            "ib0": [SimpleNamespace(address="10.1.2.3")],
+        },
+    )
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     rendezvous._choose_interface("10.1.2.1")
@@ -81,10 +93,19 @@ import os; sys.stdout.flush(); os._exit(0)
 
 def meet(**env: str) -> str:
     """What one process says that meets others by these variables."""
-    plain = {k: v for k, v in os.environ.items()
-             if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    done = subprocess.run([sys.executable, "-c", MEET], capture_output=True, text=True, timeout=120, check=True,
-                          env=plain | {"TORCH_CPP_LOG_LEVEL": "FATAL"} | env)
+    plain = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", MEET],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=plain | {"TORCH_CPP_LOG_LEVEL": "FATAL"} | env,
+    )
     assert "Traceback" not in done.stderr
     return done.stdout.strip()
 

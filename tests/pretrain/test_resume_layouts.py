@@ -21,16 +21,23 @@ FOUR = {  # in four processes, from each of the sources
     "dp4-zero0": {"parallel__zero_stage": 0},
 }
 BACK = {  # from four processes (as named above, from their first step) to one
-    "tp4-zero3": {"parallel__zero_stage": 1}, "dp4-zero1": {"parallel__zero_stage": 3},
+    "tp4-zero3": {"parallel__zero_stage": 1},
+    "dp4-zero1": {"parallel__zero_stage": 3},
     "tp2dp2-zero2": {"parallel__zero_stage": 0},
 }
 
 
 def begin(root: Path) -> list[int]:
     """One process: the sources, stopped, and one of them to its end."""
-    codes = [small_training.train(root / name, root / "data", STOP, **PLAIN | how) for name, how in SOURCES.items()]
+    codes = [
+        small_training.train(root / name, root / "data", STOP, **PLAIN | how)
+        for name, how in SOURCES.items()
+    ]
     small_training.copy(root / "one-zero0", root / "whole")
-    return [*codes, small_training.train(root / "whole", root / "data", **PLAIN | SOURCES["one-zero0"])]
+    return [
+        *codes,
+        small_training.train(root / "whole", root / "data", **PLAIN | SOURCES["one-zero0"]),
+    ]
 
 
 def in_four(root: Path) -> list[int]:
@@ -39,14 +46,21 @@ def in_four(root: Path) -> list[int]:
     for name, layout in FOUR.items():
         for source in SOURCES:
             small_training.copy(root / source, root / f"{source}-{name}")
-            codes.append(small_training.train(root / f"{source}-{name}", root / "data", **PLAIN | layout))
+            codes.append(
+                small_training.train(root / f"{source}-{name}", root / "data", **PLAIN | layout)
+            )
         if name in BACK:
-            codes.append(85 - small_training.train(root / name, root / "data", STOP, **PLAIN | layout))
+            codes.append(
+                85 - small_training.train(root / name, root / "data", STOP, **PLAIN | layout)
+            )
     return codes
 
 
 def back(root: Path) -> list[int]:
-    return [small_training.train(root / name, root / "data", **PLAIN | layout) for name, layout in BACK.items()]
+    return [
+        small_training.train(root / name, root / "data", **PLAIN | layout)
+        for name, layout in BACK.items()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +73,9 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", [*(f"{source}-{name}" for source in SOURCES for name in FOUR), *BACK])
+@pytest.mark.parametrize(
+    "name", [*(f"{source}-{name}" for source in SOURCES for name in FOUR), *BACK]
+)
 def test_the_losses_go_on(root, name):
     got, expected = (torch.tensor(small_run.curve(root / n)) for n in (name, "whole"))
     assert len(got) == STEPS

@@ -30,7 +30,9 @@ def test_a_signal_is_remembered_and_obeyed_later(flag, number):
     assert not stop.agreed()[0]
     os.kill(os.getpid(), number)
     assert stop.agreed()[0] and stop.reason == number.name
-    os.kill(os.getpid(), signal.SIGTERM)  # at once after the first: a launcher passing the same request on
+    os.kill(
+        os.getpid(), signal.SIGTERM
+    )  # at once after the first: a launcher passing the same request on
     assert stop.agreed()[0] and stop.reason == number.name
 
 
@@ -89,12 +91,23 @@ dist.all_reduce(torch.ones(1))
 
 
 def test_a_second_signal_stops_at_once_where_a_rank_waits_for_another(tmp_path):
-    ranks = [subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "store")], text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, env=os.environ | {"RANK": str(rank)}) for rank in (0, 1)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(tmp_path / "store")],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
     try:
         assert [r.stdout.readline() for r in ranks] == ["ready\n"] * 2
         time.sleep(0.5)  # rank 0 is in the collective by now
-        for number in (signal.SIGUSR1, signal.SIGTERM):  # the second belongs to the first: a launcher passes it on
+        for number in (
+            signal.SIGUSR1,
+            signal.SIGTERM,
+        ):  # the second belongs to the first: a launcher passes it on
             ranks[0].send_signal(number)
             time.sleep(0.05)
         time.sleep(0.6)

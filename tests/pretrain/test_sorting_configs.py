@@ -35,18 +35,29 @@ def test_systems_differ_in_their_memory_alone(length):
         assert (one["model"].pop("memory", None) is None) == (system == "transformer-xl")
         rest.append(one)
     assert all(one == rest[0] for one in rest)
-    assert rest[0]["batch"]["window_segments"] * rest[0]["model"]["segment_length"] == LENGTHS[length]
+    assert (
+        rest[0]["batch"]["window_segments"] * rest[0]["model"]["segment_length"] == LENGTHS[length]
+    )
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_they_fit_one_gpu(length, system):
     path = CONFIGS / f"sorting-{length}-{system}.yaml"
-    result = CliRunner().invoke(app, ["plan", "--config", str(path), "--nodes", "1", "--gpus-per-node", "1"],
-                                env={"COLUMNS": "200"})
+    result = CliRunner().invoke(
+        app,
+        ["plan", "--config", str(path), "--nodes", "1", "--gpus-per-node", "1"],
+        env={"COLUMNS": "200"},
+    )
     assert result.exit_code == 0, result.exception
     model = configs.load(path).model
-    assert (model.hidden_size, model.layers, model.heads, model.head_size, model.vocab_size) == (300, 3, 6, 50, 22)
+    assert (model.hidden_size, model.layers, model.heads, model.head_size, model.vocab_size) == (
+        300,
+        3,
+        6,
+        50,
+        22,
+    )
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -54,10 +65,26 @@ def test_they_train_on_their_data(tmp_path, system):
     """The very file, with segments that a test can afford."""
     sorting.make(tmp_path / "data", 128, train=16, validation=8, seed=0)
     result = subprocess.run(
-        [sys.executable, "-m", "infty_tools", "pretrain", "--config", str(CONFIGS / f"sorting-4k-{system}.yaml"),
-         f"data.train={tmp_path / 'data' / 'train'}", f"data.validation={tmp_path / 'data' / 'validation'}",
-         f"run.folder={tmp_path / 'run'}", "run.steps=2", "model.segment_length=32", "model.stm_length=32",
-         "evaluation.every=2", "logging.tensorboard=false"], capture_output=True, text=True, timeout=120)
+        [
+            sys.executable,
+            "-m",
+            "infty_tools",
+            "pretrain",
+            "--config",
+            str(CONFIGS / f"sorting-4k-{system}.yaml"),
+            f"data.train={tmp_path / 'data' / 'train'}",
+            f"data.validation={tmp_path / 'data' / 'validation'}",
+            f"run.folder={tmp_path / 'run'}",
+            "run.steps=2",
+            "model.segment_length=32",
+            "model.stm_length=32",
+            "evaluation.every=2",
+            "logging.tensorboard=false",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     row = json.loads((tmp_path / "run" / "validation.jsonl").read_text())
     assert row["off"]["tokens"] == 8 * 20 and 0 <= row["off"]["accuracy"] <= 1
@@ -66,8 +93,25 @@ def test_they_train_on_their_data(tmp_path, system):
 
 def test_the_bench_compares_systems(tmp_path):
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["bench", "sorting", "--length", "64", "--steps", "3", "--lanes", "4",
-                                      "--hidden", "16", "--systems", "no-memory,infty", "--out", str(out)])
+    result = CliRunner().invoke(
+        app,
+        [
+            "bench",
+            "sorting",
+            "--length",
+            "64",
+            "--steps",
+            "3",
+            "--lanes",
+            "4",
+            "--hidden",
+            "16",
+            "--systems",
+            "no-memory,infty",
+            "--out",
+            str(out),
+        ],
+    )
     assert result.exit_code == 0, result.exception
     rows = json.loads((out / "sorting.json").read_text())
     assert [row["system"] for row in rows] == ["no-memory", "infty"]
@@ -78,14 +122,20 @@ def test_the_bench_compares_systems(tmp_path):
 
 
 def test_the_bench_names_an_unknown_system():
-    for options, said in ((["--systems", "infty,lstm"], "lstm"), (["--length", "100"], "multiple of 64")):
+    for options, said in (
+        (["--systems", "infty,lstm"], "lstm"),
+        (["--length", "100"], "multiple of 64"),
+    ):
         result = CliRunner().invoke(app, ["bench", "sorting", *options])
         assert isinstance(result.exception, UserError) and said in str(result.exception)
 
 
 def test_differences_between_systems_are_one_section():
     """In the scaled-down comparison, too."""
-    made = [bench_sorting.config(name, Path("x"), 256, 10, 64, 2, 16, 1e-3, 0) for name in bench_sorting.SYSTEMS]
+    made = [
+        bench_sorting.config(name, Path("x"), 256, 10, 64, 2, 16, 1e-3, 0)
+        for name in bench_sorting.SYSTEMS
+    ]
     for one in made:
         one["run"].pop("folder")
         for key in ("memory", "stm_length"):

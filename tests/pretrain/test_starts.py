@@ -24,12 +24,23 @@ def write(root: Path, **changes) -> Path:
     return path
 
 
-def start(config: Path, *more: str, before: tuple[str, ...] = (sys.executable,),
-          module: tuple[str, ...] = ("-m", "infty_tools"), timeout: float = 300) -> subprocess.CompletedProcess:
+def start(
+    config: Path,
+    *more: str,
+    before: tuple[str, ...] = (sys.executable,),
+    module: tuple[str, ...] = ("-m", "infty_tools"),
+    timeout: float = 300,
+) -> subprocess.CompletedProcess:
     env = {k: v for k, v in os.environ.items() if k not in SET_BY_LAUNCHERS}
     env |= {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{env.get('PATH', '')}"}
-    return subprocess.run([*before, *module, "pretrain", "--config", str(config), *more], env=env, text=True,
-                          capture_output=True, timeout=timeout, check=False)
+    return subprocess.run(
+        [*before, *module, "pretrain", "--config", str(config), *more],
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -48,13 +59,20 @@ def free_port() -> str:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "mpirun"])
 def test_two_processes_under(root, launcher):
-    if not (BIN / launcher).exists() or (launcher == "mpirun" and importlib.util.find_spec("mpi4py") is None):
+    if not (BIN / launcher).exists() or (
+        launcher == "mpirun" and importlib.util.find_spec("mpi4py") is None
+    ):
         pytest.skip(f"{launcher} is not installed beside {sys.executable}")
     port = free_port()
     before, module = {
-        "torchrun": ((str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", port), ("-m", "infty_tools")),
-        "deepspeed": ((str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", port, "--module"),
-                      ("infty_tools",)),
+        "torchrun": (
+            (str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", port),
+            ("-m", "infty_tools"),
+        ),
+        "deepspeed": (
+            (str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", port, "--module"),
+            ("infty_tools",),
+        ),
         "mpirun": ((str(BIN / "mpirun"), "-n", "2", sys.executable), ("-m", "infty_tools")),
     }[launcher]
     done = start(write(root, parallel__tensor=2), before=before, module=module)
@@ -67,5 +85,9 @@ def test_a_typo_is_told_in_one_message(root):
     done = start(write(root), "optimizer.leraning_rate=1")
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "unknown key 'leraning_rate'" in lines[0] and "Traceback" not in done.stderr
+    assert (
+        len(lines) == 1
+        and "unknown key 'leraning_rate'" in lines[0]
+        and "Traceback" not in done.stderr
+    )
     assert not (root / "run").exists()

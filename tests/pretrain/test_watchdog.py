@@ -25,13 +25,32 @@ def start(config: Path, log: Path, *words: str) -> list[subprocess.Popen]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     processes = []
     for rank in range(2):
         env = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         with open(log.with_suffix(f".{rank}"), "w") as out:
-            processes.append(subprocess.Popen([sys.executable, "-m", "infty_tools", "pretrain", "--config", str(config),
-                                               *words], env=env, stdout=out, stderr=out))
+            processes.append(
+                subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "infty_tools",
+                        "pretrain",
+                        "--config",
+                        str(config),
+                        *words,
+                    ],
+                    env=env,
+                    stdout=out,
+                    stderr=out,
+                )
+            )
     return processes
 
 
@@ -46,13 +65,20 @@ def end(processes: list[subprocess.Popen]) -> None:
 def test_a_stopped_rank_is_named_and_the_run_goes_on(tmp_path, stopped):
     data, run, log = small_run.write_dataset(tmp_path / "data"), tmp_path / "run", tmp_path / "log"
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(small_run.values(run, data, run__steps=100_000, run__stall_minutes=STALL / 60,
-                                                      checkpoint__every=5)))
+    config.write_text(
+        yaml.safe_dump(
+            small_run.values(
+                run, data, run__steps=100_000, run__stall_minutes=STALL / 60, checkpoint__every=5
+            )
+        )
+    )
     processes = start(config, log)
     try:
         deadline = time.monotonic() + 90
         while not checkpoint.candidates(run / "checkpoints"):
-            assert all(p.poll() is None for p in processes) and time.monotonic() < deadline, log_of(log)
+            assert all(p.poll() is None for p in processes) and time.monotonic() < deadline, log_of(
+                log
+            )
             time.sleep(0.1)
         processes[stopped].send_signal(signal.SIGSTOP)
         began = time.monotonic()
@@ -61,7 +87,9 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on(tmp_path, stopped):
     finally:
         end(processes)
     told = log.with_suffix(f".{1 - stopped}").read_text()
-    assert f"rank {stopped} does not answer any more" in told and "the others wait for it" in told, told
+    assert (
+        f"rank {stopped} does not answer any more" in told and "the others wait for it" in told
+    ), told
     assert f"rank {1 - stopped} stands here" in told and "trainer.py" in told
     assert f"rank {stopped} does not answer any more" in (run / "stalled.txt").read_text()
 

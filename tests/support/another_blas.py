@@ -40,7 +40,12 @@ def _product(func, args, kwargs):
     a, b = args[left], args[right]
     usual = func(*args, **kwargs)
     inner = a.shape[-1]
-    if inner < 2 or a.layout != torch.strided or b.layout != torch.strided or not usual.is_floating_point():
+    if (
+        inner < 2
+        or a.layout != torch.strided
+        or b.layout != torch.strided
+        or not usual.is_floating_point()
+    ):
         return usual
     shift = 1 + sum(a.shape + b.shape) % (inner - 1)
     rolled = list(args)

@@ -18,12 +18,20 @@ from infty_pretrain.engine import Engine, StepResult
 from support import small_run
 
 LAYOUTS = {  # of two processes
-    "dp2-zero1-bf16-accumulation": {"parallel__zero_stage": 1, "precision": "bf16", "batch__micro_batch": 1},
+    "dp2-zero1-bf16-accumulation": {
+        "parallel__zero_stage": 1,
+        "precision": "bf16",
+        "batch__micro_batch": 1,
+    },
     "dp2-zero2": {"parallel__zero_stage": 2},
     "dp2-zero3": {"parallel__zero_stage": 3},
     "tp2-zero3-bf16": {"parallel__tensor": 2, "parallel__zero_stage": 3, "precision": "bf16"},
-    "tp2-zero0-accumulation-hidden": {"parallel__tensor": 2, "parallel__zero_stage": 0, "batch__micro_batch": 2,
-                                      "model__memory__signal": "hidden"},
+    "tp2-zero0-accumulation-hidden": {
+        "parallel__tensor": 2,
+        "parallel__zero_stage": 0,
+        "batch__micro_batch": 2,
+        "model__memory__signal": "hidden",
+    },
 }
 
 
@@ -46,7 +54,9 @@ class Run:
         documents = Documents.open(config.data.train)
         self.engine = SplitEngine(config.with_vocab(documents.vocab_size), "cpu")
         self.engine.set_rate(1.0)
-        lanes = LaneSchedule(documents.lengths, config.batch.lanes, config.model.segment_length, config.run.seed)
+        lanes = LaneSchedule(
+            documents.lengths, config.batch.lanes, config.model.segment_length, config.run.seed
+        )
         self.reader = LaneReader(documents, lanes, self.engine.lanes)
 
     def window(self) -> Window:
@@ -54,10 +64,15 @@ class Run:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Weights, moments, the optimizer's count, and the weights that the model computes with."""
-        out = {f"{name}/{part}": x.clone() for name, parts in canonical.export(self.engine.deepspeed)
-               for part, x in parts.items()}
-        out |= {f"{name}/used": getattr(p, "ds_tensor", p.data).clone()
-                for name, p in self.engine.model.named_parameters()}
+        out = {
+            f"{name}/{part}": x.clone()
+            for name, parts in canonical.export(self.engine.deepspeed)
+            for part, x in parts.items()
+        }
+        out |= {
+            f"{name}/used": getattr(p, "ds_tensor", p.data).clone()
+            for name, p in self.engine.model.named_parameters()
+        }
         return out | {"step": torch.tensor(canonical.optimizer_step(self.engine.deepspeed))}
 
     def states(self) -> dict[str, torch.Tensor]:
@@ -89,7 +104,9 @@ def silent(window: Window, row: int | None) -> Window:
     """The window with one lane that reads nothing, as lanes that have run dry do."""
     if row is None:
         return window
-    tokens, labels, weights, reset = (x.clone() for x in (window.tokens, window.labels, window.weights, window.reset))
+    tokens, labels, weights, reset = (
+        x.clone() for x in (window.tokens, window.labels, window.weights, window.reset)
+    )
     tokens[row] = labels[row] = 0
     weights[row], reset[row] = 0, True
     return replace(window, tokens=tokens, labels=labels, weights=weights, reset=reset)
@@ -100,7 +117,9 @@ def emptied(engine: Engine, row: int | None) -> None:
     fresh = engine.model.initial_state(len(engine.lanes), "cpu").named()
     now = engine.lane_state().named()
     if row is not None:
-        now = {k: torch.cat([v[:row], fresh[k][row:row + 1], v[row + 1:]]) for k, v in now.items()}
+        now = {
+            k: torch.cat([v[:row], fresh[k][row : row + 1], v[row + 1 :]]) for k, v in now.items()
+        }
     engine.set_lane_state(engine.lane_state().from_named(now))
 
 
@@ -125,7 +144,10 @@ def _loss(engine: Engine) -> Callable[[], None]:
 
 
 SKIPS = {"spike": _spike, "gradient": _gradient, "loss": _loss}
-LANES = {"state": 3, "coefficient": 1}  # the lane that is spoilt; of data-parallel ranks the second's and the first's
+LANES = {
+    "state": 3,
+    "coefficient": 1,
+}  # the lane that is spoilt; of data-parallel ranks the second's and the first's
 STEPS = ("spike", None, "state", "coefficient", None, "gradient", None, "loss", None)
 
 
@@ -163,7 +185,9 @@ def _read_only(engine: Engine, window: Window, keep: bool) -> None:
     with torch.no_grad():
         for i, state in enumerate(engine.states):
             part = window.select(slice(i * n, (i + 1) * n))
-            out = engine.deepspeed(part.tokens, part.reset, state, labels=part.labels, weights=part.weights)[1]
+            out = engine.deepspeed(
+                part.tokens, part.reset, state, labels=part.labels, weights=part.weights
+            )[1]
             engine.states[i] = state if keep else out.state
 
 
@@ -182,9 +206,17 @@ def compared(root: Path, **changes) -> list[dict]:
     for i, fault in enumerate(STEPS, 1):
         (a, lost, weights, states), (b, _, weights_b, states_b) = (h[i] for h in histories)
         before = histories[0][i - 1]
-        out.append({"fault": fault, "harmed": a, "expected": b, "lost": lost,
-                    "differ": differing(weights, weights_b) + differing(states, states_b),
-                    "learned": differing(weights, before[2]) if i > 1 else [], "moved": differing(states, before[3])})
+        out.append(
+            {
+                "fault": fault,
+                "harmed": a,
+                "expected": b,
+                "lost": lost,
+                "differ": differing(weights, weights_b) + differing(states, states_b),
+                "learned": differing(weights, before[2]) if i > 1 else [],
+                "moved": differing(states, before[3]),
+            }
+        )
     return out
 
 

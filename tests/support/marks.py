@@ -18,8 +18,18 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 # Names in a test's code that start processes: modules, and what in the product does.
-STARTERS = {"subprocess", "processes", "multiprocessing", "Workers", "run_alone", "prepare", "Harness",
-            "bench_faults", "bench_layouts", "bench"}
+STARTERS = {
+    "subprocess",
+    "processes",
+    "multiprocessing",
+    "Workers",
+    "run_alone",
+    "prepare",
+    "Harness",
+    "bench_faults",
+    "bench_layouts",
+    "bench",
+}
 
 
 def of(item: pytest.Function) -> set[str]:

@@ -19,16 +19,23 @@ def training_bytes(config, lanes_window: dict) -> dict[str, int]:
     """
     from infty_pretrain.engine import Engine
 
-    before = {t.untyped_storage().data_ptr() for t in _alive()}  # an earlier run in the same process
+    before = {
+        t.untyped_storage().data_ptr() for t in _alive()
+    }  # an earlier run in the same process
     engine = Engine(config, "cpu")
     ds = engine.deepspeed
-    mine = {k: v[engine.lanes.start:engine.lanes.stop] for k, v in lanes_window.items()}
+    mine = {k: v[engine.lanes.start : engine.lanes.stop] for k, v in lanes_window.items()}
     saved = 0
     for last in (False, True):
         kept = Saved(engine.model)
         with kept:
-            loss, out = ds(mine["tokens"], mine["reset"], engine.states[0], labels=mine["labels"],
-                           weights=mine["weights"])
+            loss, out = ds(
+                mine["tokens"],
+                mine["reset"],
+                engine.states[0],
+                labels=mine["labels"],
+                weights=mine["weights"],
+            )
         saved = kept.bytes
         kept.kept.clear()
         ds.backward(loss / mine["weights"].sum())
@@ -44,7 +51,9 @@ def lane_states_bytes(config, lanes_window: dict) -> int:
     the last of its micro-batches is through and the states of before are not given up yet."""
     from infty_pretrain.engine import Engine
 
-    others = _lane_states()  # an earlier run in the same process; held, so that no address is used twice
+    others = (
+        _lane_states()
+    )  # an earlier run in the same process; held, so that no address is used twice
     engine, found = Engine(config, "cpu"), []
     plain = engine._update
 
@@ -61,15 +70,24 @@ def lane_states_bytes(config, lanes_window: dict) -> int:
 
 
 def _window(lanes_window: dict, lanes: range) -> Window:
-    mine = {k: v[lanes.start:lanes.stop] for k, v in lanes_window.items()}
-    return Window(**mine, document=torch.zeros_like(mine["reset"], dtype=torch.long),
-                  tokens_in_step=int(lanes_window["weights"].sum()))
+    mine = {k: v[lanes.start : lanes.stop] for k, v in lanes_window.items()}
+    return Window(
+        **mine,
+        document=torch.zeros_like(mine["reset"], dtype=torch.long),
+        tokens_in_step=int(lanes_window["weights"].sum()),
+    )
 
 
 def _lane_states() -> list[Tree]:
     gc.collect()
-    return [x for x in gc.get_objects() if isinstance(x, Tree) and "segments" in x and "layers" in x
-            and isinstance(x["segments"], Tensor)]
+    return [
+        x
+        for x in gc.get_objects()
+        if isinstance(x, Tree)
+        and "segments" in x
+        and "layers" in x
+        and isinstance(x["segments"], Tensor)
+    ]
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -77,7 +95,9 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, model: torch.nn.Module) -> None:
         # Storages, not tensors: the same activation is saved by several operations, often as a view.
-        self.known = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+        self.known = {
+            p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())
+        }
         self.kept: dict[int, Tensor] = {}
         super().__init__(self._pack, lambda x: x)
 
@@ -96,17 +116,47 @@ def _by_kind(engine, before: set[int]) -> dict[str, int]:
     ds, seen = engine.deepspeed, set()
     optimizer = ds.optimizer
     lanes = _bytes((t for s in engine.states for t in s.named().values()), seen)
-    moments = _bytes((v for s in getattr(optimizer, "optimizer", optimizer).state.values() for v in s.values()
-                      if isinstance(v, Tensor)), seen)
-    masters = _bytes(getattr(optimizer, "single_partition_of_fp32_groups", [])
-                     or getattr(optimizer, "fp32_partitioned_groups_flat", []), seen)
+    moments = _bytes(
+        (
+            v
+            for s in getattr(optimizer, "optimizer", optimizer).state.values()
+            for v in s.values()
+            if isinstance(v, Tensor)
+        ),
+        seen,
+    )
+    masters = _bytes(
+        getattr(optimizer, "single_partition_of_fp32_groups", [])
+        or getattr(optimizer, "fp32_partitioned_groups_flat", []),
+        seen,
+    )
     parameters = list(engine.model.parameters())
-    weights = _bytes((t for p in parameters for t in (p.data, getattr(p, "ds_tensor", None)) if t is not None), seen)
-    bucket = {t.untyped_storage().data_ptr() for b in getattr(optimizer, "ipg_buckets", {}).values()
-              for t in _tensors(b)}
-    gradients = _bytes((t for t in _alive() if t.numel() > 1000 and t.is_floating_point()
-                        and t.untyped_storage().data_ptr() not in bucket | before), seen)
-    return {"weights": weights, "masters": masters, "moments": moments, "gradients": gradients, "lanes": lanes}
+    weights = _bytes(
+        (t for p in parameters for t in (p.data, getattr(p, "ds_tensor", None)) if t is not None),
+        seen,
+    )
+    bucket = {
+        t.untyped_storage().data_ptr()
+        for b in getattr(optimizer, "ipg_buckets", {}).values()
+        for t in _tensors(b)
+    }
+    gradients = _bytes(
+        (
+            t
+            for t in _alive()
+            if t.numel() > 1000
+            and t.is_floating_point()
+            and t.untyped_storage().data_ptr() not in bucket | before
+        ),
+        seen,
+    )
+    return {
+        "weights": weights,
+        "masters": masters,
+        "moments": moments,
+        "gradients": gradients,
+        "lanes": lanes,
+    }
 
 
 def _tensors(bucket: object) -> list[Tensor]:
@@ -120,7 +170,11 @@ def _tensors(bucket: object) -> list[Tensor]:
 
 def _alive() -> list[Tensor]:
     gc.collect()
-    return [x for x in gc.get_objects() if isinstance(x, Tensor) and type(x) in (Tensor, torch.nn.Parameter)]
+    return [
+        x
+        for x in gc.get_objects()
+        if isinstance(x, Tensor) and type(x) in (Tensor, torch.nn.Parameter)
+    ]
 
 
 def _bytes(tensors: Iterable[Tensor], seen: set[int]) -> int:

@@ -59,8 +59,12 @@ def cdf(x):
 def bin_masses(mu, variance, bins):
     """mu, variance [...]: masses of all densities together in each bin, summing to 1."""
     edges = torch.linspace(0, 1, bins + 1, dtype=F64)
-    total = torch.stack([(cdf((hi - mu) / variance.sqrt()) - cdf((lo - mu) / variance.sqrt())).sum()
-                         for lo, hi in pairwise(edges)])
+    total = torch.stack(
+        [
+            (cdf((hi - mu) / variance.sqrt()) - cdf((lo - mu) / variance.sqrt())).sum()
+            for lo, hi in pairwise(edges)
+        ]
+    )
     return total / total.sum()
 
 
@@ -83,7 +87,9 @@ def sticky_times(p, mode, samples, seed=0):
     """Where the old samples are taken from: quantiles i/M of p, or sorted left edges of drawn bins."""
     upper = torch.cumsum(p, 0).tolist()
     where = []
-    for u in [i / samples for i in range(1, samples + 1)] if mode == "quantile" else draws(seed, samples):
+    for u in (
+        [i / samples for i in range(1, samples + 1)] if mode == "quantile" else draws(seed, samples)
+    ):
         k = next((k for k, top in enumerate(upper) if u < top), len(p) - 1)
         inside = (1 - (upper[k] - u) / float(p[k])) if mode == "quantile" else 0
         where.append((k + min(1, inside)) / len(p))
@@ -106,7 +112,9 @@ def carried(histogram, room, keep, end, append):
     pieces = [(left, width, keep * mass / total) for left, width, mass in pieces if width > 0]
     for left, width, mass in [*pieces, (keep, end - keep, end - keep)]:  # new tokens: an even share
         for j in range(bins):
-            out[j] += mass * max(0.0, min(left + width, (j + 1) / bins) - max(left, j / bins)) / width
+            out[j] += (
+                mass * max(0.0, min(left + width, (j + 1) / bins) - max(left, j / bins)) / width
+            )
     return out / out.sum()
 
 
@@ -125,7 +133,11 @@ class Paper:
         else:
             times = torch.arange(1, self.samples + 1, dtype=F64) / self.samples
             if self.mode != "off":
-                p = self.past if self.past is not None else torch.ones(self.bins, dtype=F64) / self.bins
+                p = (
+                    self.past
+                    if self.past is not None
+                    else torch.ones(self.bins, dtype=F64) / self.bins
+                )
                 p = (1 - self.explore) * p + self.explore / self.bins
                 times = sticky_times(p, self.mode, self.samples, seed)
             old = psi(times, self.m, self.s) @ self.B
@@ -146,5 +158,7 @@ class Paper:
         theta1, theta2 = mu / variance, -1 / (2 * variance)
         variance, mu = -0.5 / theta2, theta1 * (-0.5 / theta2)
         total = variance[..., None] + self.s**2
-        r = torch.exp(-((mu[..., None] - self.m) ** 2) / (2 * total)) / torch.sqrt(2 * math.pi * total)
+        r = torch.exp(-((mu[..., None] - self.m) ** 2) / (2 * total)) / torch.sqrt(
+            2 * math.pi * total
+        )
         return (r @ values).transpose(0, 1).reshape(q.shape[1], h * d), mu, variance

@@ -16,9 +16,11 @@ from infty.models.lm import InftyLM
 from infty_pretrain import checkpoint as checkpoints
 from infty_pretrain.config import Config, RunConfig
 
-TEXT = ("Call me Ishmael. Some years ago — never mind how long precisely — having little or no money in my purse, and "
-        "nothing particular to interest me on shore, I thought I would sail about a little and see the watery part of "
-        "the world.\n") * 3 + "".join(f"Chapter {i}. {chr(97 + i % 26) * (i % 7)} {i * i}\n" for i in range(300))
+TEXT = (
+    "Call me Ishmael. Some years ago — never mind how long precisely — having little or no money in my purse, and "
+    "nothing particular to interest me on shore, I thought I would sail about a little and see the watery part of "
+    "the world.\n"
+) * 3 + "".join(f"Chapter {i}. {chr(97 + i % 26) * (i % 7)} {i * i}\n" for i in range(300))
 
 
 def tokenizer(folder: Path) -> Tokenizer:
@@ -35,13 +37,24 @@ def make_run(folder: Path, model: ModelConfig, vocabulary: Tokenizer) -> tuple[P
     weights = {n: p.detach().clone().contiguous() for n, p in trained.named_parameters()}
     names = sorted(weights)
     for rank in range(2):
-        save_file({n: weights[n] for n in names[rank::2]}, checkpoint / f"weights-{rank:05d}.safetensors")
-    run = {"step": 7, "tokens": 1234, "tokenizer": str(vocabulary.path), "format": checkpoints.FORMAT,
-           "tokenizer_fingerprint": vocabulary.fingerprint}
+        save_file(
+            {n: weights[n] for n in names[rank::2]}, checkpoint / f"weights-{rank:05d}.safetensors"
+        )
+    run = {
+        "step": 7,
+        "tokens": 1234,
+        "tokenizer": str(vocabulary.path),
+        "format": checkpoints.FORMAT,
+        "tokenizer_fingerprint": vocabulary.fingerprint,
+    }
     (checkpoint / checkpoints.RUN).write_text(json.dumps(run))
     config = Config(run=RunConfig(folder=folder, steps=7), model=trained.config)
     (checkpoint / checkpoints.CONFIG).write_text(config.to_yaml())
-    files = {p.name: {"size": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
-             for p in checkpoint.iterdir()}
-    (checkpoint / checkpoints.MANIFEST).write_text(json.dumps({"format": checkpoints.FORMAT, "files": files}))
+    files = {
+        p.name: {"size": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
+        for p in checkpoint.iterdir()
+    }
+    (checkpoint / checkpoints.MANIFEST).write_text(
+        json.dumps({"format": checkpoints.FORMAT, "files": files})
+    )
     return checkpoint, trained.eval()

@@ -94,21 +94,36 @@ class Cluster:
 
     def _start(self) -> None:
         first = _free_ports(len(self.nodes) + 1)
-        (self.base / "slurm.conf").write_text(CONF.format(
-            base=self.base, host=socket.gethostname().split(".")[0], port=first, first=first + 1,
-            last=first + len(self.nodes), nodes=len(self.nodes), prefix=self.prefix))
+        (self.base / "slurm.conf").write_text(
+            CONF.format(
+                base=self.base,
+                host=socket.gethostname().split(".")[0],
+                port=first,
+                first=first + 1,
+                last=first + len(self.nodes),
+                nodes=len(self.nodes),
+                prefix=self.prefix,
+            )
+        )
         (self.base / "state").mkdir()
         with open(HOSTS, "a") as f:
             f.write(self._hosts_line)
         (self.base / "munge.key").write_bytes(os.urandom(128))
         (self.base / "munge.key").chmod(0o400)
         paths = {name: self.base / f"munge.{name}" for name in ("socket", "pid", "log", "seed")}
-        self._call("munged", "--force", "--num-threads=2", f"--key-file={self.base / 'munge.key'}",
-                   *(f"--{n}={p}" if n == "socket" else f"--{n}-file={p}" for n, p in paths.items()))
+        self._call(
+            "munged",
+            "--force",
+            "--num-threads=2",
+            f"--key-file={self.base / 'munge.key'}",
+            *(f"--{n}={p}" if n == "socket" else f"--{n}-file={p}" for n, p in paths.items()),
+        )
         self._call("slurmctld", "-i")
         for node in self.nodes:
             self.start_node(node)
-        self.wait(lambda: self.states() == {n: "idle" for n in self.nodes}, 30, "the nodes to come up")
+        self.wait(
+            lambda: self.states() == {n: "idle" for n in self.nodes}, 30, "the nodes to come up"
+        )
 
     def start_node(self, node: str) -> None:
         """Start a node's daemon."""
@@ -127,7 +142,9 @@ class Cluster:
 
     def slurm(self, *command: str) -> str:
         """Output of a Slurm command."""
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=True
+        ).stdout
 
     def job(self, number: str) -> dict[str, str]:
         """What scontrol knows of a job."""
@@ -144,12 +161,18 @@ class Cluster:
 
     def report(self) -> str:
         """The ends of the daemons' logs."""
-        return "\n".join(f"--- {p.name}\n" + "\n".join(p.read_text().splitlines()[-15:])
-                         for p in sorted(self.base.glob("*.log")))
+        return "\n".join(
+            f"--- {p.name}\n" + "\n".join(p.read_text().splitlines()[-15:])
+            for p in sorted(self.base.glob("*.log"))
+        )
 
     def __exit__(self, *_: object) -> None:
-        subprocess.run(["scancel", "--user=root", "--signal=KILL", "--full"], env=self.environment,
-                       capture_output=True, check=False)
+        subprocess.run(
+            ["scancel", "--user=root", "--signal=KILL", "--full"],
+            env=self.environment,
+            capture_output=True,
+            check=False,
+        )
         # First what runs on the nodes, then those who would start it again.
         for node in self.nodes:
             self.fail_node(node)
@@ -161,8 +184,13 @@ class Cluster:
         shutil.rmtree(self.base, ignore_errors=True)
 
     def _call(self, name: str, *arguments: str) -> None:
-        done = subprocess.run([_find(name), *arguments], env=self.environment, capture_output=True, text=True,
-                              check=False)
+        done = subprocess.run(
+            [_find(name), *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stdout}{done.stderr}\n{self.report()}")
 
@@ -170,7 +198,13 @@ class Cluster:
         """The process of a pid file, if it still is one of this cluster's."""
         try:
             pid = int((self.base / file).read_text())
-            return pid if any(word in Path(f"/proc/{pid}/cmdline").read_text() for word in ("slurm", "munge")) else None
+            return (
+                pid
+                if any(
+                    word in Path(f"/proc/{pid}/cmdline").read_text() for word in ("slurm", "munge")
+                )
+                else None
+            )
         except (OSError, ValueError):
             return None
 

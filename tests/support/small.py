@@ -12,11 +12,31 @@ from infty.memory.sections import AssociativeConfig, CompressiveConfig, Continua
 from infty.models.lm import InftyLM
 
 LLAMA = ModelConfig(
-    family="llama", vocab_size=61, hidden_size=32, layers=2, heads=4, kv_heads=2, segment_length=8, stm_length=8,
-    vocab_multiple=8, init_std=0.2, memory=MemoryConfig(basis=16, widths=(0.05, 0.1), bins=16, kl_weight=1e-2))
+    family="llama",
+    vocab_size=61,
+    hidden_size=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    segment_length=8,
+    stm_length=8,
+    vocab_multiple=8,
+    init_std=0.2,
+    memory=MemoryConfig(basis=16, widths=(0.05, 0.1), bins=16, kl_weight=1e-2),
+)
 GPT2 = replace(
-    LLAMA, family="gpt2", norm=None, activation=None, positions=None, bias=None, tie_embeddings=None, ffn_size=None,
-    norm_eps=1e-5, kv_heads=4, stm_length=0)
+    LLAMA,
+    family="gpt2",
+    norm=None,
+    activation=None,
+    positions=None,
+    bias=None,
+    tie_embeddings=None,
+    ffn_size=None,
+    norm_eps=1e-5,
+    kv_heads=4,
+    stm_length=0,
+)
 HIDDEN = replace(LLAMA.memory, signal="hidden", content="residual", gate=True, maps="shared")
 
 JOINT = MemoryConfig(basis=16, bins=16, density="joint", sticky="off")
@@ -26,32 +46,63 @@ VARIANTS = {
     "gpt2": GPT2,
     "hidden": replace(LLAMA, memory=HIDDEN),
     "hidden-gpt2": replace(GPT2, stm_length=16, memory=HIDDEN),
-    "per-head sticky": replace(LLAMA, memory=replace(LLAMA.memory, sticky_heads="per_head", output_gate=True)),
-    "constant": replace(GPT2, memory=replace(GPT2.memory, contraction=0.5, sticky="off", density="gaussian")),
-    "truncated": replace(LLAMA, memory=replace(
-        LLAMA.memory, density="truncated", sticky="multinomial", contraction=0.5)),
+    "per-head sticky": replace(
+        LLAMA, memory=replace(LLAMA.memory, sticky_heads="per_head", output_gate=True)
+    ),
+    "constant": replace(
+        GPT2, memory=replace(GPT2.memory, contraction=0.5, sticky="off", density="gaussian")
+    ),
+    "truncated": replace(
+        LLAMA,
+        memory=replace(LLAMA.memory, density="truncated", sticky="multinomial", contraction=0.5),
+    ),
     "sparsemax": replace(GPT2, memory=replace(GPT2.memory, density="sparsemax", sigma_clamp=True)),
     "gibbs": replace(LLAMA, memory=replace(LLAMA.memory, density="gibbs", kl_weight=0.0)),
     "gibbs-hidden": replace(GPT2, memory=replace(HIDDEN, density="gibbs", kl_weight=0.0)),
-    "some layers": replace(LLAMA, stm_layers=(1,), memory=replace(LLAMA.memory, layers=(0,), kl_weight=0.0)),
+    "some layers": replace(
+        LLAMA, stm_layers=(1,), memory=replace(LLAMA.memory, layers=(0,), kl_weight=0.0)
+    ),
     "no memory": replace(LLAMA, memory=None),
     "relative": replace(LLAMA, positions="relative"),
     "transformer-xl": replace(GPT2, positions="relative", stm_length=16, memory=None),
-    "compressive": replace(LLAMA, positions="relative", memory=CompressiveConfig(length=6, ratio=4)),
-    "learned": replace(LLAMA, memory=replace(LLAMA.memory, contraction="learned", overrides={
-        1: {"basis": 8, "widths": (0.1,), "sticky": "off"}})),
-    "unlike layers": replace(GPT2, memory=replace(GPT2.memory, overrides={
-        0: {"basis": 24, "widths": (0.05, 0.1, 0.2), "contraction": 0.75}, 1: {"contraction": "doubling", "bins": 8}})),
+    "compressive": replace(
+        LLAMA, positions="relative", memory=CompressiveConfig(length=6, ratio=4)
+    ),
+    "learned": replace(
+        LLAMA,
+        memory=replace(
+            LLAMA.memory,
+            contraction="learned",
+            overrides={1: {"basis": 8, "widths": (0.1,), "sticky": "off"}},
+        ),
+    ),
+    "unlike layers": replace(
+        GPT2,
+        memory=replace(
+            GPT2.memory,
+            overrides={
+                0: {"basis": 24, "widths": (0.05, 0.1, 0.2), "contraction": 0.75},
+                1: {"contraction": "doubling", "bins": 8},
+            },
+        ),
+    ),
     "joint": replace(LLAMA, memory=JOINT),
     "joint-gpt2": replace(GPT2, memory=replace(JOINT, contraction="doubling", basis=24)),
     "associative": replace(LLAMA, memory=AssociativeConfig()),
     "gist and facts": replace(GPT2, stm_length=8, memories={"facts": AssociativeConfig()}),
-    "continuation": replace(LLAMA, tie_embeddings=True, memory=None, memories={
-        "next": ContinuationConfig(key_size=12, layers=(1,))}),
+    "continuation": replace(
+        LLAMA,
+        tie_embeddings=True,
+        memory=None,
+        memories={"next": ContinuationConfig(key_size=12, layers=(1,))},
+    ),
     "continuation without stm": replace(GPT2, memory=ContinuationConfig(key_size=8)),
     "compressive as published": replace(
-        GPT2, positions="relative", stm_length=16,
-        memory=CompressiveConfig(length=8, ratio=2, backprop=False, reconstruction_weight=0.5)),
+        GPT2,
+        positions="relative",
+        stm_length=16,
+        memory=CompressiveConfig(length=8, ratio=2, backprop=False, reconstruction_weight=0.5),
+    ),
 }
 
 

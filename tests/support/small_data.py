@@ -18,7 +18,9 @@ WORDS = "the sea was calm and every house along the street kept its lamps lit wh
 def text(seed: int, words: int) -> str:
     """Some words in lines; the same for the same seed."""
     rng = random.Random(seed)
-    return "\n".join(" ".join(rng.choices(WORDS, k=8)) + f" {seed} {i}." for i in range(max(1, words // 10)))
+    return "\n".join(
+        " ".join(rng.choices(WORDS, k=8)) + f" {seed} {i}." for i in range(max(1, words // 10))
+    )
 
 
 def write_books(folder: Path, count: int, words: int = 400) -> Path:
@@ -43,11 +45,16 @@ def run(wanted: Request, workers: int = 1) -> dict:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder but `sources.json`, which has the times of the input's files in it."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*"))
-            if p.is_file() and p.name != "sources.json"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "sources.json"
+    }
 
 
-def infty(*arguments: object, before: tuple[str, ...] = (), timeout: float = 300) -> subprocess.CompletedProcess:
+def infty(
+    *arguments: object, before: tuple[str, ...] = (), timeout: float = 300
+) -> subprocess.CompletedProcess:
     """Run the command as a person does."""
     command = [*before, sys.executable, "-m", "infty_tools", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)

@@ -17,22 +17,36 @@ LENGTHS = [130, 47, 220, 75, 160, 33, 98, 64, 181]
 SEGMENT = 8
 
 
-def write_dataset(folder: Path, lengths: list[int] | None = None, seed: int = 0, vocabulary: int = 40) -> Path:
+def write_dataset(
+    folder: Path, lengths: list[int] | None = None, seed: int = 0, vocabulary: int = 40
+) -> Path:
     """Documents that count upwards in steps of their own, as `infty prepare` would store them (without tokenizer)."""
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     folder.mkdir(parents=True)
     lengths = lengths or LENGTHS
-    builder, digest = IndexedDatasetBuilder(str(folder / f"{PREFIX}.bin"), dtype=np.uint16), hashlib.sha256()
+    builder, digest = (
+        IndexedDatasetBuilder(str(folder / f"{PREFIX}.bin"), dtype=np.uint16),
+        hashlib.sha256(),
+    )
     for i, n in enumerate(lengths):
         ids = (seed + 7 * i + (1 + i % 3) * np.arange(n)) % vocabulary
         builder.add_document(torch.from_numpy(ids.astype(np.int64)), [n])
         digest.update(ids.tobytes())
     builder.finalize(str(folder / f"{PREFIX}.idx"))
     names = [f"book {i}" for i in range(len(lengths))]
-    DatasetInfo(len(lengths), sum(lengths), "uint16", vocabulary, digest.hexdigest(), f"tokenizer of {vocabulary}",
-                sum(n // 2 for n in lengths), names, [n // 2 for n in lengths]).save(folder)
+    DatasetInfo(
+        len(lengths),
+        sum(lengths),
+        "uint16",
+        vocabulary,
+        digest.hexdigest(),
+        f"tokenizer of {vocabulary}",
+        sum(n // 2 for n in lengths),
+        names,
+        [n // 2 for n in lengths],
+    ).save(folder)
     return folder
 
 
@@ -41,8 +55,16 @@ def values(folder: Path, data: Path, **changes: Any) -> dict[str, Any]:
     out: dict[str, Any] = {
         "run": {"folder": str(folder), "steps": 6},
         "data": {"train": str(data)},
-        "model": {"hidden_size": 32, "layers": 2, "heads": 4, "segment_length": SEGMENT, "stm_length": SEGMENT,
-                  "vocab_multiple": 8, "dropout": 0.1, "memory": {"basis": 16, "bins": 16}},
+        "model": {
+            "hidden_size": 32,
+            "layers": 2,
+            "heads": 4,
+            "segment_length": SEGMENT,
+            "stm_length": SEGMENT,
+            "vocab_multiple": 8,
+            "dropout": 0.1,
+            "memory": {"basis": 16, "bins": 16},
+        },
         "batch": {"lanes": 4, "window_segments": 3},
         "optimizer": {"lr": 3e-3, "memory_lr": 6e-3},
         "schedule": {"warmup_steps": 2},
@@ -66,4 +88,6 @@ def config(folder: Path, data: Path, **changes: Any) -> Config:
 def curve(folder: Path) -> list[tuple]:
     """What a run logged of every step, without the clock's figures."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(r["step"], r["loss"], r["grad_norm"], r["lr"], r["tokens"]) for r in rows if "loss" in r]
+    return [
+        (r["step"], r["loss"], r["grad_norm"], r["lr"], r["tokens"]) for r in rows if "loss" in r
+    ]

@@ -22,7 +22,9 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ["SLURM_PROCID"])
     start = len(list(folder.glob(f"start-*-{rank}")))
-    (folder / f"start-{start}-{rank}").write_text(f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}")
+    (folder / f"start-{start}-{rank}").write_text(
+        f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    )
     behaviour = behaviours[min(start, len(behaviours) - 1)]
     if behaviour.startswith("wait"):
         told = []
