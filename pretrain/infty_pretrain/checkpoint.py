@@ -365,8 +365,8 @@ class Reader:
             (kind, key): f
             for kind in ("weights", "optimizer")
             for f in self._files[kind]
-            for key in f.keys()
-        }  # noqa: SIM118 - not a dict
+            for key in f.keys()  # noqa: SIM118 - not a dict
+        }
 
     def names(self) -> list[str]:
         """The parameters."""
