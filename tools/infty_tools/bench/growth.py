@@ -105,7 +105,7 @@ def make(memory: dict[str, Any], seed: int = 0) -> InftyForCausalLM:
             intermediate_size=192,
             segment_length=SEGMENT,
             initializer_range=0.1,
-            memory=memory,
+            memories={"memory": memory},
         )
     )
     with torch.no_grad():
