@@ -229,9 +229,11 @@ def _with_memories(values: dict[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(model, dict):
         return values
     made = {}
-    if isinstance(model.get("memory"), dict):
+    if model.get("memory") is not None:
         made["memory"] = _memory(model["memory"], source, "model.memory")
-    if isinstance(model.get("memories"), dict):
+    if model.get("memories") is not None:
+        if not isinstance(model["memories"], dict):
+            raise UserError(f"{source}: model.memories must hold a section a name, not {model['memories']!r}")
         made["memories"] = {str(name): _memory(section, source, f"model.memories.{name}")
                             for name, section in model["memories"].items()}
     return values | {"model": model | made}

@@ -235,8 +235,8 @@ def test_explicit_tags_of_plain_values_are_read_by_the_type_of_their_key():
     assert typed.read_yaml("a: !!int 7\nb: !!str 8\nc: !!float x\nd: !!bool x", "x") == dict(a="7", b="8", c="x", d="x")
 
 
-@pytest.mark.parametrize("text", ["optimizer.lr=nan", "optimizer.lr=inf", "optimizer.betas=[.9, nan]", "run.minutes=1e400",
-                                  "batch.lanes=1e30", f"batch.lanes={10**400}", "model.memory.kl_sigma=-inf",
+@pytest.mark.parametrize("text", ["optimizer.lr=nan", "optimizer.lr=inf", "optimizer.betas=[.9, nan]",
+                                  "run.minutes=1e400", "batch.lanes=1e30", f"batch.lanes={10**400}", "model.memory.kl_sigma=-inf",
                                   "model.memory.widths=[inf]", "model.hidden_size=999999999999999999999999",
                                   "model.memory.overrides={0: {kl_sigma: nan}}", "run.seed=-1", "run.seed=4294967296"])
 def test_a_number_that_cannot_be_used_is_refused_by_name(tmp_path, text):
@@ -250,3 +250,12 @@ def test_a_folder_may_be_called_as_a_number_that_is_none(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
     assert configs.load(path, ["run.folder=inf"]).run.folder == Path("inf")
+
+
+@pytest.mark.parametrize("text", ["model.memory=2", "model.memory=''", "model.memory=[1]", "model.memories=x",
+                                  "model.memories=[1]", "model.memories={a: 1}", "model=1", "model=", "run=[]"])
+def test_a_value_in_the_place_of_a_section_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
+    with pytest.raises(UserError, match=text.split("=")[0].replace(".", r"\.")):
+        configs.load(path, [text])

@@ -13,10 +13,11 @@ from typing import Any
 ODD_WORDS = (
     "-1", "0", "1", "2", "7", "-0.0", "0.5", "1e-4", "1e6", "1e400", "-1e400", "nan", "inf", "-inf",
     "999999999999999999999999999999", "4294967296", "9223372036854775808", "0x10", "010", "1_000", "1:30", "2024",
-    "yes", "no", "on", "off", "true", "false", "null", "~", "", " ", "''", '"', "[]", "[1]", "[a, b, c]", "[[1]]",
-    "{}", "{a: 1}", "? [a]\n: 1", "&a [*a]", "*a", "<<", "{<<: 1}", "{<<: {lr: 1}}", "!!python/object:os.system x",
-    "!!binary x", "!!int x", "!!set {a}", "- a", "a: b: c", "%", "@x", "|", ">", "#", "x" * 5000, "é", "日本語", "\u2028",
-    "\u0000", "\x1b[31m", "\ud800", "\udcff", "../..", "/", "/dev/null", ".", "--help", "-", "=", "5 gigs", "5GB", "10B",
+    "yes", "no", "on", "off", "true", "false", "null", "~", "", " ", "''", '"', "[]", "[1]", "[a, b, c]",
+    "[[1]]", "{}", "{a: 1}", "? [a]\n: 1", "&a [*a]", "*a", "<<", "{<<: 1}", "{<<: {lr: 1}}",
+    "!!python/object:os.system x", "!!binary x", "!!int x", "!!set {a}", "- a", "a: b: c", "%", "@x", "|", ">", "#", "x" * 5000, "é", "日本語", "\u2028",
+    "\u0000", "\x1b[31m", "\ud800", "\udcff", "../..", "/", "/dev/null", ".", "--help", "-", "=", "5 gigs", "5GB",
+    "10B",
 )
 """Values of options and config keys: numbers at the edges, words YAML reads otherwise, broken syntax, no text at all."""
 ODD_JSON = (
@@ -24,7 +25,8 @@ ODD_JSON = (
     [1, "a"], {}, {"a": 1},
 )
 SNIPPETS = (
-    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\t", b"\n\n\n", b"<eos>", b"<unk>", b"<s>", b"</s>", b"{", b"}", b"[",
+    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\t", b"\n\n\n", b"<eos>", b"<unk>", b"<s>", b"</s>", b"{",
+    b"}", b"[",
     b"? [a]\n: 1\n", b"- a\n", b"*a\n", b"run: 1\n", b"model:\n", b"\xed\xa0\x80", b"\xf0\x9f\x98\x80",
     b'"text": "a", "text": "b"', b"nan", b"1e999", "日本語".encode(), "\u2581".encode(), "\u0e01".encode() * 50,
 )
