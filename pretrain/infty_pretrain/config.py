@@ -280,14 +280,14 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _override(values: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     if not sign:
-        raise UserError(f"'{text}' is not an override: write section.key=value, such as optimizer.lr=1e-4")
+        raise UserError(f"{text!r} is not an override: write section.key=value, such as optimizer.lr=1e-4")
     *sections, name = key.strip().split(".")
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
             inner = values[section] = {}
         values = inner
-    values[name] = typed.read_yaml(value, f"the value of '{text}'")
+    values[name] = typed.read_yaml(value, f"the value of {text!r}")
 
 
 def _plain(value: Any) -> Any:

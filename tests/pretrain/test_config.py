@@ -236,7 +236,8 @@ def test_explicit_tags_of_plain_values_are_read_by_the_type_of_their_key():
 
 
 @pytest.mark.parametrize("text", ["optimizer.lr=nan", "optimizer.lr=inf", "optimizer.betas=[.9, nan]",
-                                  "run.minutes=1e400", "batch.lanes=1e30", f"batch.lanes={10**400}", "model.memory.kl_sigma=-inf",
+                                  "run.minutes=1e400", "batch.lanes=1e30", f"batch.lanes={10**400}",
+                                  "model.memory.kl_sigma=-inf",
                                   "model.memory.widths=[inf]", "model.hidden_size=999999999999999999999999",
                                   "model.memory.overrides={0: {kl_sigma: nan}}", "run.seed=-1", "run.seed=4294967296"])
 def test_a_number_that_cannot_be_used_is_refused_by_name(tmp_path, text):
@@ -258,4 +259,12 @@ def test_a_value_in_the_place_of_a_section_is_refused_by_name(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
     with pytest.raises(UserError, match=text.split("=")[0].replace(".", r"\.")):
+        configs.load(path, [text])
+
+
+@pytest.mark.parametrize("text", ["optimizer.lr=? [a]\n: 1", "a\nb"])
+def test_an_override_of_several_lines_is_refused_in_one(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
+    with pytest.raises(UserError, match=r"^[^\n]+$"):
         configs.load(path, [text])
