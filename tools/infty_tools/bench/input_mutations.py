@@ -26,8 +26,8 @@ ODD_JSON = (
     [1, "a"], {}, {"a": 1},
 )
 SNIPPETS = (
-    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\t", b"\n\n\n", b"<eos>", b"<unk>", b"<s>", b"</s>", b"{",
-    b"}", b"[",
+    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\t", b"\n\n\n", b"<eos>", b"<unk>", b"<s>", b"</s>",
+    b"{", b"}", b"[",
     b"? [a]\n: 1\n", b"- a\n", b"*a\n", b"run: 1\n", b"model:\n", b"\xed\xa0\x80", b"\xf0\x9f\x98\x80",
     b'"text": "a", "text": "b"', b"nan", b"1e999", "日本語".encode(), "\u2581".encode(), "\u0e01".encode() * 50,
 )
