@@ -20,7 +20,7 @@ ODD_WORDS = (
     "\x1b[31m", "\ud800", "\udcff", "../..", "/", "/dev/null", ".", "--help", "-", "=", "5 gigs",
     "5GB", "10B",
 )
-"""Values of options and config keys: numbers at the edges, words YAML reads otherwise, broken syntax, no text at all."""
+"""Values of options and config keys: numbers at the edges, words YAML reads otherwise, broken syntax, no text."""
 ODD_JSON = (
     None, True, False, -1, 0, 1, 2.5, 10**30, 1e308, float("nan"), float("inf"), "", "x", "\ud800", "../..", [], [None],
     [1, "a"], {}, {"a": 1},
