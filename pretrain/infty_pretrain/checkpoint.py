@@ -219,6 +219,8 @@ def problem_with(folder: Path, rank: int = 0, world: int = 1) -> str | None:
     Of `world` ranks that ask, each reads its share of the files. Raises UserError where that cannot be known: a file
     cannot be read, or another version of infty wrote it.
     """
+    if (folder / MANIFEST).is_fifo():
+        return f"its {MANIFEST} is no file"
     try:
         manifest = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
@@ -263,11 +265,14 @@ def _contradiction(folder: Path, text: bytes, rank: int, world: int) -> str | No
 def _odd_size(path: Path, size: int) -> str | None:
     """Whether a file is not there, or not of its size."""
     try:
-        found = path.stat().st_size
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return f"{path.name} is missing"
     except OSError as error:
         raise unreadable(path, error) from error
+    if not stat.S_ISREG(status.st_mode):  # a pipe, for one, would be waited for without end
+        return f"{path.name} is no file"
+    found = status.st_size
     return None if found == size else f"{path.name} has {found} bytes instead of {size}"
 
 

@@ -245,9 +245,13 @@ def _with_memories(values: dict[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(model, dict):
         return values
     made = {}
-    if isinstance(model.get("memory"), dict):
+    if model.get("memory") is not None:
         made["memory"] = _memory(model["memory"], source, "model.memory")
-    if isinstance(model.get("memories"), dict):
+    if model.get("memories") is not None:
+        if not isinstance(model["memories"], dict):
+            raise UserError(
+                f"{source}: model.memories must hold a section a name, not {model['memories']!r}"
+            )
         made["memories"] = {
             str(name): _memory(section, source, f"model.memories.{name}")
             for name, section in model["memories"].items()
@@ -312,7 +316,7 @@ def _override(values: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     if not sign:
         raise UserError(
-            f"'{text}' is not an override: write section.key=value, such as optimizer.lr=1e-4"
+            f"{text!r} is not an override: write section.key=value, such as optimizer.lr=1e-4"
         )
     *sections, name = key.strip().split(".")
     for section in sections:
@@ -320,7 +324,7 @@ def _override(values: dict[str, Any], text: str) -> None:
         if not isinstance(inner, dict):
             inner = values[section] = {}
         values = inner
-    values[name] = typed.read_yaml(value, f"the value of '{text}'")
+    values[name] = typed.read_yaml(value, f"the value of {text!r}")
 
 
 def _plain(value: Any) -> Any:

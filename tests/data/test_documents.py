@@ -46,6 +46,14 @@ def change(folder, **values) -> None:
         (lambda f: cut(f / "dataset.json", 30), "is damaged"),
         (lambda f: (f / "dataset.json").write_text("{}"), "is damaged"),
         (lambda f: (f / "dataset.json").write_bytes(b"\xff\xfe"), "is damaged"),
+        (
+            lambda f: (f / "dataset.json").write_text('{"tokens": 1, "tokens": 2}'),
+            "is damaged .the key 'tokens' is given twice",
+        ),
+        (
+            lambda f: (f / "dataset.json").write_text("[" * 100_000),
+            "is damaged .*nested too deeply",
+        ),
         (lambda f: change(f, dtype="float99"), "is damaged .dtype is 'float99'"),
         (lambda f: change(f, tokens="7"), "is damaged .tokens is '7'"),
         (lambda f: change(f, documents=-1), "is damaged .documents is -1"),

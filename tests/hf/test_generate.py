@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import shutil
 
 import pytest
 import torch
@@ -274,3 +275,25 @@ def test_wrong_input_is_refused_with_what_to_do(exported, tmp_path):
     }.items():
         with pytest.raises(UserError, match=match):
             generate(*arguments, 5, 0.0, 1.0, 0, None)
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        (
+            "config.json",
+            '{"model_type": "infty", "model_type": "infty"}',
+            "'model_type' is given twice",
+        ),
+        ("config.json", "{", "is damaged"),
+        ("tokenizer.json", '{"padding": -1}', "cannot be loaded"),
+        ("tokenizer.json", "[", "cannot be loaded"),
+        ("model.safetensors", "xx", "cannot be loaded"),
+    ],
+)
+def test_a_damaged_export_is_one_sentence(exported, tmp_path, name, content, words):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=rf"^[^\n]*{words}[^\n]*$"):
+        Writer(folder)

@@ -48,6 +48,11 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES = {
     "cut": (
         lambda p: (p / "weights-00000.safetensors").write_bytes(b"w"),
@@ -74,6 +79,12 @@ DAMAGES = {
     ),
     "no size": (
         lambda p: (p / checkpoint.MANIFEST).write_text(manifest({"run.json": {}})),
+        "manifest.json is damaged",
+    ),
+    "pipe": (lambda p: piped(p / "lanes-00000.safetensors"), "lanes-00000.safetensors is no file"),
+    "pipe manifest": (lambda p: piped(p / checkpoint.MANIFEST), "manifest.json is no file"),
+    "repeated key": (
+        lambda p: (p / checkpoint.MANIFEST).write_text('{"files": {}, "files": {}}'),
         "manifest.json is damaged",
     ),
     "empty files": (
@@ -267,3 +278,35 @@ def test_a_checkpoint_of_the_version_before_is_refused_in_one_sentence_and_left_
     ):
         checkpoint.newest_valid(tmp_path / "checkpoints", print)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+RUN_VALUES = {"step": 5, "tokens": 9, "tokenizer": "t", "tokenizer_fingerprint": "f"}
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("{", "Expecting"),
+        ("[]", "it is no object"),
+        ('{"step": 5, "step": 6}', "'step' is given twice"),
+        ("[" * 100_000, "nested too deeply"),
+        (json.dumps(RUN_VALUES | {"step": "x"}), "step is 'x'"),
+        (json.dumps({"step": 5}), "tokens is None"),
+        ("\udcff", ""),
+    ],
+)
+def test_an_edited_checkpoint_is_one_sentence(tmp_path, text, problem):
+    path = write(tmp_path, 5)
+    (path / checkpoint.RUN).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(
+        UserError,
+        match=rf"^[^\n]*run\.json cannot be used [^\n]*{problem}[^\n]*was it edited[^\n]+$",
+    ):
+        checkpoint.Reader(path)
+
+
+def test_weights_that_are_none_are_one_sentence(tmp_path):
+    path = write(tmp_path, 5)
+    (path / checkpoint.RUN).write_text(json.dumps(RUN_VALUES))
+    with pytest.raises(UserError, match=r"weights-00000\.safetensors cannot be used [^\n]+$"):
+        checkpoint.Reader(path)

@@ -338,3 +338,32 @@ def test_a_folder_may_be_called_as_a_number_that_is_none(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
     assert configs.load(path, ["run.folder=inf"]).run.folder == Path("inf")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model.memory=2",
+        "model.memory=''",
+        "model.memory=[1]",
+        "model.memories=x",
+        "model.memories=[1]",
+        "model.memories={a: 1}",
+        "model=1",
+        "model=",
+        "run=[]",
+    ],
+)
+def test_a_value_in_the_place_of_a_section_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
+    with pytest.raises(UserError, match=text.split("=")[0].replace(".", r"\.")):
+        configs.load(path, [text])
+
+
+@pytest.mark.parametrize("text", ["optimizer.lr=? [a]\n: 1", "a\nb"])
+def test_an_override_of_several_lines_is_refused_in_one(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
+    with pytest.raises(UserError, match=r"^[^\n]+$"):
+        configs.load(path, [text])

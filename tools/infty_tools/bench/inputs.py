@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -92,9 +93,14 @@ def preload() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import infty_tools.cli
-    import infty_tools.export.exporter
-    import infty_tools.writer  # noqa: F401
+    for module in (
+        "infty_pretrain.evaluator",
+        "infty_pretrain.trainer",
+        "infty_tools.cli",
+        "infty_tools.export.exporter",
+        "infty_tools.writer",
+    ):
+        importlib.import_module(module)
 
 
 class Harness:
