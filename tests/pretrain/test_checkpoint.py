@@ -274,7 +274,7 @@ def test_a_checkpoint_of_the_version_before_is_refused_in_one_sentence_and_left_
     """The manifest was written by infty 0.1 before memories had a contract."""
     shutil.copytree(Path(__file__).parent / "fixtures" / "format-1", tmp_path / "checkpoints")
     with pytest.raises(
-        UserError, match=r"the format 1, this version of infty reads 2: go on with the"
+        UserError, match=r"the format 1, this version of infty reads 2: continue with the"
     ):
         checkpoint.newest_valid(tmp_path / "checkpoints", print)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
