@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infty.errors import UserError
+from infty_tools import cli
 from infty_tools.cli import app
 
 
@@ -57,3 +58,27 @@ def test_generate(tmp_path, option, words):
     assert words in said(
         "generate", "--model", tmp_path, *(["--prompt", "x"] * ("prompt" not in option)), option
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prepare", "--input", "a", "--output", "b", "--input", "c"],
+        ["evaluate", "--checkpoint", "a", "--data", "b", "--data", "b"],
+        ["pretrain", "-c", "a.yaml", "--config", "b.yaml"],
+        ["bench", "inputs", "--seed", "1", "--seed", "2"],
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(words):
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and "it is given 2 times: give it once" in result.output
+
+
+@pytest.mark.parametrize("name", ["RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"])
+def test_one_rank_speaks_of_words_that_all_were_given(monkeypatch, capsys, name):
+    monkeypatch.setattr("sys.argv", ["infty", "evaluate", "--lanes", "0"])
+    monkeypatch.setattr(cli, "_end", lambda code: None)
+    for rank, lines in (("0", 1), ("3", 0)):
+        monkeypatch.setenv(name, rank)
+        cli.main()
+        assert capsys.readouterr().err.count("error: ") == lines

@@ -217,6 +217,11 @@ class Config:
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file and apply overrides such as `optimizer.lr=1e-4`. Raises UserError."""
+    return from_dict(written(path, overrides), str(path))
+
+
+def written(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The values of a YAML file and of overrides, as they were written: text, or None. Raises UserError."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no config at {path}")
@@ -227,7 +232,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         )
     for text in overrides or []:
         _override(values, text)
-    return from_dict(values, str(path))
+    return values
 
 
 def from_dict(values: dict[str, Any], source: str = "config") -> Config:

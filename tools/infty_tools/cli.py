@@ -15,6 +15,7 @@ import typer
 from infty import __version__, exit_codes
 from infty.access import refused
 from infty.errors import UserError
+from infty_tools.strict import StrictCommand
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,7 +58,7 @@ def _register(target: typer.Typer, verbs: dict[str, tuple[str, str]]) -> None:
         if importlib.util.find_spec(f"infty_tools.{module}") is not None:
             verb = getattr(importlib.import_module(f"infty_tools.{module}"), function, None)
             if verb is not None:
-                target.command(name)(verb)
+                target.command(name, cls=StrictCommand)(verb)
 
 
 @app.callback(invoke_without_command=True)
@@ -109,7 +110,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, PermissionError):
         return _say(refused(error), 2)
     if hasattr(error, "format_message"):  # a usage error of the command line
-        return _say(error.format_message(), 2)
+        # Every rank is given the same words: one of them says what is wrong with them.
+        return _say(error.format_message(), 2) if launched_as() == 0 else exit_codes.MISTAKE
     if isinstance(error, RuntimeError) and any(
         f"Connection {e} by peer" in str(error) for e in ("closed", "reset")
     ):
@@ -124,8 +126,15 @@ def _explain(error: Exception) -> int:
     return 1
 
 
+def launched_as() -> int:
+    """The rank that a launcher gave this process; 0 without one."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+    given = next((os.environ[name] for name in names if os.environ.get(name, "").isdigit()), "0")
+    return int(given)
+
+
 def _say(message: str, code: int) -> int:
-    if os.environ.get("RANK", "0") == "0" or code == 2:
+    if launched_as() == 0 or code == exit_codes.MISTAKE:
         print(f"error: {message}", file=sys.stderr, flush=True)
     return code
 

@@ -157,7 +157,6 @@ class Demo:
             self.config,
             f"run.folder={folder}",
             f"data.train={self.dataset / 'train'}",
-            f"data.validation={self.dataset / 'validation'}",
             *self.overrides,
         ]
 

@@ -44,13 +44,18 @@ def pretrain(
         outlast_readers()
     from infty_pretrain import config as configs
     from infty_pretrain import launch
+    from infty_pretrain.idle import idle_keys
 
-    resolved = configs.load(config, overrides)
+    given = configs.written(config, overrides)
+    resolved = configs.from_dict(given, str(config))
     here = launch.detect()
+    if here.rank == 0:
+        for sentence in idle_keys(given, resolved):
+            print(f"note: {sentence}", flush=True)
+    launch.quiet()
     if dry_run:
         _show(resolved, here)
         return
-    launch.quiet()
     from infty_pretrain.trainer import Trainer
 
     launch.leave(here, Trainer(resolved, here).run())
