@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ class Evaluator:
         if reader.run["tokenizer_fingerprint"] != self.documents.info.tokenizer_fingerprint:
             raise UserError(
                 f"{data} was prepared with another tokenizer than {found} was trained with: prepare it "
-                f"with --tokenizer {reader.run['tokenizer']}"
+                f"with --tokenizer {shlex.quote(reader.run['tokenizer'])}"
             )
         tensor = self.config.parallel.tensor
         self.device = connect(launch, tensor if launch.world % tensor == 0 else 1)
