@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import shlex
 import time
 from collections.abc import Iterable, Iterator
-import shlex
 from pathlib import Path
 
 import torch
@@ -188,8 +188,8 @@ def _check(folder: Path) -> None:
         return
     hint = ""
     if (folder / "checkpoints").is_dir() or (folder / "manifest.json").is_file():
-        hint = f": it holds checkpoints; export one first (infty export --checkpoint {shlex.quote(str(folder))} "
-            "--output FOLDER)"
+        command = f"infty export --checkpoint {shlex.quote(str(folder))} --output FOLDER"
+        hint = f": it holds checkpoints; export one first ({command})"
     elif not folder.exists():
         hint = ": it does not exist"
     raise UserError(f"{folder} is not a model made by infty export{hint}")
