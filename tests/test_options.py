@@ -82,3 +82,21 @@ def test_one_rank_speaks_of_words_that_all_were_given(monkeypatch, capsys, name)
         monkeypatch.setenv(name, rank)
         cli.main()
         assert capsys.readouterr().err.count("error: ") == lines
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plan", "--tokens", "inf", "-c", "configs/demo.yaml"], "--tokens inf is not a number"),
+        (["evaluate", "--checkpoint", "x" * 5000, "--data", "y"], "File name too long"),
+        (["evaluate", "--checkpoint", "x", "--data", "a\nb"], "does not exist"),
+        (["evaluate", "--checkpoint", "x", "--data", "y", "--lanes", "a\nb"], "whole number"),
+    ],
+)
+def test_a_mistake_is_one_line(monkeypatch, capsys, words, said):
+    monkeypatch.setattr("sys.argv", ["infty", *words])
+    codes = []
+    monkeypatch.setattr(cli, "_end", codes.append)
+    cli.main()
+    lines = capsys.readouterr().err.splitlines()
+    assert codes == [2] and len(lines) == 1 and said in lines[0]

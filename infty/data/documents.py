@@ -91,6 +91,12 @@ class Documents:
             raise UserError(
                 f"{folder}/{PREFIX}.idx does not match {INFO}: prepare the dataset again"
             )
+        places = np.asarray(index.index.sequence_pointers, dtype=np.int64)
+        if not np.array_equal(places, (lengths.cumsum() - lengths) * itemsize):
+            raise UserError(
+                f"{folder}/{PREFIX}.idx is damaged: documents do not follow each other in {PREFIX}.bin; "
+                "prepare the dataset again or copy it again"
+            )
         return cls(folder, info, index)
 
     def __len__(self) -> int:
@@ -144,7 +150,8 @@ def _check_index(path: Path, documents: int) -> None:
     """What megatron-core would answer with a stack trace. The file: 34 bytes of header, then for every document its
     length (int32) and place (int64), then the numbers of the sequences that begin documents (int64, one more)."""
     with open(path, "rb") as f:
-        begins_well = f.read(9) == b"MMIDIDX\0\0"
+        header = f.read(17)
+    begins_well = header == b"MMIDIDX\0\0" + (1).to_bytes(8, "little")  # and the format's version
     size, expected = path.stat().st_size, 34 + 12 * documents + 8 * (documents + 1)
     if not begins_well or size != expected:
         raise UserError(

@@ -107,6 +107,9 @@ def _explain(error: Exception) -> int:
             f"the disk is full ({error.filename or error}): make room and run the same command again",
             1,
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        name = str(error.filename or "")[:60]
+        return _say(f"{error.strerror}: {name}... names no file or folder", exit_codes.MISTAKE)
     if isinstance(error, PermissionError):
         return _say(refused(error), 2)
     if hasattr(error, "format_message"):  # a usage error of the command line
@@ -135,7 +138,10 @@ def launched_as() -> int:
 
 def _say(message: str, code: int) -> int:
     if launched_as() == 0 or code == exit_codes.MISTAKE:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        line = message.replace(
+            "\n", "\\n"
+        )  # a value that was given may hold line ends: a mistake is one line
+        print(f"error: {line}", file=sys.stderr, flush=True)
     return code
 
 

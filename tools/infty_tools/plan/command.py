@@ -97,6 +97,6 @@ def parse_count(text: str) -> int:
         value = float(text[:-1] if factor > 1 else text) * factor
     except ValueError:
         value = 0.0
-    if value < 1:
+    if not 1 <= value < 1e18:
         raise UserError(f"--tokens {text} is not a number of tokens: write 10B, 300M or 5e9")
     return int(value)
