@@ -122,8 +122,8 @@ def test_a_document_against_plain_loops(policy, precision):
         state = core.write(state, x[None, None], torch.tensor([True]))
     expected = by_loops(config, [x.double() for x in xs], [p.double() for p in histograms])
     error = (state.coefficients[0, 0].double() - expected).norm() / expected.norm()
-    # Between writes a state is float32, the histogram too: a quantile is off by some 1e-7 of [0, 1], which is N times as
-    # many functions' widths.
+    # Between writes a state is float32, the histogram too: a quantile is off by some 1e-7 of [0, 1],
+    # which is N times as many functions' widths.
     assert error < (1e-5 if precision == "float32" else 5e-6), float(error)
 
 
