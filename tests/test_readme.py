@@ -48,7 +48,7 @@ def test_the_six_steps(tmp_path):
     for step in steps:
         short = step.replace("--vocab-size 2048", "--vocab-size 330")
         if "pretrain" in step:
-            short += " run.steps=3 model.layers=2 model.hidden_size=64"
+            short += " run.steps=3 model.layers=2 model.hidden_size=64 model.memory.layers=[1]"
         if "generate" in step:
             short += " --max-new-tokens 8"
         done = subprocess.run(

@@ -26,6 +26,7 @@ STARTERS = {
     "run_alone",
     "prepare",
     "Harness",
+    "Exporter",
     "bench_faults",
     "bench_layouts",
     "bench",
