@@ -73,6 +73,8 @@ def _signal(trial: Trial, number: int, ranks: Any) -> bool:
     start.wait(runs.PATIENCE, lambda: all(_begun(trial.run, rank).exists() for rank in ranks))
     if None not in start.codes():
         start.end()
+        if not all(_begun(trial.run, rank).exists() for rank in ranks):
+            raise RuntimeError("a run ended without reading its config: _tell_of_begin misses it")
         raise TooLateError
     trial.facts["in a checkpoint"] = bool(trial.folders("*.partial"))
     greeted = "tokens per step" in start.said()
@@ -103,13 +105,13 @@ def _tell_of_begin(rank: int, *, run: Path) -> None:
     process that is to become one."""
     from infty_pretrain import config as configs
 
-    plain = configs.load
+    plain = configs.written
 
-    def load(*arguments: Any) -> Any:
+    def written(*arguments: Any) -> Any:
         _begun(run, rank).touch()
         return plain(*arguments)
 
-    configs.load = load
+    configs.written = written
 
 
 def kill_in_checkpoint(trial: Trial) -> bool:
