@@ -24,6 +24,8 @@ class InftyContinuationMemory(InftyMemory):
     Of a segment it holds the keys and the values of the tokens, which it will write.
     """
 
+    predicts = True
+
     def __init__(self, config: InftyConfig, layer: int, memory: ContinuationConfig) -> None:
         super().__init__(config, layer, memory)
         self.heads = config.num_attention_heads
@@ -70,7 +72,7 @@ class InftyContinuationMemory(InftyMemory):
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         key = self._by_head(self.key(inputs.normed))  # [b, H, t, k]
-        value = self._by_head(inputs.embedded.detach()).to(key.dtype)
+        value = self._by_head(inputs.output_rows.detach()).to(key.dtype)
         state = state.extend(inputs.piece, key=key, value=value)
         with torch.autocast(key.device.type, enabled=False):
             z = read(key[:, :, None], state.kept["matrix"][:, :, None])[:, :, 0]

@@ -32,8 +32,9 @@ class Inputs(NamedTuple):
     weight's own says nothing when it is quantised."""
     residual: Tensor
     """[b, t, e]: the layer's input."""
-    embedded: Tensor
-    """[b, t, e]: the embeddings of the tokens, before positions and dropout."""
+    output_rows: Tensor | None
+    """[b, t, e]: the tokens' rows of the output matrix, which predict them (with tied embeddings,
+    the tokens' embeddings); None unless a memory of the model `predicts`."""
     piece: Piece
 
 
@@ -84,6 +85,8 @@ class InftyModule(nn.Module):
 class InftyMemory(InftyModule):
     """One memory of one layer."""
 
+    predicts: bool = False
+    """Whether it wants `inputs.output_rows`."""
     attends: bool = False
     """Whether its readings have `attended`: local attention waits for it then."""
 

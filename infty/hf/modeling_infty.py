@@ -170,6 +170,12 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         self.mlp_norm = make_norm(config)
         self.mlp = InftyMLP(config)
 
+    @property
+    def predicts(self) -> bool:
+        """Whether one of the memories wants the tokens' rows of the output matrix."""
+        memories: list[Any] = list(self.memories.values())
+        return any(memory.predicts for memory in memories)
+
     def begin(self, x: Tensor) -> InftyLayerState:
         """The state of rows that have read nothing; x [b, t, e] is what they will read."""
 
@@ -183,17 +189,17 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
     def forward(
         self,
         x: Tensor,
-        embedded: Tensor,
+        output_rows: Tensor | None,
         state: InftyLayerState,
         piece: Piece,
         memory_enabled: bool = True,
     ) -> tuple[Tensor, InftyLayerState]:
-        """x [b, t, e] -> x and the layer's new state; `embedded` [b, t, e] is what the first layer began with."""
+        """x [b, t, e] -> x and the layer's new state; `output_rows` [b, t, e]: see `Inputs.output_rows`."""
         h = self.attention_norm(x)
         q, key, value = self.attention.project(h)
         attention = state.attention.extend(piece, key=key, value=value)
         keys, values = self.attention.in_sight(attention)
-        inputs = Inputs(q, h, x, embedded, piece)
+        inputs = Inputs(q, h, x, output_rows, piece)
         readings = self._read(inputs, state, attends=True)
         y = self.attention.out(
             self.attention(q, keys, values, piece, [r.attended for r in readings.values()])
@@ -270,6 +276,7 @@ class InftyModel(InftyPreTrainedModel):
             InftyDecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
         self.norm = make_norm(config)
+        self.predicts = any(layer.predicts for layer in self._layers())
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -292,6 +299,7 @@ class InftyModel(InftyPreTrainedModel):
         output_hidden_states: bool | None = None,
         seq_idx: Tensor | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        output_rows: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """Read tokens input_ids int64 [b, T], T of any length, after what `cache` (older versions of transformers:
@@ -300,7 +308,9 @@ class InftyModel(InftyPreTrainedModel):
         Where attention_mask [b, T] (or [b, all columns so far]) is 0, a row has no token: padding on any side. Such
         columns of the output are zero. Where position_ids is 0, seq_idx changes, or cu_seq_lens_q says so (see
         `document_starts`), a document begins: its row forgets what it has read. `memory_enabled=False` leaves the
-        long-term memory empty. Raises ValueError for arguments that have no effect.
+        long-term memory empty. `output_rows` [b, T, e]: what the head predicts these tokens with, where it is not the
+        embedding and a memory stores it; `InftyForCausalLM` gives it. Raises ValueError for arguments that have no
+        effect.
         """
         refuse_others(kwargs, VARLEN if cu_seq_lens_q is not None else ())
         if (input_ids is None) == (inputs_embeds is None):
@@ -319,15 +329,12 @@ class InftyModel(InftyPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         pieces = []
+        rows = self._rows(x, output_rows)
         for columns, piece in reading.pieces(mask, starts, T, x.device):
-            part = (
-                x[:, columns]
-                if isinstance(columns, slice)
-                else x.take_along_dim(columns[..., None], 1)
-            )
+            part, told = _taken(x, columns), None if rows is None else _taken(rows, columns)
             if piece.begins is not None:
                 states = tuple(state.start_document(piece.begins, piece.held) for state in states)
-            streams, states = self._read(part, states, piece, memory_enabled)
+            streams, states = self._read(part, told, states, piece, memory_enabled)
             pieces.append(streams if output_hidden_states else streams[-1:])
         if use_cache if use_cache is not None else self.config.use_cache:
             cache.store(states, reading.fill, reading.segments, T)
@@ -344,14 +351,31 @@ class InftyModel(InftyPreTrainedModel):
 
     def _begin(self, x: Tensor) -> tuple[InftyLayerState, ...]:
         """The states of rows that have read nothing; x [b, t, e] is what they will read."""
-        layers: list[Any] = list(self.layers)
-        return tuple(layer.begin(x) for layer in layers)
+        return tuple(layer.begin(x) for layer in self._layers())
+
+    def _layers(self) -> list[Any]:
+        """The layers, for a type checker not modules of any kind."""
+        return list(self.layers)
+
+    def _rows(self, embedded: Tensor, output_rows: Tensor | None) -> Tensor | None:
+        """The tokens' rows of the output matrix, where a memory wants them."""
+        if not self.predicts:
+            return None
+        if output_rows is None and not self.config.tie_word_embeddings:
+            raise ValueError(
+                "this model's memory stores what its head predicts tokens with: call InftyForCausalLM with input_ids"
+            )
+        return embedded if output_rows is None else output_rows
 
     def _read(
-        self, x: Tensor, states: tuple[InftyLayerState, ...], piece: Piece, memory_enabled: bool
+        self,
+        x: Tensor,
+        output_rows: Tensor | None,
+        states: tuple[InftyLayerState, ...],
+        piece: Piece,
+        memory_enabled: bool,
     ) -> tuple[tuple[Tensor, ...], tuple[InftyLayerState, ...]]:
         """One piece through all layers: what each layer is given, then what the head is; and the new states."""
-        embedded = x
         if self.embed_positions is not None:
             place = piece.segments[:, None] * self.config.segment_length + piece.places()
             # Positions repeat with a period of all that a token can see, so no two tokens in sight share one.
@@ -360,9 +384,14 @@ class InftyModel(InftyPreTrainedModel):
         new, streams = [], []
         for layer, state in zip(self.layers, states):
             streams.append(x)
-            x, state = layer(x, embedded, state, piece, memory_enabled)
+            x, state = layer(x, output_rows, state, piece, memory_enabled)
             new.append(state)
         return (*streams, self.norm(x)), tuple(new)
+
+
+def _taken(x: Tensor, columns: slice | Tensor) -> Tensor:
+    """Columns of x [b, T, e]: the same of all rows, or int64 [b, t]."""
+    return x[:, columns] if isinstance(columns, slice) else x.take_along_dim(columns[..., None], 1)
 
 
 def _as_dict(return_dict: bool | None, config: InftyConfig) -> bool:
@@ -391,6 +420,18 @@ class InftyForCausalLM(InftyPreTrainedModel, InftyGenerationMixin):
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head = value
+
+    def _output_rows(self, input_ids: Tensor | None) -> Tensor | None:
+        """The tokens' rows of the head, [b, T, e], where they are not their embeddings and a memory wants them."""
+        if not self.model.predicts or self.config.tie_word_embeddings or input_ids is None:
+            return None
+        weight = self.lm_head.weight
+        if weight.is_meta or not weight.is_floating_point():
+            raise ValueError(
+                "this model's memory reads lm_head.weight, which is offloaded or quantised: keep lm_head on a device "
+                "(device_map) and out of quantisation (llm_int8_skip_modules)"
+            )
+        return F.embedding(input_ids, weight.detach())
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -426,6 +467,7 @@ class InftyForCausalLM(InftyPreTrainedModel, InftyGenerationMixin):
             memory_enabled,
             cache=cache,
             seq_idx=seq_idx,
+            output_rows=self._output_rows(input_ids),
             return_dict=True,
             **kwargs,
         )

@@ -25,8 +25,8 @@ class Pass:
 
     seen: Tensor
     """int64 [b, S]: segments of its document before each segment."""
-    embedded: Tensor
-    """[T, b, e]: the embeddings of the tokens, before positions and dropout, all tokens."""
+    output_rows: Tensor | None
+    """[T, b, e]: the tokens' rows of the output matrix, all tokens; see `Inputs.output_rows`."""
     memory_enabled: bool = True
     statistics: bool = False
 
@@ -57,6 +57,11 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config, layer)
 
+    @property
+    def predicts(self) -> bool:
+        """Whether one of the memories wants the tokens' rows of the output matrix."""
+        return any(cast(Memory, memory).predicts for memory in self.memories.values())
+
     def fields(self, dtype: torch.dtype) -> Tree:
         """What is declared of the layer's state (infty.tree); `dtype` is that of the run."""
         return Tree(
@@ -84,7 +89,7 @@ class Block(nn.Module):
             values,
             h,
             x,
-            how.embedded,
+            how.output_rows,
             how.seen,
             self.attention,
             self.region,

@@ -111,7 +111,9 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
 
 
 class VocabParallelEmbedding(tensor_parallel.VocabParallelEmbedding):
-    """Token ids [...] -> [..., e], the vocabulary split over ranks, the result whole on each."""
+    """Token ids [...] -> [..., e], the vocabulary split over ranks, the result whole on each.
+
+    Its weight, float [V/tp, e], is an output matrix, too: a row predicts a token."""
 
     def __init__(self, rows: int, size: int, init: Initializer) -> None:
         super().__init__(rows, size, init_method=init, config=_settings())

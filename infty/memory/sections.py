@@ -117,13 +117,7 @@ class ContinuationConfig:
         return self
 
     def check(self, model: Any) -> None:
-        """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
-        _require(
-            model.tie_embeddings,
-            "kind",
-            "continuation stores the tokens' embeddings, which predict tokens only "
-            "where input and output share them: needs model.tie_embeddings: true",
-        )
+        """Every model can have one."""
 
 
 def _require(condition: bool, key: str, problem: str) -> None:

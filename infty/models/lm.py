@@ -15,7 +15,6 @@ from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.layers.block import Block, Pass, make_norm
 from infty.layers.linear import (
-    ColumnParallelLinear,
     PositionEmbedding,
     VocabParallelEmbedding,
     normal,
@@ -82,7 +81,8 @@ class InftyLM(nn.Module):
         self.head = None
         if not config.tie_embeddings:
             init = normal("head", config.init_std, rows=config.vocab_size)
-            self.head = ColumnParallelLinear(config.hidden_size, config.padded_vocab, init)
+            self.head = VocabParallelEmbedding(config.padded_vocab, config.hidden_size, init)
+        self.predicts = any(block.predicts for block in self.blocks)
 
     def fields(self, dtype: torch.dtype | None = None) -> Tree:
         """What is declared of a lane's state (infty.tree): `segments` of its document read so far, and `layers`.
@@ -122,7 +122,8 @@ class InftyLM(nn.Module):
         b, S, L = tokens.shape
         seen = segments_seen(state["segments"], reset)
         embedded = self.embedding(tokens.flatten(1).t())
-        how = Pass(seen, embedded, memory_enabled, statistics)
+        rows = self._output_rows(tokens, embedded) if self.predicts else None
+        how = Pass(seen, rows, memory_enabled, statistics)
         layers = tree.reset(state, self.fields(), seen[:, 0] == 0)["layers"]
         x = self._positioned(embedded, seen, L)
         new = {}
@@ -162,9 +163,15 @@ class InftyLM(nn.Module):
         x = F.dropout(x, self.config.dropout, self.training)
         return self.region.open(x)
 
+    def _output_rows(self, tokens: Tensor, embedded: Tensor) -> Tensor:
+        """[T, b, e]: the rows of the output matrix that predict the tokens, without gradients."""
+        rows = embedded if self.head is None else self.head(tokens.flatten(1).t())
+        return rows.detach()
+
     def _logits(self, h: Tensor) -> Tensor:
         """float32 [T, b, V/tp]; columns that only pad the vocabulary can never be predicted."""
-        logits = (F.linear(h, self.embedding.weight) if self.head is None else self.head(h)).float()
+        output = self.embedding if self.head is None else self.head
+        logits = F.linear(h, output.weight).float()
         first = groups.tensor_rank() * logits.shape[-1]
         padding = (
             torch.arange(first, first + logits.shape[-1], device=h.device) >= self.config.vocab_size

@@ -171,6 +171,18 @@ def test_a_reordered_cache_goes_on_as_the_chosen_rows(name):
 
 
 @torch.no_grad()
+def test_a_memory_that_stores_predictions_needs_the_head():
+    model = twin("continuation untied")
+    with pytest.raises(ValueError, match="call InftyForCausalLM with input_ids"):
+        model.model(tokens(1, 9))
+    with pytest.raises(ValueError, match="call InftyForCausalLM with input_ids"):
+        model(inputs_embeds=torch.zeros(1, 9, 32))
+    model.lm_head.to("meta")
+    with pytest.raises(ValueError, match="keep lm_head on a device"):
+        model(tokens(1, 9))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "joint", "gist and facts", "continuation"])
 def test_memory_can_be_switched_off(name):
     trained, model = pair(VARIANTS[name])

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from infty.config import ModelConfig
-from infty.errors import UserError
 from infty.layers.memories.associative import Associative
 from infty.layers.memories.base import Inputs
 from infty.layers.memories.continuation import Continuation
 from infty.memory.associative import GATE_SCALE
 from infty.memory.sections import AssociativeConfig, ContinuationConfig
+from infty.models.lm import InftyLM
 from infty.parallel.region import Region
 from infty.tree import fresh
 
@@ -35,7 +36,6 @@ def config(section, stm: int, **changes) -> ModelConfig:
         layers=1,
         segment_length=L,
         stm_length=stm,
-        tie_embeddings=True,
         memory=section,
         **changes,
     )
@@ -46,8 +46,8 @@ def inputs(model: ModelConfig, seed: int = 0) -> Inputs:
     T, K, d, e = S * L, model.kv_heads, model.head_size, model.hidden_size
     keys, values = (torch.randn(LANES, K, model.stm_length + T, d, generator=g) for _ in range(2))
     q = torch.randn(LANES, K, model.heads // K, T, d, generator=g)
-    normed, embedded = (torch.randn(T, LANES, e, generator=g) for _ in range(2))
-    return Inputs(q, keys, values, normed, normed, embedded, SEEN, None, Region(), True, False)
+    normed, rows = (torch.randn(T, LANES, e, generator=g) for _ in range(2))
+    return Inputs(q, keys, values, normed, normed, rows, SEEN, None, Region(), True, False)
 
 
 def randomised(layer: torch.nn.Module) -> torch.nn.Module:
@@ -126,7 +126,7 @@ def test_the_layer_of_what_followed(stm):
     for part in (slice(0, 2), slice(2, S)):
         tokens = slice(part.start * L, part.stop * L)
         window = given._replace(
-            normed=given.normed[tokens], embedded=given.embedded[tokens], seen=SEEN[:, part]
+            normed=given.normed[tokens], output_rows=given.output_rows[tokens], seen=SEEN[:, part]
         )
         reading = layer(window, state)
         state = reading.state
@@ -157,7 +157,7 @@ def test_the_layer_of_what_followed(stm):
                     if t > 0 and not first:
                         before = unit(keys[t - 1, lane, h * n : h * n + n])
                     if t >= 0:
-                        row = given.embedded[t, lane, h * d : h * d + d].double()
+                        row = given.output_rows[t, lane, h * d : h * d + d].double()
                         value = row / (row.square().mean() + 1e-6).sqrt()
                     M = recurrent(M, before, value, torch.cat([before, value]), layer, h)
             torch.testing.assert_close(state["matrix"][lane, h].double(), M, rtol=1e-4, atol=1e-5)
@@ -196,6 +196,19 @@ def test_what_followed_is_predicted():
     assert math.fsum(guesses[t] == text[t + 1] for t in known) / len(known) > 0.7
 
 
-def test_it_needs_tied_embeddings():
-    with pytest.raises(UserError, match=r"needs model\.tie_embeddings: true"):
-        ModelConfig(vocab_size=8, hidden_size=8, heads=2, memory=ContinuationConfig())
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_followed_is_stored_as_it_is_predicted(single_process, tied):
+    """Every memory is given the tokens' rows of the output matrix, and pulls no gradient at them."""
+    model = InftyLM(
+        replace(config(ContinuationConfig(key_size=8), L), vocab_size=11, tie_embeddings=tied)
+    )
+    given = []
+    model.blocks[0].memories["memory"].register_forward_pre_hook(
+        lambda _, arguments: given.append(arguments[0].output_rows)
+    )
+    tokens = torch.randint(0, 11, (LANES, S, L))
+    reset = SEEN == 0
+    model(tokens, reset, model.initial_state(LANES))
+    output = model.embedding if tied else model.head
+    assert not given[0].requires_grad
+    torch.testing.assert_close(given[0], output.weight[tokens.flatten(1).t()], rtol=0, atol=0)

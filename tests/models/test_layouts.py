@@ -43,7 +43,15 @@ TWO = {
 }
 TWO |= {
     name: [{"tensor": 2, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
-    for name in ("learned", "unlike layers", "sparsemax")
+    for name in (
+        "learned",
+        "unlike layers",
+        "sparsemax",
+        "joint",
+        "gist and facts",
+        "continuation",
+        "continuation untied",
+    )
 }
 FOUR = {
     name: [

@@ -97,6 +97,7 @@ VARIANTS = {
         memories={"next": ContinuationConfig(key_size=12, layers=(1,))},
     ),
     "continuation without stm": replace(GPT2, memory=ContinuationConfig(key_size=8)),
+    "continuation untied": replace(LLAMA, memory=ContinuationConfig(key_size=12, layers=(1,))),
     "compressive as published": replace(
         GPT2,
         positions="relative",

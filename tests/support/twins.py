@@ -97,6 +97,7 @@ VARIANTS = {
             "associative",
             "continuation",
             "continuation without stm",
+            "continuation untied",
         )
     },
     "gist and facts": replace(TRAINED["gist and facts"], init_std=0.1, memory=MEMORY),

@@ -38,8 +38,9 @@ class Inputs(NamedTuple):
     """[T, b, e]: the layer's input after its first norm, all tokens."""
     residual: Tensor
     """[T, b, e]: the layer's input; under sequence parallelism this rank's tokens (see `region.enter`)."""
-    embedded: Tensor
-    """[T, b, e]: the embeddings of the tokens, before positions and dropout, all tokens."""
+    output_rows: Tensor | None
+    """[T, b, e]: the tokens' rows of the output matrix, which predict them (with tied embeddings, the tokens'
+    embeddings), all tokens; None unless a memory of the model `predicts`."""
     seen: Tensor
     """int64 [b, S]: how many segments of its document come before each segment; 0: a document begins."""
     attention: LocalAttention
@@ -138,6 +139,8 @@ class Memory(nn.Module):
 
     attends: bool = False
     """Whether its readings have `attended`: local attention waits for it then."""
+    predicts: bool = False
+    """Whether it wants `inputs.output_rows`."""
 
     def __init__(self, config: ModelConfig, layer: int, name: str) -> None:
         """`name` is the memory's in the config; weights are drawn from streams named after it and the layer."""

@@ -29,13 +29,16 @@ from infty.tree import Field, Tree
 
 
 class Continuation(Memory):
-    """The gated delta rule (arXiv 2412.06464) from the hidden state before a token to that token's embedding.
+    """The gated delta rule (arXiv 2412.06464) from the hidden state before a token to that token's row of the output
+    matrix.
 
-    With tied embeddings, adding a token's embedding to the residual stream of the last layers raises the token's
-    logit: what is read is a prediction, "in this book, after something like this came ...". That is what a cache of
-    bigrams knows, in constant space and with contexts that are learned. A gate a head starts at zero: a fresh memory
-    changes nothing. Values take no gradient: the memory does not pull at the embeddings it stores.
+    Adding a token's row to the residual stream of the last layers raises the token's logit: what is read is a
+    prediction, "in this book, after something like this came ...". That is what a cache of bigrams knows, in constant
+    space and with contexts that are learned. A gate a head starts at zero: a fresh memory changes nothing. Values take
+    no gradient: the memory does not pull at the rows it stores.
     """
+
+    predicts = True
 
     def __init__(self, config: ModelConfig, layer: int, name: str) -> None:
         super().__init__(config, layer, name)
@@ -76,7 +79,8 @@ class Continuation(Memory):
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
         """Read and write all segments of a window; see `Memory.forward`."""
         key = self._by_head(self.key(inputs.normed))
-        value = self._by_head(collectives.split(inputs.embedded.detach(), -1)).to(key.dtype)
+        assert inputs.output_rows is not None
+        value = self._by_head(collectives.split(inputs.output_rows, -1)).to(key.dtype)
         keys = torch.cat([state["keys"].to(key.dtype), key], 2)  # [b, H, stm+1+T, k]
         values = (
             torch.cat([state["values"].to(key.dtype), value], 2) if self.stm else value
