@@ -18,7 +18,7 @@ from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.memory import presets
 from infty.memory_kinds import kind_of
-from infty_pretrain import typed
+from infty_pretrain import curriculum, typed
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class BatchConfig:
     """Rows of the global batch, each an endless reading of whole documents."""
     window_segments: int = 4
     """Segments of a lane that one step sees [S]; gradients flow inside a window."""
+    window_stages: dict[int, int] | None = None
+    """Shorter windows first, as segments: steps. {2: 500, 4: 500}: 500 steps with windows of 2 segments, 500 of 4, then
+    of `window_segments`. Every lane reads on across stages, so later steps read more tokens than the first."""
     micro_batch: int | None = None
     """Lanes of a rank that go through the model at once; left out: all of them. Fewer: gradients accumulate."""
 
@@ -160,15 +163,28 @@ class Config:
 
     @property
     def tokens_per_step(self) -> int:
-        return self.batch.lanes * self.batch.window_segments * self.model.segment_length
+        """Tokens of the longest windows: of every step, unless there are `batch.window_stages`."""
+        return self.batch.window_segments * self._tokens_per_segment
 
     @property
     def total_steps(self) -> int:
         return (
             self.run.steps
             if self.run.steps is not None
-            else -(-self.run.tokens // self.tokens_per_step)
+            else curriculum.steps_to_read(
+                self.batch, -(-self.run.tokens // self._tokens_per_segment)
+            )
         )
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens that the whole run reads, padding among them."""
+        return curriculum.segments_read(self.batch, self.total_steps) * self._tokens_per_segment
+
+    @property
+    def _tokens_per_segment(self) -> int:
+        """Of one segment in every lane."""
+        return self.batch.lanes * self.model.segment_length
 
     def check_layout(self, world: int) -> None:
         """Refuse a number of processes that this config cannot be spread over. Raises UserError."""
@@ -418,8 +434,11 @@ def _agreement(config: Config) -> list[tuple[bool, str, str]]:
             "true needs parallel.tensor > 1",
         ),
         (
-            batch.window_segments * config.model.segment_length % parallel.tensor == 0
-            or not parallel.sequence,
+            not parallel.sequence
+            or all(
+                segments * config.model.segment_length % parallel.tensor == 0
+                for segments, _ in curriculum.stages(batch)
+            ),
             "parallel.sequence",
             "the tokens of a window must be divisible by parallel.tensor",
         ),
@@ -429,6 +448,8 @@ def _agreement(config: Config) -> list[tuple[bool, str, str]]:
             "needs data.validation",
         ),
     ]
+    if wrong := curriculum.problem(batch):
+        checks.append((False, "batch.window_stages", wrong))
     for name, section in config.model.sections().items():
         if section.learns_to_write:
             needed = config.model.stm_length // config.model.segment_length + 2

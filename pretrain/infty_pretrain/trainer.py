@@ -20,7 +20,7 @@ from infty.data.lanes import LaneReader, LaneSchedule
 from infty.errors import UserError
 from infty.exit_codes import STOPPED
 from infty.parallel import groups
-from infty_pretrain import checkpoint, evaluation, lock, schedule
+from infty_pretrain import checkpoint, curriculum, evaluation, lock, schedule
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
 from infty_pretrain.engine import Engine, StepResult
@@ -139,7 +139,7 @@ class Trainer:
 
     def _train_step(self) -> None:
         self.watchdog.tick(f"reading data for step {self.step + 1}")
-        window = self.reader.next_window(self.config.batch.window_segments)
+        window = self.reader.next_window(curriculum.window_segments(self.config.batch, self.step))
         self.watchdog.tick(f"computing step {self.step + 1}")
         rate = self.engine.set_rate(
             schedule.factor(self.step, self.config.total_steps, self.config.schedule)

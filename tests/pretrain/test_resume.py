@@ -26,6 +26,9 @@ SAME = {  # interrupted and resumed in this layout
         "model__memory__signal": "hidden",
     },
 }
+SAME["tp2-zero3-growing-windows"] = SAME["tp2-zero3"] | {  # interrupted inside the second stage
+    "batch__window_stages": {1: 2, 2: 2}
+}
 OTHER = {  # goes on, without dropout, from a checkpoint of TP 2 and ZeRO-3
     "dp2-zero3": {"parallel__zero_stage": 3},
     "dp2-zero2": {"parallel__zero_stage": 2},

@@ -101,7 +101,7 @@ def _show(config, here) -> None:
         Console().print(Syntax(config.to_yaml(), "yaml", background_color="default"))
         print(
             f"valid for {here.world} process(es) ({here.launcher}); torch {torch.__version__}; "
-            f"{config.total_steps:,} steps of {config.tokens_per_step:,} tokens. Nothing was started."
+            f"{config.total_steps:,} steps, {config.total_tokens:,} tokens. Nothing was started."
         )
         if crowded := crowding(Documents.open(config.data.train).lengths, config.batch.lanes):
             print(crowded)

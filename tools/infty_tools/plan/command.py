@@ -50,7 +50,7 @@ def plan(
     launch.quiet()
     device = hardware.find(gpu)
     resolved, note = with_vocab(configs.load(config, overrides))
-    budget = parse_count(tokens) if tokens else resolved.total_steps * resolved.tokens_per_step
+    budget = parse_count(tokens) if tokens else resolved.total_tokens
     chosen = plan_search.evaluate(
         resolved, plan_search.of_config(resolved, nodes * gpus_per_node), device, gpus_per_node
     )

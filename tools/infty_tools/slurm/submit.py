@@ -241,7 +241,7 @@ def _check_plan(config: Config, job: Job, gpu: str) -> None:
     fitting = [] if fits else plan_search.search(config, job.nodes, job.gpus_per_node, device)
     refuse_unless_it_fits(config, chosen, fitting, device, job.nodes, job.gpus_per_node)
     rate = chosen.cost.tokens_per_second
-    days = config.total_steps * config.tokens_per_step / rate / 86400
+    days = config.total_tokens / rate / 86400
     print(
         f"plan for {job.nodes} x {job.gpus_per_node} {gpu}: {plan_report.name(chosen)}; "
         f"{chosen.total / 2**30:.1f} of {device.memory / 2**30:.1f} GiB per GPU; about {rate:,.0f} tokens/s, "
