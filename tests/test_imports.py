@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.util
 import subprocess
 import sys
@@ -29,6 +30,21 @@ INSIDE = {
     "infty.models": {"infty.data", "infty.hf"},
     "infty.parallel": {"infty.layers", "infty.models", "infty.data", "infty.hf"},
     "infty.data": {"infty.layers", "infty.models", "infty.memory", "infty.parallel", "infty.hf"},
+}
+# Rooms of the training program, likewise.
+TRAINING = ("trainer", "evaluator", "evaluation", "monitor", "launch", "signals")
+INSIDE |= {
+    "infty_pretrain.config": {"infty_pretrain.checkpoint", "infty_pretrain.engine"},
+    "infty_pretrain.faults": {
+        "infty_pretrain.checkpoint",
+        "infty_pretrain.engine",
+        *(f"infty_pretrain.{name}" for name in TRAINING),
+    },
+    "infty_pretrain.engine": {
+        "infty_pretrain.checkpoint",
+        *(f"infty_pretrain.{name}" for name in TRAINING),
+    },
+    "infty_pretrain.checkpoint": {f"infty_pretrain.{name}" for name in TRAINING},
 }
 # What an exported model needs beside the standard library.
 CARRIED = {
@@ -59,11 +75,11 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(name: str, path: Path) -> set[str]:
-    """Dotted names of everything a file imports, wherever in the file; `from a import b` counts as a.b."""
+def imports(name: str, path: Path, nodes: list[ast.stmt] | None = None) -> set[str]:
+    """Dotted names of everything that a file, or these `nodes` of it, imports; `from a import b` counts as a.b."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text())) if nodes is None else nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -91,7 +107,7 @@ def test_packages_import_downward():
     assert not wrong
 
 
-def test_parts_of_infty_import_downward():
+def test_parts_of_a_package_import_downward():
     wrong = [
         f"{name} imports {i}"
         for name, path in modules().items()
@@ -101,6 +117,23 @@ def test_parts_of_infty_import_downward():
         if below(i, forbidden)
     ]
     assert not wrong
+
+
+def needed(name: str, path: Path, found: dict[str, Path]) -> set[str]:
+    """The modules that must be there before this one: what it imports outside functions."""
+    tree = ast.parse(path.read_text())
+    outside = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    named = imports(name, path, outside)
+    modules = {i if i in found else i.rpartition(".")[0] for i in named}
+    return modules & found.keys() - {name}
+
+
+def test_no_module_needs_itself():
+    """A package may name what its modules hold; its own entry is left out."""
+    found = {n: p for n, p in modules().items() if p.name != "__init__.py"}
+    graph = {name: needed(name, path, found) for name, path in found.items()}
+    assert sum(map(len, graph.values())) > 200
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
 def test_rooms_of_the_tools_are_apart():

@@ -26,7 +26,8 @@ from infty.data.build import Job
 from infty.data.documents import TOKENIZER, DatasetInfo
 from infty.data.sample import sample
 from infty.data.sources import Source
-from infty.data.tokenizer import Tokenizer, train_sentencepiece
+from infty.data.tokenizer import Tokenizer
+from infty.data.vocabulary import train_sentencepiece
 from infty.data.workers import Workers
 from infty.data.workplace import REPORT, Workplace, already_done, partial_folder
 from infty.errors import UserError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infty.data.archives import BYTES_AFTER, CUT_SHORT, DAMAGED, open_bytes, problem_of, read_bytes
-from infty.data.tokenizer import as_read
+from infty.data.as_read import as_read
 from infty.errors import UserError
 
 TEXT, LINES = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz", ".jsonl.zst")

@@ -8,35 +8,23 @@ the token that ends a document.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infty import files
+from infty.data.as_read import as_read, backend
 from infty.errors import UserError
-
-if TYPE_CHECKING:
-    import tokenizers
 
 SENTENCEPIECE, HUGGING_FACE = "tokenizer.model", "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 """Beside a tokenizer's file: names the token that ends a document, under `eos_token`, as transformers does."""
-BYTE_ORDER_MARK = "\ufeff"
 SPACE_MARK = "\u2581"
 """Stands for a space inside sentencepiece, which would read this character in a book as one."""
-
-
-def as_read(text: str) -> str:
-    """A text as every text is read: no byte order mark before it, line ends of one kind (LF)."""
-    return text.lstrip(BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
 
 
 class Tokenizer(ABC):
@@ -235,8 +223,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def __init__(self, path: Path, end_token: str | None = None) -> None:
         self.path = path
-        self.backend = _backend(path)
-        """The library's tokenizer, without what training does not do: see `_backend`."""
+        self.backend = backend(path)
+        """The library's tokenizer, without what training does not do: see `infty.data.as_read.backend`."""
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         # Not the number of tokens: ids may have gaps.
         self.vocab_size = 1 + max(vocabulary.values(), default=-1)
@@ -310,127 +298,3 @@ def _noted_end(folder: Path) -> str | int | None:
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
             return value
     return None
-
-
-def reading_steps() -> list[tokenizers.normalizers.Normalizer]:
-    """`as_read`, in the words of the `tokenizers` library."""
-    from tokenizers import Regex, normalizers
-
-    return [
-        normalizers.Replace(Regex(rf"\A{BYTE_ORDER_MARK}+"), ""),
-        normalizers.Replace(Regex("\r\n?"), "\n"),
-    ]
-
-
-def _backend(path: Path) -> tokenizers.Tokenizer:
-    """A `tokenizer.json` that does what training does and no more. It reads every text as `as_read` does. It does not
-    cut or pad texts, adds no token before or behind them, and draws no merges at random. It reads "</s>" in a book as
-    four characters. Raises UserError."""
-    import tokenizers
-
-    try:
-        file = json.loads(path.read_text(encoding="utf-8"))
-        file |= {"truncation": None, "padding": None, "post_processor": None}
-        if "dropout" in file["model"]:
-            file["model"]["dropout"] = None
-        backend = tokenizers.Tokenizer.from_str(json.dumps(file))
-        with_steps = tokenizers.Tokenizer.from_str(json.dumps(_with_reading_steps(file, backend)))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is not a Hugging Face tokenizer: {error}") from error
-    with_steps.encode_special_tokens = True
-    return with_steps
-
-
-def _with_reading_steps(file: dict[str, Any], backend: tokenizers.Tokenizer) -> dict[str, Any]:
-    """The file with `as_read` before its other steps."""
-    from tokenizers import normalizers
-
-    own = backend.normalizer
-    steps = json.loads(_whole(normalizers.Sequence(reading_steps())))["normalizer"]["normalizers"]
-    for token in file.get("added_tokens", []):
-        # Looked for in the text as it was given, where line ends are not yet of one kind; or in the text as read.
-        text = token["content"]
-        if (
-            "\n" in text
-            and not token["special"]
-            and (own is None or own.normalize_str(text) == text)
-        ):
-            token["normalized"] = True
-    if file.get("normalizer") is not None:
-        steps.append(file["normalizer"])
-    return file | {"normalizer": {"type": "Sequence", "normalizers": steps}}
-
-
-def _whole(normalizer: tokenizers.normalizers.Normalizer) -> str:
-    """A tokenizer's file with this normalizer."""
-    from tokenizers import Tokenizer, models
-
-    empty = Tokenizer(models.BPE())
-    empty.normalizer = normalizer
-    return empty.to_str()
-
-
-def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: str | Path) -> None:
-    """Train a byte-pair model with byte fallback, so that every text can be written, and save it to `path`.
-
-    Line breaks and runs of spaces are kept: they matter in books. The same texts give the same bytes. Raises UserError
-    when the vocabulary is too small for the texts' characters, or too large for so little text.
-    """
-    import sentencepiece
-
-    model = io.BytesIO()
-    try:
-        # A writer instead of a prefix, and a fixed number of threads: the model records both.
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            split_digits=True,
-            character_coverage=0.9999,
-            max_sentence_length=65536,
-            user_defined_symbols=["\n"],
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=4,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise UserError(_why_not_trained(str(error), vocab_size)) from error
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(Path(path), model.getvalue())
-
-
-def _why_not_trained(error: str, vocab_size: int) -> str:
-    """What sentencepiece says, as advice."""
-    needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", error)
-    if needed:
-        return (
-            f"--vocab-size {vocab_size} is too small: the texts' characters and the 256 bytes alone take "
-            f"{needed[1]} tokens. Give a --vocab-size well above {needed[1]}"
-        )
-    most = re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", error)
-    if most:
-        return (
-            f"--vocab-size {vocab_size} is too large for so little text, which has pieces for {most[1]} tokens at "
-            f"most. Give more text, or a --vocab-size of {most[1]} or less"
-        )
-    if "sentences_.empty()" in error:
-        return "there is no text to train a tokenizer on. Give more text"
-    return (
-        f"cannot train a vocabulary of {vocab_size} tokens on these texts: {error.splitlines()[-1]}"
-    )
-
-
-def _lines(texts: Iterable[str], longest: int = 4096) -> Iterable[str]:
-    """The lines of the texts, as sentencepiece wants them; it would leave out lines that are very long."""
-    for text in texts:
-        for line in text.splitlines():
-            if line.strip():
-                yield from (line[i : i + longest] for i in range(0, len(line), longest))

@@ -81,6 +81,11 @@ def data_size() -> int:
     return ps.get_data_parallel_world_size()
 
 
+def layout() -> dict[str, int]:
+    """How the processes are shared out: tensor-parallel ranks and data-parallel ranks."""
+    return {"tensor": tensor_size(), "data": data_size()}
+
+
 def data_group() -> dist.ProcessGroup:
     return ps.get_data_parallel_group()
 

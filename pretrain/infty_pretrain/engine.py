@@ -15,9 +15,9 @@ from infty.models.build import build
 from infty.models.lm import InftyLM, Output
 from infty.parallel import groups, randomness
 from infty.tree import Tree
-from infty_pretrain import quarantine
 from infty_pretrain.config import Config
-from infty_pretrain.spikes import FaultHistory
+from infty_pretrain.faults import quarantine
+from infty_pretrain.faults.spikes import FaultHistory
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Engine:
             for p in model.parameters()
         )
         optimizer = torch.optim.AdamW(
-            _parameter_groups(model, config),
+            parameter_groups(model, config),
             lr=config.optimizer.lr,
             betas=config.optimizer.betas,
             eps=config.optimizer.eps,
@@ -103,7 +103,7 @@ class Engine:
     def step(self, window: Window, statistics: bool = False) -> StepResult:
         """Forward, backward and update on one window of this rank's lanes; the lanes' states move on.
 
-        Lanes whose numbers are not finite are put in quarantine (infty_pretrain.quarantine). A step whose loss or
+        Lanes whose numbers are not finite are put in quarantine (infty_pretrain.faults). A step whose loss or
         gradient is not finite, or whose loss is a spike, is skipped: weights, moments and the optimizer's step count
         stay as they are, to the bit. The window counts as read, and the lanes' states move on as in any other step; a
         lane whose new state is not finite is put back to before the step. Where the loss is not finite even without
@@ -251,7 +251,7 @@ def shape_of(p: torch.nn.Parameter) -> torch.Size:
     return getattr(p, "ds_shape", p.shape)
 
 
-def _parameter_groups(model: InftyLM, config: Config) -> list[dict]:
+def parameter_groups(model: InftyLM, config: Config) -> list[dict]:
     """Matrices decay, vectors do not; the long-term memory's parameters may have a learning rate of their own."""
     given = config.optimizer.memory_lr
     rates = {True: config.optimizer.lr if given is None else given, False: config.optimizer.lr}

@@ -12,7 +12,7 @@ from infty.data.documents import Documents
 from infty.errors import UserError
 from infty_pretrain import checkpoint, evaluation
 from infty_pretrain import config as configs
-from infty_pretrain.canonical import slice_for_rank
+from infty_pretrain.checkpoint.canonical import slice_for_rank
 from infty_pretrain.launch import Launch, connect
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from infty import files
 from infty.parallel import groups
 from infty_pretrain import flops
+from infty_pretrain.checkpoint import Saved
 from infty_pretrain.config import Config
 from infty_pretrain.engine import StepResult
-from infty_pretrain.saving import Saved
-from infty_pretrain.spikes import FaultHistory
+from infty_pretrain.faults.spikes import FaultHistory
 
 WHY = {
     "loss": "because the loss is not finite",

@@ -22,13 +22,13 @@ from infty.exit_codes import STOPPED
 from infty.parallel import groups
 from infty_pretrain import checkpoint, curriculum, evaluation, lock, schedule
 from infty_pretrain import config as configs
+from infty_pretrain.checkpoint import Saved, Saver
 from infty_pretrain.config import Config
 from infty_pretrain.engine import Engine, StepResult
+from infty_pretrain.faults.watchdog import REPORT, Watchdog
 from infty_pretrain.launch import Launch, connect
 from infty_pretrain.monitor import WHY, Monitor
-from infty_pretrain.saving import Saved, Saver
 from infty_pretrain.signals import StopFlag
-from infty_pretrain.watchdog import REPORT, Watchdog
 
 
 def validate(config: Config, world: int) -> Config:
@@ -296,7 +296,7 @@ class Trainer:
         self._lock = lock.take(self.folder)
         files.write_whole(self.folder / "config.yaml", self.config.to_yaml())
         (self.folder / "stop").unlink(missing_ok=True)
-        for leftover in self.checkpoints.glob(f"*{checkpoint.PARTIAL}"):
+        for leftover in self.checkpoints.glob(f"*{files.PARTIAL}"):
             shutil.rmtree(leftover, ignore_errors=True)
         return checkpoint.candidates(self.checkpoints)
 

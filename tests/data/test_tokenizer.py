@@ -11,7 +11,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infty.data.tokenizer import HuggingFaceTokenizer, Tokenizer, as_read, train_sentencepiece
+from infty.data.as_read import as_read
+from infty.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from infty.data.vocabulary import train_sentencepiece
 from infty.errors import UserError
 from infty_tools.export.tokenizer import SAMPLES, compare, fast_tokenizer
 from support.small_data import text as some_text

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from infty.errors import UserError
 from infty_pretrain import checkpoint
+from infty_pretrain.checkpoint.format import digest
 from infty_tools import processes
 
 
@@ -27,7 +28,7 @@ def write(folder: Path, step: int, ephemeral: bool = False) -> Path:
     for name in ("weights-00000.safetensors", "lanes-00000.safetensors"):
         (path / name).write_bytes(f"{name} of {step}".encode() * 20)
     (path / checkpoint.RUN).write_text(json.dumps({"step": step, checkpoint.EPHEMERAL: ephemeral}))
-    files = {p.name: checkpoint._digest(p) for p in path.iterdir()}
+    files = {p.name: digest(p) for p in path.iterdir()}
     (path / checkpoint.MANIFEST).write_text(
         json.dumps({"format": checkpoint.FORMAT, "files": files})
     )

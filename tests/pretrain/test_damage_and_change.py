@@ -67,28 +67,28 @@ def refusals(root: Path) -> dict:
 
 def unreadable(folder: Path, data: Path) -> str:
     """One file of the newest checkpoint is somebody else's, who keeps it to himself."""
-    from infty_pretrain import checkpoint
+    from infty_pretrain.checkpoint import format
 
-    plain = checkpoint._digest
+    plain = format.digest
 
     def digest(path):
         if path.name.startswith("lanes"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return plain(path)
 
-    checkpoint._digest = digest
+    format.digest = digest
     try:
         return refusal(folder, data)
     finally:
-        checkpoint._digest = plain
+        format.digest = plain
 
 
 def full_disk(root: Path) -> dict:
     """The disk is full for one file of the second checkpoint; a person makes room and starts again."""
-    from infty_pretrain import checkpoint
+    from infty_pretrain.checkpoint import writing
     from support.small_training import train
 
-    folder, plain = root / "full", checkpoint._write
+    folder, plain = root / "full", writing.write_file
     train(folder, root / "data", run__steps=4, checkpoint__every=2, stop_at=2, **BASE)
     before, out = saved(folder), {}
     for kind in ("weights", "lanes", "run", "manifest"):
@@ -99,9 +99,9 @@ def full_disk(root: Path) -> dict:
                 raise OSError(errno.ENOSPC, "No space left on device", str(path))
             plain(path, how)
 
-        checkpoint._write = write
+        writing.write_file = write
         out[f"full {kind}"] = (refusal(folder, root / "data"), saved(folder) == before)
-    checkpoint._write = plain
+    writing.write_file = plain
     return out | {"made room": train(folder, root / "data", run__steps=4, **BASE)}
 
 

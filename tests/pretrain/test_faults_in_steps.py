@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from infty.errors import UserError
 from infty_pretrain.config import FaultsConfig
+from infty_pretrain.faults.spikes import FaultHistory
 from infty_pretrain.launch import Launch
-from infty_pretrain.spikes import FaultHistory
 from infty_pretrain.trainer import Trainer
 from infty_tools import processes
 from support import fault_cases, small_run, small_training

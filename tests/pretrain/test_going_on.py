@@ -15,9 +15,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+import infty_pretrain
 from infty.errors import UserError
-from infty_pretrain import checkpoint, evaluation, lock, watchdog
-from infty_pretrain.engine import Engine, _parameter_groups
+from infty_pretrain import checkpoint, evaluation, lock
+from infty_pretrain.checkpoint import writing
+from infty_pretrain.engine import Engine, parameter_groups
+from infty_pretrain.faults import watchdog
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
 from support import small_run, small_training
@@ -111,7 +114,7 @@ def test_leftovers_of_a_killed_save_are_removed(run, data):
 
 @pytest.mark.parametrize("name", ["weights", "run.json", "manifest.json"])
 def test_a_full_disk_leaves_the_last_checkpoint(run, data, name, monkeypatch):
-    def write(path, action, plain=checkpoint._write):
+    def write(path, action, plain=writing.write_file):
         if path.name.startswith(name):
             path.write_bytes(b"half")
 
@@ -122,7 +125,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, data, name, monkeypatch):
 
         plain(path, action)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
+    monkeypatch.setattr(writing, "write_file", write)
     with pytest.raises(UserError, match=r"is full.*earlier ones are unharmed"):
         again(run, data, run__steps=5)
     assert names(run) == [f"step-{n:08d}" for n in range(1, STEPS + 1)]
@@ -278,14 +281,14 @@ def test_memory_parameters_have_their_own_rate_and_vectors_do_not_decay(tmp_path
     moved = {n for n, p in engine.model.named_parameters() if not torch.equal(p, before[n])}
     memory = {n for n in before if ".memory." in n}
     assert memory and moved == set(before) - memory
-    for group in _parameter_groups(engine.model, trainer.config):
+    for group in parameter_groups(engine.model, trainer.config):
         assert {p.dim() >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
     trainer.monitor.close()
     engine.deepspeed.destroy()
 
 
 def test_nothing_is_unpickled():
-    for path in Path(checkpoint.__file__).parent.glob("*.py"):
+    for path in Path(infty_pretrain.__file__).parent.rglob("*.py"):
         source = path.read_text()
         assert "torch.load" not in source and "import pickle" not in source, path
 

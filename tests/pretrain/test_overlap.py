@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from infty_pretrain import checkpoint
+from infty_pretrain.checkpoint import writing
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
 from infty_tools.cli import app
@@ -34,7 +35,7 @@ def test_steps_are_taken_while_the_disk_is_slow(tmp_path, data, monkeypatch):
     """The disk does not take the checkpoint of step 2 before step 5 is done: without overlap that is for ever."""
     reference = run(tmp_path / "plain", data, checkpoint__every=2, checkpoint__overlap=False)
     assert reference.step == 6
-    go_on, plain, seen = threading.Event(), checkpoint._write, []
+    go_on, plain, seen = threading.Event(), writing.write_file, []
     trainer = Trainer(
         small_run.config(tmp_path / "slow", data, checkpoint__every=2), Launch(0, 1, 0, "env")
     )
@@ -58,7 +59,7 @@ def test_steps_are_taken_while_the_disk_is_slow(tmp_path, data, monkeypatch):
             go_on.set()  # before that of step 4 falls due, which has to wait for it
         return result
 
-    monkeypatch.setattr(checkpoint, "_write", slow)
+    monkeypatch.setattr(writing, "write_file", slow)
     trainer.engine.step = counted
     assert trainer.run() == 0
     trainer.engine.deepspeed.destroy()
@@ -80,7 +81,7 @@ def test_what_is_written_is_the_moment_at_which_it_was_begun(tmp_path, data, mon
         checkpoint__overlap=False,
         checkpoint__keep_last=9,
     )
-    late, plain = threading.Event(), checkpoint._write
+    late, plain = threading.Event(), writing.write_file
     trainer = Trainer(
         small_run.config(tmp_path / "late", data, checkpoint__every=2, checkpoint__keep_last=9),
         Launch(0, 1, 0, "env"),
@@ -99,7 +100,7 @@ def test_what_is_written_is_the_moment_at_which_it_was_begun(tmp_path, data, mon
             late.set()
         return result
 
-    monkeypatch.setattr(checkpoint, "_write", held)
+    monkeypatch.setattr(writing, "write_file", held)
     trainer.engine.step = stepping
     assert trainer.run() == 0
     trainer.engine.deepspeed.destroy()

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule, Window
 from infty.parallel import groups
-from infty_pretrain import canonical
+from infty_pretrain.checkpoint import canonical
 from infty_pretrain.engine import Engine, StepResult
 from support import small_run
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from infty.config import ModelConfig
-from infty.data.tokenizer import Tokenizer, train_sentencepiece
+from infty.data.tokenizer import Tokenizer
+from infty.data.vocabulary import train_sentencepiece
 from infty.models.lm import InftyLM
 from infty_pretrain import checkpoint as checkpoints
 from infty_pretrain.config import Config, RunConfig

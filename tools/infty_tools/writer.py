@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from infty.data.tokenizer import as_read
+from infty.data.as_read import as_read
 from infty.errors import UserError
 from infty.files import read_json
 from infty.hf.cache_infty import InftyCache

@@ -194,9 +194,9 @@ def full_disk(trial: Trial) -> bool:
 
 
 def _fill_disk(rank: int, *, victim: int, count: int) -> None:
-    from infty_pretrain import checkpoint
+    from infty_pretrain.checkpoint import writing
 
-    plain, left = checkpoint._write, [count]
+    plain, left = writing.write_file, [count]
 
     def write(path: Path, content: Callable[[Path], Any]) -> None:
         left[0] -= rank == victim
@@ -205,7 +205,7 @@ def _fill_disk(rank: int, *, victim: int, count: int) -> None:
             os.truncate(path, path.stat().st_size // 2)
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    checkpoint._write = write
+    writing.write_file = write
 
 
 def stalled(trial: Trial) -> bool:
@@ -288,14 +288,11 @@ def _raise_loss(_rank: int, *, step: int) -> None:
     from dataclasses import replace
 
     def harm(engine: Any) -> Callable[[], None]:
-        plain = engine._forward
-
-        def forward(*arguments: Any) -> Any:
-            loss, out = plain(*arguments)
+        def raised(_model: Any, _inputs: Any, outputs: Any) -> Any:
+            loss, out = outputs
             return 100 * loss, replace(out, nll_sum=100 * out.nll_sum)
 
-        engine._forward = forward
-        return lambda: delattr(engine, "_forward")
+        return engine.model.register_forward_hook(raised).remove
 
     _before_step(step, harm)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from infty.data.tokenizer import SPACE_MARK, HuggingFaceTokenizer, Tokenizer, reading_steps
+from infty.data.as_read import reading_steps
+from infty.data.tokenizer import SPACE_MARK, HuggingFaceTokenizer, Tokenizer
 from infty.errors import UserError
 
 if TYPE_CHECKING:

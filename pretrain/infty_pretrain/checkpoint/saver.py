@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from infty_pretrain import checkpoint
+from infty_pretrain.checkpoint import retention, writing
 from infty_pretrain.config import CheckpointConfig
 from infty_pretrain.engine import Engine
 
@@ -34,7 +34,7 @@ class Saved:
 class _Writing(threading.Thread):
     """Writes a snapshot. A daemon: a run that ends in an error does not wait for it."""
 
-    def __init__(self, snapshot: checkpoint.Snapshot) -> None:
+    def __init__(self, snapshot: writing.Snapshot) -> None:
         super().__init__(name="checkpoint", daemon=True)
         self.snapshot, self.seconds = snapshot, 0.0
         self.digests: dict[str, Any] = {}
@@ -42,7 +42,7 @@ class _Writing(threading.Thread):
 
     def run(self) -> None:
         start = time.monotonic()
-        self.digests, self.problem = checkpoint.write(self.snapshot)
+        self.digests, self.problem = writing.write(self.snapshot)
         self.seconds = time.monotonic() - start
 
 
@@ -70,7 +70,7 @@ class Saver:
         """
         before = self.finish()
         start = time.monotonic()
-        self._thread = _Writing(checkpoint.collect(self.engine, self.folder, run))
+        self._thread = _Writing(writing.collect(self.engine, self.folder, run))
         self._thread.start()
         self._stall = time.monotonic() - start
         return before
@@ -81,7 +81,7 @@ class Saver:
             return None
         start, thread, self._thread = time.monotonic(), self._thread, None
         thread.join()
-        checkpoint.publish(thread.snapshot, thread.digests, thread.problem)
+        writing.publish(thread.snapshot, thread.digests, thread.problem)
         if dist.get_rank() == 0:
-            checkpoint.prune(self.folder, self.config.keep_last, self.config.keep_every)
+            retention.prune(self.folder, self.config.keep_last, self.config.keep_every)
         return Saved(thread.snapshot.final, self._stall + time.monotonic() - start, thread.seconds)
