@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from infty import ranges
 from infty.errors import UserError
 from infty.memory.config import LEFT_OUT, LeftOut, MemoryConfig
 from infty.memory_kinds import section_of
+from infty.ranges import Range, whole
 
 # What each family means for the fields that a config may leave out.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -25,6 +27,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "bias": False,
         "tie_embeddings": False,
     },
+}
+
+# Upper ends are far beyond any model and stop slips of the keyboard.
+RANGES: dict[str, Range] = {
+    "vocab_size": whole(1, 2**24),
+    "hidden_size": whole(1, 2**20),
+    "layers": whole(1, 10_000),
+    "heads": whole(1, 2**16),
+    "kv_heads": whole(1, 2**16),
+    "ffn_size": whole(1, 2**22),
+    "segment_length": whole(1, 2**20),
+    "stm_length": whole(0, 2**24),
+    "norm_eps": Range(0, 0.1, above=True),
+    "rope_theta": Range(1, 1e12),
+    "dropout": Range(0, 1, below=True),
+    "init_std": Range(0, 10, above=True),
+    "vocab_multiple": whole(1, 2**20),
 }
 
 
@@ -83,21 +102,7 @@ class ModelConfig:
         self._validate()
 
     def _validate(self) -> None:
-        for name in (
-            "hidden_size",
-            "layers",
-            "heads",
-            "kv_heads",
-            "ffn_size",
-            "segment_length",
-            "vocab_multiple",
-        ):
-            _require(getattr(self, name) > 0, name, f"{getattr(self, name)} must be > 0")
-        _require(
-            self.vocab_size is None or self.vocab_size > 0,
-            "vocab_size",
-            f"{self.vocab_size} must be > 0",
-        )
+        ranges.check(self, RANGES, "model.")
         _require(
             self.hidden_size % self.heads == 0,
             "heads",
@@ -114,11 +119,10 @@ class ModelConfig:
             f"rotary positions need an even head size, not {self.head_size}",
         )
         _require(
-            self.stm_length >= 0 and self.stm_length % self.segment_length == 0,
+            self.stm_length % self.segment_length == 0,
             "stm_length",
             f"{self.stm_length} is not a multiple of segment_length {self.segment_length} (0 means none)",
         )
-        _require(0 <= self.dropout < 1, "dropout", f"{self.dropout} must lie in [0, 1)")
         self._validate_layers("stm_layers", self.stm_layers)
         for name in self.memories or ():
             _require(

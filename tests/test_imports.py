@@ -51,7 +51,7 @@ CARRIED = {
     "infty.memory": {"torch", "triton", "infty"},
     "infty.hf": {"torch", "triton", "transformers", "infty"},
 }
-CARRIED_OF_INFTY = ("infty.memory", "infty.hf", "infty.errors", "infty.tree")
+CARRIED_OF_INFTY = ("infty.memory", "infty.hf", "infty.errors", "infty.ranges", "infty.tree")
 
 # What a batch script runs, outside the container that may hold everything else.
 STANDARD_LIBRARY = (

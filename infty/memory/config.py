@@ -6,7 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
+from infty import ranges
 from infty.errors import UserError
+from infty.ranges import Range, whole
 
 T = TypeVar("T")
 if TYPE_CHECKING:
@@ -31,6 +33,20 @@ PER_LAYER = (
 ContractionPolicy = Literal["uniform", "doubling", "learned"]
 POLICIES = get_args(ContractionPolicy)
 WARPS = ("off", "quantile", "multinomial")
+RANGES: dict[str, Range] = {
+    "basis": whole(1, 2**16),
+    "widths": Range(0, 10, above=True),
+    "ridge": Range(0, 1e6, above=True),
+    "contraction": Range(0, 1, above=True, below=True, words=POLICIES),
+    "sticky_seed": whole(0, 2**31 - 1),
+    "bins": whole(2, 2**16),
+    "explore": Range(0, 1),
+    "attention_span": whole(1, 10**6),
+    "samples": whole(2, 2**20),
+    "sigma_floor": Range(0, 1, above=True),
+    "kl_weight": Range(0, 1e6),
+    "kl_sigma": Range(0, 10, above=True),
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot work, naming the key as it is written in a config."""
-        _require(self.basis > 0, "basis", f"{self.basis} must be > 0")
+        ranges.check(self, RANGES, "model.memory.")
         if self.widths is None:
             # As narrow as the centres are close: the regression is well-conditioned and all N functions count.
             object.__setattr__(self, "widths", (0.75 / self.basis,))
@@ -112,36 +128,13 @@ class MemoryConfig:
             "basis",
             f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})",
         )
-        _require(
-            len(self.widths) > 0 and all(w > 0 for w in self.widths),
-            "widths",
-            "need at least one, all > 0",
-        )
-        _require(self.ridge > 0, "ridge", f"{self.ridge} must be > 0")
-        if not isinstance(self.contraction, str):
-            _require(
-                0 < self.contraction < 1,
-                "contraction",
-                f"{self.contraction} must lie between 0 and 1",
-            )
+        _require(len(self.widths) > 0, "widths", "need at least one")
         _require(
             self.sticky_heads == "shared" or self.signal == "heads",
             "sticky_heads",
             "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)",
         )
         _require(self.signal == "hidden" or not self.gate, "gate", "true needs signal: hidden")
-        _require(0 <= self.explore <= 1, "explore", f"{self.explore} must lie in [0, 1]")
-        _require(
-            self.attention_span is None or self.attention_span >= 1,
-            "attention_span",
-            f"{self.attention_span} must be at least 1 segment",
-        )
-        _require(self.bins >= 2, "bins", f"{self.bins} must be at least 2")
-        _require(
-            self.samples is None or self.samples >= 2,
-            "samples",
-            f"{self.samples} must be at least 2",
-        )
         # One sample a function leaves the highest frequencies undetermined: rewriting then amplifies them.
         _require(
             not self.has_policy or self.samples is None or 4 * self.samples >= 5 * self.basis,
@@ -174,17 +167,6 @@ class MemoryConfig:
                 "contraction",
                 "cannot be learned with density: joint",
             )
-        _require(self.sigma_floor > 0, "sigma_floor", f"{self.sigma_floor} must be > 0")
-        _require(
-            self.kl_weight >= 0 and self.kl_sigma > 0,
-            "kl_weight",
-            "must be >= 0, with kl_sigma > 0",
-        )
-        _require(
-            not self.has_policy or self.contraction in POLICIES,
-            "contraction",
-            f"'{self.contraction}' is not a policy; choose {', '.join(POLICIES)}, or a number",
-        )
         _require(
             self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}"
         )

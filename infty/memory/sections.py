@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from infty import ranges
 from infty.errors import UserError
+from infty.ranges import Range, whole
+
+# Of each kind of memory, the numbers that its section holds.
+COMPRESSIVE: dict[str, Range] = {
+    "length": whole(1, 2**24),
+    "ratio": whole(1, 2**20),
+    "reconstruction_weight": Range(0, 1e6),
+}
+CONTINUATION: dict[str, Range] = {"key_size": whole(1, 2**16)}
 
 
 @dataclass(frozen=True)
@@ -26,9 +36,7 @@ class CompressiveConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError."""
-        for name in ("length", "ratio"):
-            _require(getattr(self, name) > 0, name, f"{getattr(self, name)} must be > 0")
-        _require(self.reconstruction_weight >= 0, "reconstruction_weight", "must be >= 0")
+        ranges.check(self, COMPRESSIVE, "model.memory.")
         _require(
             self.backprop or self.reconstruction_weight > 0,
             "reconstruction_weight",
@@ -105,7 +113,7 @@ class ContinuationConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError."""
-        _require(self.key_size > 0, "key_size", f"{self.key_size} must be > 0")
+        ranges.check(self, CONTINUATION, "model.memory.")
 
     @property
     def learns_to_write(self) -> bool:

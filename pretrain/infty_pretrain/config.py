@@ -17,6 +17,7 @@ from infty.config import ModelConfig
 from infty.errors import UserError
 from infty_pretrain import curriculum, typed
 from infty_pretrain.memory_sections import with_memories
+from infty_pretrain.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -306,69 +307,22 @@ def _plain(value: Any) -> Any:
 
 def _check_values(config: Config) -> None:
     """What concerns more than a type: ranges, and keys that contradict each other."""
-    for checks in (_ranges, _agreement):
-        for holds, key, problem in checks(config):
-            if not holds:
-                raise UserError(f"{key}: {problem}")
-
-
-def _ranges(config: Config) -> list[tuple[bool, str, str]]:
-    """(holds, key, what is wrong if not) of single values."""
-    run, batch, optimizer, kept = config.run, config.batch, config.optimizer, config.checkpoint
-    positive = {
-        "run.minutes": run.minutes,
-        "run.stall_minutes": run.stall_minutes,
-        "batch.lanes": batch.lanes,
-        "batch.micro_batch": batch.micro_batch,
-        "batch.window_segments": batch.window_segments,
-        "optimizer.lr": optimizer.lr,
-        "optimizer.eps": optimizer.eps,
-        "parallel.tensor": config.parallel.tensor,
-        "checkpoint.every": kept.every,
-        "checkpoint.keep_last": kept.keep_last,
-        "checkpoint.keep_every": kept.keep_every,
-        "checkpoint.minutes": kept.minutes,
-        "logging.every": config.logging.every,
-        "logging.peak_tflops": config.logging.peak_tflops,
-        "evaluation.every": config.evaluation.every,
-        "evaluation.windows": config.evaluation.windows,
-        "faults.spike_sigma": config.faults.spike_sigma,
-        "faults.patience": config.faults.patience,
-    }
-    not_negative = {
-        "optimizer.memory_lr": optimizer.memory_lr,
-        "optimizer.weight_decay": optimizer.weight_decay,
-        "schedule.warmup_steps": config.schedule.warmup_steps,
-    }
-    return [
-        (
-            0 <= run.seed < 2**31,
-            "run.seed",
-            f"{run.seed} must be a whole number from 0 to {2**31 - 1:,}",
-        ),
-        (
-            (run.steps is None) != (run.tokens is None),
-            "run.steps",
-            "give either run.steps or run.tokens",
-        ),
-        ((run.steps or run.tokens or 0) > 0, "run.steps", "must be > 0"),
-        *((v is None or v > 0, key, f"{v} must be > 0") for key, v in positive.items()),
-        *((v is None or v >= 0, key, f"{v} must be >= 0") for key, v in not_negative.items()),
-        (all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", "must lie in [0, 1)"),
-        (optimizer.clip >= 0, "optimizer.clip", "must be >= 0 (0: no clipping)"),
-        (0 <= config.schedule.min_ratio <= 1, "schedule.min_ratio", "must lie in [0, 1]"),
-        (
-            config.faults.spike_window >= 2,
-            "faults.spike_window",
-            "must be >= 2: one loss has no spread",
-        ),
-    ]
+    check_ranges(config)
+    for holds, key, problem in _agreement(config):
+        if not holds:
+            raise UserError(f"{key}: {problem}")
 
 
 def _agreement(config: Config) -> list[tuple[bool, str, str]]:
     """(holds, key, what is wrong if not) of values that depend on each other."""
     batch, parallel = config.batch, config.parallel
+    length = "run.steps" if config.run.tokens is None else "run.tokens"
     checks = [
+        (
+            (config.run.steps is None) != (config.run.tokens is None),
+            length,
+            "give either run.steps or run.tokens",
+        ),
         (
             config.precision == "fp32" or parallel.zero_stage > 0,
             "parallel.zero_stage",

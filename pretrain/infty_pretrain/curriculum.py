@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from infty_pretrain.ranges import STEPS
+
 if TYPE_CHECKING:
     from infty_pretrain.config import BatchConfig
 
@@ -55,10 +57,12 @@ def steps_to_read(batch: BatchConfig, segments: int) -> int:
 def problem(batch: BatchConfig) -> str | None:
     """What is wrong with the stages, if anything."""
     sizes = [segments for segments, _ in stages(batch)]
-    if not all(
-        segments > 0 and steps > 0 for segments, steps in (batch.window_stages or {}).items()
-    ):
-        return "segments and steps must be > 0: {2: 500} is 500 steps with windows of 2 segments"
+    for segments, steps in (batch.window_stages or {}).items():
+        if segments < 1 or steps not in STEPS:
+            return (
+                f"{{{segments}: {steps}}}: segments must be > 0 and steps {STEPS}; {{2: 500}} is 500 steps with "
+                "windows of 2 segments"
+            )
     if any(later <= earlier for earlier, later in itertools.pairwise(sizes)):
         return (
             f"windows must grow from stage to stage, up to batch.window_segments: they have "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 import types
 import typing
@@ -100,7 +99,6 @@ def validated(kind: type, values: Any, source: str, prefix: str = "") -> Any:
     `prefix` is what the dataclass is called in `source`, such as `model.memory.`.
     """
     check_keys(kind, values, f"{source}: {prefix.rstrip('.')}" if prefix else source)
-    check_numbers(kind, values, source, prefix.rstrip("."))
     try:
         return pydantic.TypeAdapter(kind).validate_python(by_type(kind, values))
     except pydantic.ValidationError as error:
@@ -115,46 +113,11 @@ def validated(kind: type, values: Any, source: str, prefix: str = "") -> Any:
 
 def value_of(hint: Any, value: Any, source: str, key: str) -> Any:
     """One value by the type of its key. Raises UserError naming the key."""
-    check_numbers(hint, value, source, key)
     try:
         return pydantic.TypeAdapter(hint).validate_python(by_type(hint, value))
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"{source}: {key}: {problem['msg']} (got {problem['input']!r})") from error
-
-
-LARGEST = 2**53
-"""No number of a config is larger: up to here a float holds every whole number."""
-
-
-def check_numbers(hint: Any, value: Any, source: str, key: str) -> None:
-    """Raise UserError for a number, at any depth, that is not finite or above LARGEST."""
-    kind = dataclass_of(hint)
-    if kind is not None and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
-        for name, inner in value.items():
-            if name in hints:
-                check_numbers(hints[name], inner, source, f"{key}.{name}".lstrip("."))
-        return
-    if isinstance(value, (list, tuple)):
-        for option in _options(hint):
-            if typing.get_origin(option) in (tuple, list):
-                for inner in value:
-                    check_numbers(typing.get_args(option)[0], inner, source, key)
-        return
-    if not {int, float} & set(_options(hint)) or isinstance(value, bool):
-        return
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    except (ValueError, TypeError):
-        return
-    if not abs(number) <= LARGEST:
-        raise UserError(
-            f"{source}: {key}: {str(value)[:50]} is no number that infty can use: it must be finite, and "
-            f"at most {LARGEST:,}"
-        )
 
 
 def by_type(hint: Any, value: Any) -> Any:

@@ -77,7 +77,7 @@ def test_the_gradient_of_the_rate_by_finite_differences(kind):
     "values, problem",
     [
         ({"contraction": "learned", "backprop": False}, "needs backprop"),
-        ({"contraction": "lerned"}, "is not a policy"),
+        ({"contraction": "lerned"}, "or one of uniform, doubling, learned"),
         ({"sticky": "quantiles"}, "is not one of"),
         ({"overrides": {0: {"density": "gibbs"}}}, r"overrides.0: density cannot differ"),
         ({"overrides": {2: {"basis": 0}}}, r"overrides.2: .*basis"),

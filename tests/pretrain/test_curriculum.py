@@ -47,8 +47,8 @@ def test_a_run_of_so_many_tokens_is_no_step_too_long(parts, segments):
     [
         ({4: 10, 2: 10}, "windows must grow from stage to stage.*4, 2, 8 segments"),
         ({8: 10}, "windows must grow.*8, 8 segments"),
-        ({2: 0}, "segments and steps must be > 0"),
-        ({0: 5}, "segments and steps must be > 0"),
+        ({2: 0}, "{2: 0}: segments must be > 0 and steps a whole number from 1 to"),
+        ({0: 5}, "{0: 5}: segments must be > 0"),
     ],
 )
 def test_stages_that_do_not_grow_are_refused(tmp_path, stages, said):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from infty_tools.options import any_path, any_text_prints, utf8, whole
+from infty_tools.options import any_path, any_text_prints, real, utf8, whole
 
 
 def generate(
@@ -20,19 +20,24 @@ def generate(
     prompt_file: Annotated[
         Path | None,
         typer.Option(
+            parser=any_path,
+            metavar="PATH",
             help="A text file (UTF-8, or .gz of it) to read first, as long as "
-            "you like; --prompt then follows it"
+            "you like; --prompt then follows it",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most")] = 200,
+    max_new_tokens: Annotated[
+        int, typer.Option(parser=whole(1, 10**9), metavar="N", help="Tokens to write at most")
+    ] = 200,
     temperature: Annotated[
-        float, typer.Option(min=0, max=1e6, help="0: always the likeliest token")
+        float,
+        typer.Option(parser=real(0, 1e6), metavar="X", help="0: always the likeliest token"),
     ] = 0.8,
     top_p: Annotated[
         float,
         typer.Option(
-            min=0,
-            max=1,
+            parser=real(0, 1),
+            metavar="X",
             help="Sample from the likeliest tokens that together have this probability",
         ),
     ] = 0.95,
@@ -43,7 +48,8 @@ def generate(
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...; left out: a GPU if there is one")
+        str | None,
+        typer.Option(parser=utf8, help="cpu, cuda, ...; left out: a GPU if there is one"),
     ] = None,
 ) -> None:
     """Let an exported model write on.

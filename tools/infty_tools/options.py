@@ -7,10 +7,18 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import typer
 
+from infty import ranges
 from infty.errors import UserError
+from infty.ranges import Range
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T", int, float)
 
 
 def any_path(text: str) -> Path:
@@ -35,6 +43,23 @@ def check_new_file(path: Path, option: str) -> None:
     """Refuse a file to write that no file can be, before the work whose result it is to hold. Raises UserError."""
     if path.is_dir():
         raise UserError(f"{option} {printable(path)} is a folder: name a file in it")
+    _check_above(path, option)
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Refuse a folder to write in, made where there is none, before the work whose result it is to hold.
+
+    Raises UserError.
+    """
+    if path.is_dir():
+        _check_above(path / "file", option)
+    elif path.exists():
+        raise UserError(f"{option} {printable(path)} is a file: name a folder")
+    else:
+        _check_above(path, option)
+
+
+def _check_above(path: Path, option: str) -> None:
     above = next(
         folder for folder in path.absolute().parents if folder.exists() or folder.is_symlink()
     )
@@ -55,21 +80,82 @@ def utf8(text: str) -> str:
     return text
 
 
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """A whole number in a range, which is named when the value is outside."""
+class Number(Generic[T]):
+    """Reads a number, and refuses one outside its range, which the message names."""
 
-    def parse(text: str) -> int:
+    def __init__(self, accepted: Range, convert: Callable[[str], T]) -> None:
+        self.accepted = accepted
+        self.convert = convert
+        self.__name__ = "number"  # some versions of typer ask a parser for its name
+
+    def __call__(self, text: object) -> T:
+        """Raises typer.BadParameter. `text` may be a number already: a default."""
         try:
-            value = int(str(text))
+            value = self.convert(str(text))
         except ValueError:
             value = None
-        if value is None or not least <= value <= most:
-            raise typer.BadParameter(
-                f"{printable(text)} is not a whole number from {least:,} to {most:,}"
-            )
+        if value is None or value not in self.accepted:
+            raise typer.BadParameter(f"{ranges.shown(printable(text))} is not {self.accepted}")
         return value
 
+
+def whole(least: int, most: int) -> Number[int]:
+    """A whole number from `least` to `most`."""
+    return Number(ranges.whole(least, most), int)
+
+
+def real(least: float, most: float, above: bool = False, below: bool = False) -> Number[float]:
+    """A finite number from `least` to `most`; `above` and `below`: without these themselves."""
+    return Number(Range(least, most, above=above, below=below), float)
+
+
+def several(each: Callable[[str], Any]) -> Callable[[str], str]:
+    """Values with commas between them, every one of which `each` can read; `listed` takes them apart."""
+
+    def parse(text: str) -> str:
+        for part in listed(utf8(text)):
+            each(part)
+        return text
+
     return parse
+
+
+def listed(text: str) -> list[str]:
+    """What stands between the commas of a value."""
+    return [part.strip() for part in text.split(",")]
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """One of a few words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise typer.BadParameter(f"{printable(text)} is not one of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+SEED = whole(0, 2**31 - 1)
+"""Where numbers are drawn from."""
+
+
+def device_here(name: str | None) -> torch.device:
+    """The device that --device names; a GPU if there is one for `auto` or None. Raises UserError."""
+    import torch
+
+    if name in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # every backend has errors of its own for a device that is not here
+        found = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        raise UserError(
+            f"--device {name} cannot be used here: choose auto, {', '.join(found)}, or another device that "
+            "this installation of torch has"
+        ) from error
+    return device
 
 
 def file_size(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import shlex
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,8 +21,11 @@ from infty.errors import UserError
 from infty.files import read_json
 from infty.hf.cache_infty import InftyCache
 from infty.hf.modeling_infty import InftyForCausalLM
+from infty_tools.options import device_here
 
 SEGMENTS_AT_ONCE = 8
+SHARPEST = 1e-6
+"""Logits divided by less may be infinite; the likeliest token is all that is left at this temperature."""
 UNFINISHED = "\ufffd"  # what a decoder writes for a character whose last bytes are still to come
 
 
@@ -48,7 +52,7 @@ def _read(file: Path) -> str:
             f"{file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}): convert "
             "it first, for example with iconv"
         ) from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{file} is not a whole gzip file: {error}") from error
 
 
@@ -59,8 +63,8 @@ class Writer:
         _check(folder)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        self.device = device_here(device)
         try:
-            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
             self.model = InftyForCausalLM.from_pretrained(folder).eval().to(self.device)
         except (
@@ -156,8 +160,8 @@ class Writer:
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """One token from logits float32 [V]: the likeliest (temperature 0), or drawn from the nucleus of mass `top_p`."""
-    if temperature == 0:
+    """One token from logits float32 [V], drawn from the nucleus of mass `top_p`; below SHARPEST the likeliest."""
+    if temperature < SHARPEST:
         return int(logits.argmax())
     probabilities, order = (logits / temperature).softmax(0).sort(descending=True)
     outside = probabilities.cumsum(0) - probabilities >= top_p

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
@@ -16,20 +15,32 @@ from typing import Annotated, Any
 import typer
 
 from infty.errors import UserError
+from infty_tools.bench import figures
+from infty_tools.options import any_path, check_new_file, whole
 
 STEPS, EVERY = 9, 3
 SAID = re.compile(r"training paused for ([\d.]+) s, writing took ([\d.]+) s")
 
 
 def checkpoint(
-    hidden: Annotated[int, typer.Option(help="Hidden size of the model")] = 384,
-    layers: Annotated[int, typer.Option(min=1)] = 6,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each kind, in turn")] = 2,
+    hidden: Annotated[
+        int, typer.Option(parser=whole(64, 2**16), metavar="N", help="Hidden size of the model")
+    ] = 384,
+    layers: Annotated[int, typer.Option(parser=whole(1, 1_000), metavar="N")] = 6,
+    rounds: Annotated[
+        int, typer.Option(parser=whole(1, 10_000), metavar="N", help="Runs of each kind, in turn")
+    ] = 2,
     folder: Annotated[
-        Path | None, typer.Option(help="On the disk to measure [the temporary folder]")
+        Path | None,
+        typer.Option(
+            parser=any_path, metavar="PATH", help="On the disk to measure [the temporary folder]"
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Also write every figure to this JSON file")
+        Path | None,
+        typer.Option(
+            parser=any_path, metavar="PATH", help="Also write every figure to this JSON file"
+        ),
     ] = None,
 ) -> None:
     """Train one process with `checkpoint.overlap` on and off, in turn; report stalls and the length of the runs.
@@ -45,11 +56,13 @@ def checkpoint(
         raise UserError(f"--hidden {hidden}: must be a multiple of 64")
     if folder is not None and not folder.is_dir():
         raise UserError(f"--folder {folder}: no such folder")
+    if output is not None:
+        check_new_file(output, "--output")
     with tempfile.TemporaryDirectory(prefix="infty-checkpoint-", dir=folder) as place:
         rows = measure(Path(place), hidden, layers, rounds)
     _show(rows)
     if output is not None:
-        output.write_text(json.dumps(rows, indent=1) + "\n")
+        figures.write(output, rows)
 
 
 def measure(place: Path, hidden: int, layers: int, rounds: int) -> list[dict[str, Any]]:

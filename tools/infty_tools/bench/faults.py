@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import tempfile
@@ -14,16 +13,31 @@ from typing import Annotated, Any
 import typer
 
 from infty.errors import UserError
+from infty_tools.bench import figures
+from infty_tools.options import SEED, any_path, check_new_file, several, utf8, whole
 
 
 def faults(
-    tries: Annotated[int, typer.Option(min=1, help="Runs to harm with each kind of fault")] = 25,
+    tries: Annotated[
+        int,
+        typer.Option(
+            parser=whole(1, 10**6), metavar="N", help="Runs to harm with each kind of fault"
+        ),
+    ] = 25,
     kinds: Annotated[
-        str | None, typer.Option(help="Comma-separated [all]; a word of a name is enough")
+        str | None,
+        typer.Option(
+            parser=several(utf8), help="Comma-separated [all]; a word of a name is enough"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed for when and where faults strike")] = 0,
+    seed: Annotated[
+        int, typer.Option(parser=SEED, metavar="N", help="Seed for when and where faults strike")
+    ] = 0,
     output: Annotated[
-        Path | None, typer.Option(help="Also write every trial to this JSON file")
+        Path | None,
+        typer.Option(
+            parser=any_path, metavar="PATH", help="Also write every trial to this JSON file"
+        ),
     ] = None,
 ) -> None:
     """Harm small runs of two processes by the hundreds; report what was noticed, what went on, and what was lost.
@@ -39,8 +53,8 @@ def faults(
     half an hour on two cores.
     """
     chosen = chosen_kinds(kinds)
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    if output is not None:
+        check_new_file(output, "--output")
     from rich.progress import track
 
     with tempfile.TemporaryDirectory(prefix="infty-faults-") as folder:
@@ -48,7 +62,7 @@ def faults(
         rows = [harness.trial(kind) for kind in track(chosen * tries, description="faults")]
     _show(rows)
     if output is not None:
-        output.write_text(json.dumps(rows, indent=1) + "\n")
+        figures.write(output, rows)
         print(f"wrote {output}")
     if any(row["lost"] for row in rows):
         raise typer.Exit(1)

@@ -8,13 +8,25 @@ does not depend on its neighbours, so what a lane differs from the first by come
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from infty.errors import UserError
+from infty.memory.config import WARPS
+from infty_tools.bench import figures
+from infty_tools.options import (
+    SEED,
+    check_folder,
+    listed,
+    new_folder,
+    one_of,
+    real,
+    several,
+    utf8,
+    whole,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,35 +42,65 @@ MARKS = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 def growth(
     policies: Annotated[
         str,
-        typer.Option(help="Comma-separated: uniform, doubling, learned, or a share such as 0.5."),
+        typer.Option(
+            parser=several(utf8),
+            help="Comma-separated: uniform, doubling, learned, or a share such as 0.5.",
+        ),
     ] = "uniform,doubling,learned,0.5",
     densities: Annotated[
-        str, typer.Option(help="Comma-separated.")
+        str, typer.Option(parser=several(utf8), help="Comma-separated.")
     ] = "gaussian,truncated,sparsemax,gibbs",
     warps: Annotated[
-        str, typer.Option(help="Comma-separated: off, quantile, multinomial (which needs a share).")
+        str,
+        typer.Option(
+            parser=several(one_of(*WARPS)),
+            help="Comma-separated: off, quantile, multinomial (which needs a share).",
+        ),
     ] = "off,quantile,multinomial",
     sizes: Annotated[
-        str, typer.Option(help="Comma-separated relative sizes of the perturbation.")
+        str,
+        typer.Option(
+            parser=several(real(0, 1, above=True, below=True)),
+            help="Comma-separated relative sizes of the perturbation.",
+        ),
     ] = "1e-7,1e-5,1e-3",
-    segments: Annotated[int, typer.Option(min=2, help="Segments of 32 tokens to read.")] = 1000,
-    seeds: Annotated[int, typer.Option(min=1, help="Perturbations of each size.")] = 2,
+    segments: Annotated[
+        int,
+        typer.Option(parser=whole(2, 10**6), metavar="N", help="Segments of 32 tokens to read."),
+    ] = 1000,
+    seeds: Annotated[
+        int, typer.Option(parser=whole(1, 10_000), metavar="N", help="Perturbations of each size.")
+    ] = 2,
     train: Annotated[
         int,
-        typer.Option(min=0, help="Steps of training on the sorting task first; 0: random weights."),
+        typer.Option(
+            parser=whole(0, 10**6),
+            metavar="N",
+            help="Steps of training on the sorting task first; 0: random weights.",
+        ),
     ] = 0,
     basis: Annotated[
         int,
         typer.Option(
-            min=8, help="Basis functions: the gain of the feedback goes with their number."
+            parser=whole(8, 2**16),
+            metavar="N",
+            help="Basis functions: the gain of the feedback goes with their number.",
         ),
     ] = 512,
     stepwise: Annotated[
         int,
-        typer.Option(min=0, help="Segments to read also token by token, in float32 and bfloat16."),
+        typer.Option(
+            parser=whole(0, 10**6),
+            metavar="N",
+            help="Segments to read also token by token, in float32 and bfloat16.",
+        ),
     ] = 0,
-    seed: int = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for growth.json.")] = None,
+    seed: Annotated[
+        int, typer.Option(parser=SEED, metavar="N", help="Of weights and perturbations.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(parser=new_folder, metavar="PATH", help="Folder for growth.json.")
+    ] = None,
 ) -> None:
     """Perturb a model's embeddings; report the relative difference of its logits, segment by segment.
 
@@ -66,8 +108,12 @@ def growth(
 
       infty bench growth --policies uniform --densities gaussian --train 300 --stepwise 40
     """
-    found = _numbers(sizes)
+    found = [float(size) for size in listed(sizes)]
     cases = list(_cases(policies, densities, warps))
+    if out is not None:
+        check_folder(out, "--out")
+    for policy, density, warp in cases:
+        _memory(policy, density, warp, basis)
     rows: list[dict[str, Any]] = []
     typer.echo(_head(segments))
     for policy, density, warp in cases:
@@ -82,8 +128,7 @@ def growth(
             rows.append(case | row)
             typer.echo(_line(rows[-1]))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "growth.json").write_text(json.dumps(rows, indent=1) + "\n")
+        figures.write(out / "growth.json", rows)
         typer.echo(f"wrote {out / 'growth.json'}")
 
 
@@ -235,12 +280,7 @@ def _cases(policies: str, densities: str, warps: str) -> Any:
     """Every combination that exists: (policy, density, warp). Raises UserError when there is none."""
     from infty.memory.config import POLICIES
 
-    found = [
-        (p.strip(), d.strip(), w.strip())
-        for p in policies.split(",")
-        for d in densities.split(",")
-        for w in warps.split(",")
-    ]
+    found = [(p, d, w) for p in listed(policies) for d in listed(densities) for w in listed(warps)]
     found = [case for case in found if not (case[0] in POLICIES and case[2] == "multinomial")]
     if not found:
         raise UserError(
@@ -265,16 +305,6 @@ def _memory(policy: str, density: str, warp: str, basis: int) -> dict[str, Any]:
     fields = {"basis": basis, "contraction": contraction, "density": density, "sticky": warp}
     MemoryConfig(**fields)
     return fields
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--sizes: '{text}' is not a comma-separated list of numbers") from None
-    if not all(0 < n < 1 for n in numbers):
-        raise UserError(f"--sizes: '{text}' must lie between 0 and 1 throughout")
-    return numbers
 
 
 def _marks(segments: int) -> list[int]:

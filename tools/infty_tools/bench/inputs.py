@@ -17,20 +17,34 @@ import typer
 
 from infty.errors import UserError
 from infty_tools.bench.input_trials import GOOD
+from infty_tools.options import SEED, any_path, check_new_file, several, utf8, whole
 
 
 def inputs(
-    trials: Annotated[int, typer.Option(min=1, help="How many, shared out over the kinds")] = 2000,
+    trials: Annotated[
+        int,
+        typer.Option(
+            parser=whole(1, 10**9), metavar="N", help="How many, shared out over the kinds"
+        ),
+    ] = 2000,
     kinds: Annotated[
-        str | None, typer.Option(help="Comma-separated [all]; a part of a name is enough")
+        str | None,
+        typer.Option(
+            parser=several(utf8), help="Comma-separated [all]; a part of a name is enough"
+        ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Of the changes: the same seed makes the same trials")
+        int,
+        typer.Option(
+            parser=SEED, metavar="N", help="Of the changes: the same seed makes the same trials"
+        ),
     ] = 0,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Ledger (JSON lines): what is in it is not tried again, unless it ended badly"
+            parser=any_path,
+            metavar="PATH",
+            help="Ledger (JSON lines): what is in it is not tried again, unless it ended badly",
         ),
     ] = None,
 ) -> None:
@@ -44,8 +58,9 @@ def inputs(
     result left by a command that failed. Ends with status 1 if a trial did not. Takes about half a second a trial.
     """
     chosen = chosen_kinds(kinds)
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    if output is not None:
+        check_new_file(output, "--output")
+        output.parent.mkdir(parents=True, exist_ok=True)
     done = read_ledger(output, seed)
     from rich.progress import track
 

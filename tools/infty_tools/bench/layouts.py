@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from infty_tools.bench import figures
+from infty_tools.options import any_path, check_new_file, whole
 
 SIGNALS = ("heads", "hidden")
 KINDS = ("loss", "norm", "weights")
@@ -18,10 +20,17 @@ MOST = 1e-5
 
 
 def layouts(
-    steps: Annotated[int, typer.Option(help="Optimizer steps of every run")] = 20,
-    most: Annotated[int, typer.Option(help="Most processes at once")] = 8,
+    steps: Annotated[
+        int, typer.Option(parser=whole(1, 10**6), metavar="N", help="Optimizer steps of every run")
+    ] = 20,
+    most: Annotated[
+        int, typer.Option(parser=whole(1, 8), metavar="N", help="Most processes at once")
+    ] = 8,
     output: Annotated[
-        Path | None, typer.Option(help="Also write every figure to this JSON file")
+        Path | None,
+        typer.Option(
+            parser=any_path, metavar="PATH", help="Also write every figure to this JSON file"
+        ),
     ] = None,
 ) -> None:
     """Compare losses, gradient norms and weights of all layouts with those of one process.
@@ -34,6 +43,8 @@ def layouts(
     in real processes over gloo, fp32; every process is compared. Exits with status 1 where anything differs by more
     than 1e-5. Takes about half an hour on two cores.
     """
+    if output is not None:
+        check_new_file(output, "--output")
     from rich.progress import track
 
     from infty_tools import processes
@@ -57,7 +68,7 @@ def layouts(
             ]
     _show(rows)
     if output is not None:
-        output.write_text(json.dumps(rows, indent=1) + "\n")
+        figures.write(output, rows)
     if any(row[kind] is not None and row[kind] > MOST for row in rows for kind in KINDS):
         raise typer.Exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -13,21 +12,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infty_tools.bench import figures
+from infty_tools.options import any_path, check_new_file, device_here, utf8, whole
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
 def memory(
-    batch: Annotated[int, typer.Option(help="Lanes.")] = 4,
-    segment: Annotated[int, typer.Option(help="Tokens in a segment.")] = 512,
-    hidden: Annotated[int, typer.Option(help="Hidden size.")] = 768,
-    heads: Annotated[int, typer.Option(help="Heads.")] = 12,
-    basis: Annotated[int, typer.Option(help="Basis functions.")] = 512,
-    repeats: Annotated[int, typer.Option(help="Runs of each; the fastest counts.")] = 5,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="File for the figures as JSON.")] = None,
+    batch: Annotated[int, typer.Option(parser=whole(1, 65_536), metavar="N", help="Lanes.")] = 4,
+    segment: Annotated[
+        int, typer.Option(parser=whole(1, 2**20), metavar="N", help="Tokens in a segment.")
+    ] = 512,
+    hidden: Annotated[
+        int, typer.Option(parser=whole(1, 2**20), metavar="N", help="Hidden size.")
+    ] = 768,
+    heads: Annotated[int, typer.Option(parser=whole(1, 2**16), metavar="N", help="Heads.")] = 12,
+    basis: Annotated[
+        int, typer.Option(parser=whole(1, 2**16), metavar="N", help="Basis functions.")
+    ] = 512,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            parser=whole(1, 10_000), metavar="N", help="Runs of each; the fastest counts."
+        ),
+    ] = 5,
+    threads: Annotated[
+        int,
+        typer.Option(
+            parser=whole(0, 4_096), metavar="N", help="CPU threads; 0 leaves torch's choice."
+        ),
+    ] = 2,
+    device: Annotated[str, typer.Option(parser=utf8, help="cpu, cuda, or auto.")] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=any_path, metavar="PATH", help="File for the figures as JSON."),
+    ] = None,
 ) -> None:
     """Forward and backward of write + read for one segment: the paper's layer, its products alone, and ours."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts bytes talks a lot
@@ -37,25 +58,25 @@ def memory(
 
     if hidden % heads:
         raise UserError(f"--hidden: {hidden} is not divisible by {heads} heads")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and threads:
+    if out is not None:
+        check_new_file(out, "--out")
+    where = device_here(device)
+    if where.type == "cpu" and threads:
         torch.set_num_threads(threads)
     sizes = Sizes(batch, segment, hidden, heads, basis)
-    rows = measure(sizes, repeats, torch.device(device))
+    rows = measure(sizes, repeats, where)
     typer.echo(
-        f"{sizes}, {device}, {torch.get_num_threads()} threads; forward + backward, fastest of {repeats}"
+        f"{sizes}, {where}, {torch.get_num_threads()} threads; forward + backward, fastest of {repeats}"
     )
     typer.echo(_table(rows))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figures = {
+        content = {
             "sizes": vars(sizes),
-            "device": device,
+            "device": str(where),
             "threads": torch.get_num_threads(),
             "rows": rows,
         }
-        out.write_text(json.dumps(figures, indent=1) + "\n")
+        figures.write(out, content)
         typer.echo(f"wrote {out}")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from infty_tools.bench import figures
+from infty_tools.options import SEED, check_folder, listed, new_folder, real, several, utf8, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,51 +26,78 @@ def retention(
     policies: Annotated[
         str,
         typer.Option(
+            parser=several(utf8),
             help="Comma-separated: uniform, doubling, a share such as 0.5, or a preset "
-            "such as paper-gpt2."
+            "such as paper-gpt2.",
         ),
     ] = "uniform,doubling,0.5,paper-gpt2",
-    basis: Annotated[str, typer.Option(help="Comma-separated numbers of basis functions.")] = "512",
+    basis: Annotated[
+        str,
+        typer.Option(
+            parser=several(whole(1, 2**16)),
+            metavar="N,N",
+            help="Comma-separated numbers of basis functions.",
+        ),
+    ] = "512",
     tokens: Annotated[
-        str, typer.Option(help="Comma-separated document lengths.")
+        str,
+        typer.Option(
+            parser=several(whole(1, 2**40)), metavar="N,N", help="Comma-separated document lengths."
+        ),
     ] = "8192,32768,102400",
     chunks: Annotated[
-        str, typer.Option(help="Comma-separated chunk sizes in tokens.")
+        str,
+        typer.Option(
+            parser=several(whole(1, 2**20)),
+            metavar="N,N",
+            help="Comma-separated chunk sizes in tokens.",
+        ),
     ] = "16,64,512",
-    segment: Annotated[int, typer.Option(help="Tokens in a segment.")] = 512,
-    channels: Annotated[int, typer.Option(help="Independent signals that are averaged over.")] = 32,
+    segment: Annotated[
+        int, typer.Option(parser=whole(1, 2**20), metavar="N", help="Tokens in a segment.")
+    ] = 512,
+    channels: Annotated[
+        int,
+        typer.Option(
+            parser=whole(1, 2**16), metavar="N", help="Independent signals that are averaged over."
+        ),
+    ] = 32,
     attention: Annotated[
         float,
         typer.Option(
+            parser=real(0, 1),
+            metavar="X",
             help="Share of attention that rests on one early segment, for sticky "
-            "memories; 0 measures without warps."
+            "memories; 0 measures without warps.",
         ),
     ] = 0.0,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(parser=SEED, metavar="N", help="Of the noise.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for retention.json and retention.png.")
+        Path | None,
+        typer.Option(
+            parser=new_folder, metavar="PATH", help="Folder for retention.json and retention.png."
+        ),
     ] = None,
 ) -> None:
     """Write noise with a mean for each chunk; correlate what is read back with the true means."""
-    sizes, lengths = _numbers(chunks, "chunks"), sorted(_numbers(tokens, "tokens"))
+    sizes, lengths = _numbers(chunks), sorted(_numbers(tokens))
     _check(sizes, lengths, segment)
+    if out is not None:
+        check_folder(out, "--out")
+    chosen = {
+        (name, size): _config(name, size, attention > 0)
+        for name in listed(policies)
+        for size in _numbers(basis)
+    }
     rows: list[dict[str, Any]] = []
-    for name in policies.split(","):
-        for size in _numbers(basis, "basis"):
-            found = measure(
-                _config(name.strip(), size, attention > 0),
-                [n // segment for n in lengths],
-                sizes,
-                segment,
-                channels,
-                seed,
-                attention,
-            )
-            rows += [{"policy": name.strip(), "basis": size, **row} for row in found]
+    for (name, size), config in chosen.items():
+        found = measure(
+            config, [n // segment for n in lengths], sizes, segment, channels, seed, attention
+        )
+        rows += [{"policy": name, "basis": size, **row} for row in found]
     typer.echo(_table(rows))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "retention.json").write_text(json.dumps(rows, indent=1) + "\n")
+        figures.write(out / "retention.json", rows)
         _plot(rows, out / "retention.png")
         typer.echo(f"wrote {out / 'retention.json'} and {out / 'retention.png'}")
 
@@ -205,18 +234,8 @@ def _config(name: str, basis: int, warped: bool) -> MemoryConfig:
         ) from None
 
 
-def _numbers(text: str, option: str) -> list[int]:
-    from infty.errors import UserError
-
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(
-            f"--{option}: '{text}' is not a comma-separated list of whole numbers"
-        ) from None
-    if min(numbers) < 1:
-        raise UserError(f"--{option}: '{text}' must be above 0 throughout")
-    return numbers
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in listed(text)]
 
 
 def _check(chunks: list[int], lengths: list[int], segment: int) -> None:

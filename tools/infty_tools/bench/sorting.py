@@ -19,6 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from infty.errors import UserError
+from infty_tools.bench import figures
+from infty_tools.options import SEED, check_folder, listed, new_folder, one_of, real, several, whole
 
 SEGMENTS = 8
 """Segments of a sequence; a short-term memory holds one."""
@@ -39,19 +41,40 @@ PUBLISHED = {
 
 
 def sorting(
-    length: Annotated[int, typer.Option(help="Tokens of a sequence, in 8 segments")] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps")] = 1500,
-    systems: Annotated[str, typer.Option(help="Comma-separated")] = ",".join(SYSTEMS),
-    hidden: Annotated[int, typer.Option(help="Hidden size")] = 64,
-    layers: Annotated[int, typer.Option(min=1)] = 2,
-    lanes: Annotated[int, typer.Option(min=1, help="Sequences a step")] = 16,
-    lr: Annotated[float, typer.Option(help="Peak learning rate")] = 3e-3,
+    length: Annotated[
+        int,
+        typer.Option(
+            parser=whole(1, 2**24), metavar="N", help="Tokens of a sequence, in 8 segments"
+        ),
+    ] = 256,
+    steps: Annotated[
+        int, typer.Option(parser=whole(1, 10**9), metavar="N", help="Training steps")
+    ] = 1500,
+    systems: Annotated[
+        str, typer.Option(parser=several(one_of(*SYSTEMS)), help="Comma-separated")
+    ] = ",".join(SYSTEMS),
+    hidden: Annotated[
+        int, typer.Option(parser=whole(1, 2**16), metavar="N", help="Hidden size")
+    ] = 64,
+    layers: Annotated[int, typer.Option(parser=whole(1, 1_000), metavar="N")] = 2,
+    lanes: Annotated[
+        int, typer.Option(parser=whole(1, 2**16), metavar="N", help="Sequences a step")
+    ] = 16,
+    lr: Annotated[
+        float, typer.Option(parser=real(0, 100, above=True), metavar="X", help="Peak learning rate")
+    ] = 3e-3,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Systems trained side by side [one per core]")
+        int | None,
+        typer.Option(
+            parser=whole(1, 4_096), metavar="N", help="Systems trained side by side [one per core]"
+        ),
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(parser=SEED, metavar="N", help="Of data and weights")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for runs, sorting.json and sorting.png")
+        Path | None,
+        typer.Option(
+            parser=new_folder, metavar="PATH", help="Folder for runs, sorting.json and sorting.png"
+        ),
     ] = None,
 ) -> None:
     """Train every system on the sorting task; report the accuracy on held-out sequences.
@@ -63,11 +86,18 @@ def sorting(
 
       infty bench sorting --systems transformer-xl,infty --steps 1000 --out sorting
     """
-    chosen = _chosen(systems)
+    from infty_pretrain import config as configs_of_runs
+
+    chosen = listed(systems)
     if length % (8 * SEGMENTS):
         raise UserError(f"--length {length}: must be a multiple of {8 * SEGMENTS}")
     if out is not None and out.exists():
         raise UserError(f"--out {out} exists: give a new folder")
+    if out is not None:
+        check_folder(out, "--out")
+    for name in chosen:  # all are checked before one begins
+        values = config(name, Path("runs"), length, steps, hidden, layers, lanes, lr, seed)
+        configs_of_runs.from_dict(values, f"--systems {name}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else out
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +108,7 @@ def sorting(
         rows = measure(configs, folder, length, seed, jobs or os.cpu_count() or 1)
     _show(rows, length)
     if out is not None:
-        (out / "sorting.json").write_text(json.dumps(rows, indent=1) + "\n")
+        figures.write(out / "sorting.json", rows)
         _plot(rows, length, out / "sorting.png")
         print(f"wrote {out / 'sorting.json'} and {out / 'sorting.png'}")
 
@@ -223,14 +253,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().splitlines()
     return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def _chosen(systems: str) -> list[str]:
-    names = [name.strip() for name in systems.split(",")]
-    for name in names:
-        if name not in SYSTEMS:
-            raise UserError(f"--systems: there is no '{name}'; there are {', '.join(SYSTEMS)}")
-    return names
 
 
 def _show(rows: list[dict[str, Any]], length: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infty.errors import UserError
+from infty_tools.options import any_path, utf8
 
 if TYPE_CHECKING:
     from infty_tools.doctor.findings import Finding
@@ -19,12 +20,17 @@ COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 def doctor(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to the config: section.key=value")
+        list[str] | None,
+        typer.Argument(parser=utf8, help="Changes to the config: section.key=value"),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", "-c", help="The run to check for; left out: this installation alone"
+            "--config",
+            "-c",
+            parser=any_path,
+            metavar="PATH",
+            help="The run to check for; left out: this installation alone",
         ),
     ] = None,
 ) -> None:

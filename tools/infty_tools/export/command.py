@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from infty_tools.export.dtypes import DTYPES
-from infty_tools.options import any_path, file_size, new_folder
+from infty_tools.options import any_path, file_size, new_folder, one_of
 
 
 def export(
@@ -25,13 +25,20 @@ def export(
         Path, typer.Option(parser=new_folder, metavar="PATH", help="The folder to make")
     ],
     dtype: Annotated[
-        str, typer.Option(help=f"Numbers of the weights: {', '.join(DTYPES)}")
+        str,
+        typer.Option(
+            parser=one_of(*DTYPES),
+            metavar="DTYPE",
+            help=f"Numbers of the weights: {', '.join(DTYPES)}",
+        ),
     ] = "float32",
     tokenizer: Annotated[
         Path | None,
         typer.Option(
+            parser=any_path,
+            metavar="PATH",
             help="The tokenizer, if it is no longer where the run found it: a "
-            "dataset's folder, a .model or a tokenizer.json"
+            "dataset's folder, a .model or a tokenizer.json",
         ),
     ] = None,
     force: Annotated[

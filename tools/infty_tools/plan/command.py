@@ -8,30 +8,49 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infty.errors import UserError
+from infty_tools.options import any_path, utf8, whole
 
 if TYPE_CHECKING:
     from infty_pretrain.config import Config
     from infty_tools.plan.search import Option
 
 GIB = 2**30
+MOST_NODES = 65_536
+MOST_GPUS = 1_024
+"""In a machine."""
 
 
 def plan(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to the config: section.key=value")
+        list[str] | None,
+        typer.Argument(parser=utf8, help="Changes to the config: section.key=value"),
     ] = None,
-    config: Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file")] = Path(
-        "config.yaml"
-    ),
-    nodes: Annotated[int, typer.Option("--nodes", "-N", min=1, help="Machines")] = 1,
-    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", min=1, help="GPUs in each")] = 8,
+    config: Annotated[
+        Path,
+        typer.Option("--config", "-c", parser=any_path, metavar="PATH", help="The run's YAML file"),
+    ] = Path("config.yaml"),
+    nodes: Annotated[
+        int,
+        typer.Option("--nodes", "-N", parser=whole(1, MOST_NODES), metavar="N", help="Machines"),
+    ] = 1,
+    gpus_per_node: Annotated[
+        int,
+        typer.Option(
+            "--gpus-per-node", parser=whole(1, MOST_GPUS), metavar="N", help="GPUs in each"
+        ),
+    ] = 8,
     gpu: Annotated[
-        str, typer.Option("--gpu", help="Such as a100-80, h100-80, h200-141")
+        str, typer.Option("--gpu", parser=utf8, help="Such as a100-80, h100-80, h200-141")
     ] = "h100-80",
     tokens: Annotated[
-        str | None, typer.Option("--tokens", help="Token budget, such as 10B")
+        str | None, typer.Option("--tokens", parser=utf8, help="Token budget, such as 10B")
     ] = None,
-    layouts: Annotated[int, typer.Option("--layouts", min=1, help="How many layouts to show")] = 5,
+    layouts: Annotated[
+        int,
+        typer.Option(
+            "--layouts", parser=whole(1, 10_000), metavar="N", help="How many layouts to show"
+        ),
+    ] = 5,
 ) -> None:
     """Say what a run needs and how fast it would be, and rank the layouts that fit.
 

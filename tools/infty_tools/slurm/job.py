@@ -9,9 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from infty import ranges
 from infty.errors import UserError
+from infty.ranges import Range, whole
 
 Verb = Literal["pretrain", "evaluate", "prepare"]
+RANGES: dict[str, Range] = {
+    "nodes": whole(1, 65_536),
+    "gpus_per_node": whole(0, 1_024),
+    "tasks_per_node": whole(1, 4_096),
+    "cpus_per_task": whole(1, 65_536),
+    "lead_seconds": whole(1, 10**6),
+    "starts": whole(1, 10**6),
+}
+_TIMES = (
+    r"(?P<minutes>\d+)(:(?P<seconds>\d+))?",
+    r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)",
+    r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?",
+)
+_SPAN = r"\d+(-\d+(:\d+)?)?"
+PATTERNS: dict[str, tuple[str, str]] = {
+    "memory": (
+        r"\d+([KMGT]B?)?",
+        "a number with K, M, G or T, such as 200G, or 0 for all of a node's",
+    ),
+    "time": (
+        "|".join(re.sub(r"\?P<\w+>", "", t) for t in _TIMES) + "|unlimited|infinite",
+        "minutes, 24:00:00, 2-12:00:00, or unlimited",
+    ),
+    "array": (rf"{_SPAN}(,{_SPAN})*(%\d+)?", "numbers such as 0-3, 1,5,7 or 0-31%4"),
+}
+"""Of words that sbatch takes apart: what they may be, and examples."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +99,19 @@ class Job:
 
     def __post_init__(self) -> None:
         """Raises UserError for values that Slurm would refuse or that would break the file."""
-        checks = [
-            (getattr(self, name) >= 1, name, "must be at least 1")
-            for name in ("nodes", "tasks_per_node", "cpus_per_task", "lead_seconds", "starts")
-        ]
-        checks.append((self.gpus_per_node >= 0, "gpus_per_node", "must be 0 (CPUs) or more"))
+        ranges.check(self, RANGES, "--")
+        checks = []
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             texts = value if isinstance(value, tuple) else [value] if isinstance(value, str) else []
             checks.append((not any("\n" in t for t in texts), f.name, "must be one line"))
+        for name, (pattern, examples) in PATTERNS.items():
+            value = getattr(self, name)
+            fits = value is None or re.fullmatch(pattern, value, re.ASCII | re.IGNORECASE)
+            checks.append((bool(fits), name, f"is not what sbatch reads: write {examples}"))
         for holds, key, problem in checks:
             if not holds:
-                raise UserError(f"{key.replace('_', '-')}: {getattr(self, key)!r} {problem}")
+                raise UserError(f"--{key.replace('_', '-')}: {getattr(self, key)!r} {problem}")
 
 
 def from_dict(values: dict[str, Any], source: str) -> Job:
@@ -135,13 +164,6 @@ def _directive(value: str) -> str:
 def _word(value: str) -> str:
     """One word of the script, in which variables such as $SCRATCH keep their meaning."""
     return value if shlex.quote(value) == value else '"' + re.sub(r'(["`\\])', r"\\\1", value) + '"'
-
-
-_TIMES = (
-    r"(?P<minutes>\d+)(:(?P<seconds>\d+))?",
-    r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)",
-    r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?",
-)
 
 
 def seconds(time: str) -> int | None:

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from infty.errors import UserError
+from infty_tools.options import Number, any_path, one_of, utf8
+from infty_tools.slurm.job import RANGES, Verb
 
 if TYPE_CHECKING:
     from infty_pretrain.config import Config
@@ -22,50 +24,102 @@ if TYPE_CHECKING:
 Option = typer.Option
 
 
+def number(name: str) -> Number[int]:
+    """Reads one of a job's numbers."""
+    return Number(RANGES[name], int)
+
+
 def submit(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Changes to the config (section.key=value); with another --verb: its options, after --"
+            parser=utf8,
+            help="Changes to the config (section.key=value); with another --verb: its options, after --",
         ),
     ] = None,
-    config: Annotated[Path | None, Option("--config", "-c", help="The run's YAML file")] = None,
-    nodes: Annotated[int | None, Option("--nodes", "-N", min=1, help="Machines [1]")] = None,
-    verb: Annotated[str, Option(help="pretrain, evaluate or prepare")] = "pretrain",
+    config: Annotated[
+        Path | None,
+        Option("--config", "-c", parser=any_path, metavar="PATH", help="The run's YAML file"),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        Option("--nodes", "-N", parser=number("nodes"), metavar="N", help="Machines [1]"),
+    ] = None,
+    verb: Annotated[
+        str,
+        Option(
+            parser=one_of(*get_args(Verb)), metavar="VERB", help="pretrain, evaluate or prepare"
+        ),
+    ] = "pretrain",
     gpus_per_node: Annotated[
-        int | None, Option(min=0, help="GPUs in each machine; 0: CPUs only [8]")
+        int | None,
+        Option(
+            parser=number("gpus_per_node"),
+            metavar="N",
+            help="GPUs in each machine; 0: CPUs only [8]",
+        ),
     ] = None,
     tasks_per_node: Annotated[
-        int | None, Option(min=1, help="Processes per machine [one per GPU]")
+        int | None,
+        Option(
+            parser=number("tasks_per_node"), metavar="N", help="Processes per machine [one per GPU]"
+        ),
     ] = None,
-    cpus_per_task: Annotated[int | None, Option(min=1, help="Cores a process [8]")] = None,
-    memory: Annotated[str | None, Option(help="Memory of a node, such as 200G")] = None,
-    time: Annotated[str | None, Option(help="Time limit [24:00:00]")] = None,
-    partition: Annotated[str | None, Option("--partition", "-p")] = None,
-    account: Annotated[str | None, Option("--account", "-A")] = None,
-    qos: Annotated[str | None, Option()] = None,
-    constraint: Annotated[str | None, Option()] = None,
-    exclude: Annotated[str | None, Option(help="Nodes not to run on")] = None,
+    cpus_per_task: Annotated[
+        int | None, Option(parser=number("cpus_per_task"), metavar="N", help="Cores a process [8]")
+    ] = None,
+    memory: Annotated[
+        str | None, Option(parser=utf8, help="Memory of a node, such as 200G")
+    ] = None,
+    time: Annotated[str | None, Option(parser=utf8, help="Time limit [24:00:00]")] = None,
+    partition: Annotated[str | None, Option("--partition", "-p", parser=utf8)] = None,
+    account: Annotated[str | None, Option("--account", "-A", parser=utf8)] = None,
+    qos: Annotated[str | None, Option(parser=utf8)] = None,
+    constraint: Annotated[str | None, Option(parser=utf8)] = None,
+    exclude: Annotated[str | None, Option(parser=utf8, help="Nodes not to run on")] = None,
     array: Annotated[
-        str | None, Option(help="0-3%2: a run for each number; {task} in a change becomes it")
+        str | None,
+        Option(parser=utf8, help="0-3%2: a run for each number; {task} in a change becomes it"),
     ] = None,
     sbatch: Annotated[
-        list[str] | None, Option(help="Further option of sbatch, such as --switches=1")
+        list[str] | None, Option(parser=utf8, help="Further option of sbatch, such as --switches=1")
     ] = None,
     setup: Annotated[
-        list[str] | None, Option(help="Shell line that makes infty available on a node")
+        list[str] | None,
+        Option(parser=utf8, help="Shell line that makes infty available on a node"),
     ] = None,
-    container: Annotated[str | None, Option(help="Image for srun --container-image")] = None,
-    container_mounts: Annotated[str | None, Option(help="Mounts of the container")] = None,
+    container: Annotated[
+        str | None, Option(parser=utf8, help="Image for srun --container-image")
+    ] = None,
+    container_mounts: Annotated[
+        str | None, Option(parser=utf8, help="Mounts of the container")
+    ] = None,
     lead_seconds: Annotated[
-        int | None, Option(help="Save and stop this long before the limit [300]")
+        int | None,
+        Option(
+            parser=number("lead_seconds"),
+            metavar="N",
+            help="Save and stop this long before the limit [300]",
+        ),
     ] = None,
-    starts: Annotated[int | None, Option(help="How often the job may start in all [50]")] = None,
-    mpi: Annotated[str | None, Option(help="srun --mpi for preprocessing [pmi2]")] = None,
-    name: Annotated[str | None, Option(help="Name of the job")] = None,
-    gpu: Annotated[str, Option(help="Kind of GPU, for the plan")] = "h100-80",
+    starts: Annotated[
+        int | None,
+        Option(
+            parser=number("starts"), metavar="N", help="How often the job may start in all [50]"
+        ),
+    ] = None,
+    mpi: Annotated[
+        str | None, Option(parser=utf8, help="srun --mpi for preprocessing [pmi2]")
+    ] = None,
+    name: Annotated[str | None, Option(parser=utf8, help="Name of the job")] = None,
+    gpu: Annotated[str, Option(parser=utf8, help="Kind of GPU, for the plan")] = "h100-80",
     profile: Annotated[
-        Path | None, Option(help="YAML file with any of these, for a cluster: partition: ...")
+        Path | None,
+        Option(
+            parser=any_path,
+            metavar="PATH",
+            help="YAML file with any of these, for a cluster: partition: ...",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Show the plan and the batch file, send nothing")
