@@ -360,7 +360,6 @@ def test_what_is_printed_after_sending_can_be_pasted(monkeypatch, tmp_path):
             "does not fit",
         ),
         (("--verb", "prepare"), "after --"),
-        (("--verb", "train", "-c", "x"), "verb"),
         (("-c", "x", "--time", "1\n2"), "one line"),
     ],
 )

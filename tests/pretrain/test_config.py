@@ -12,7 +12,6 @@ from infty.memory.presets import preset
 from infty_pretrain import config as configs
 from infty_pretrain import typed
 from infty_pretrain.config import Config
-from infty_pretrain.idle import idle_keys
 from support import small_run
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -372,26 +371,3 @@ def test_an_override_of_several_lines_is_refused_in_one(tmp_path, text):
     path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
     with pytest.raises(UserError, match=r"^[^\n]+$"):
         configs.load(path, [text])
-
-
-@pytest.mark.parametrize(
-    ("overrides", "keys"),
-    [
-        ([], []),
-        (["data.validation=held-out"], ["data.validation"]),
-        (["data.validation=held-out", "evaluation.every=2", "evaluation.windows=3"], []),
-        (["evaluation.windows=3"], ["evaluation.windows"]),
-        (["schedule.kind=constant", "schedule.min_ratio=0.5"], ["schedule.min_ratio"]),
-        (["schedule.warmup_steps=6"], ["schedule.warmup_steps"]),
-        (["faults.spike_window=5", "faults.spike_sigma=null"], ["faults.spike_window"]),
-        (["model.memory=null"], ["optimizer.memory_lr"]),
-        (["model.stm_length=0", "model.stm_layers=[1]"], ["model.stm_layers"]),
-        (["model.positions=none", "model.rope_theta=5e5"], ["model.rope_theta"]),
-    ],
-)
-def test_keys_that_change_nothing_are_told(tmp_path, overrides, keys):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
-    given = configs.written(path, overrides)
-    said = idle_keys(given, configs.from_dict(given))
-    assert [sentence.partition(" has no effect: ")[0] for sentence in said] == keys

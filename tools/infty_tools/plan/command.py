@@ -61,14 +61,13 @@ def plan(
       infty plan --config configs/pg19-1.3b.yaml --nodes 4 --gpus-per-node 8 --gpu h100-80 --tokens 30B
     """
     from infty import hardware
-    from infty_pretrain import config as configs
-    from infty_pretrain import launch
+    from infty_pretrain import idle, launch
     from infty_tools.plan import report as plan_report
     from infty_tools.plan import search as plan_search
 
     launch.quiet()
     device = hardware.find(gpu)
-    resolved, note = with_vocab(configs.load(config, overrides))
+    resolved, note = with_vocab(idle.load(config, overrides))
     budget = parse_count(tokens) if tokens else resolved.total_tokens
     chosen = plan_search.evaluate(
         resolved, plan_search.of_config(resolved, nodes * gpus_per_node), device, gpus_per_node

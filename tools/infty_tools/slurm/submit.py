@@ -216,7 +216,7 @@ def _pretraining(job: Job, config: Path | None, overrides: list[str], gpu: str) 
     know."""
     import dataclasses
 
-    from infty_pretrain import config as configs
+    from infty_pretrain import idle
     from infty_tools.slurm.job import quote
 
     if config is None:
@@ -226,7 +226,7 @@ def _pretraining(job: Job, config: Path | None, overrides: list[str], gpu: str) 
         raise UserError(
             "an array needs a folder for each of its runs: add run.folder=runs/NAME-{task}"
         )
-    resolved = configs.load(config, numbers)
+    resolved = idle.load(config, numbers)
     _check_plan(resolved, job, gpu)
     folder = resolved.run.folder
     if job.array:
