@@ -68,7 +68,7 @@ def test_ties_are_sorted_by_number():
 
 def test_only_the_answer_counts(data):
     documents = Documents.open(data / "train")
-    schedule = LaneSchedule(documents.lengths, 3, SEGMENT, counted_from=documents.counted_from)
+    schedule = LaneSchedule(documents.lengths, 3, SEGMENT)
     reader = LaneReader(documents, schedule, [0, 2])
     for _ in range(3):
         window = reader.next_window(4)
@@ -80,7 +80,7 @@ def test_only_the_answer_counts(data):
             assert tokens[counted][0] == sorting.SEPARATOR
     beginning = LaneReader(
         documents,
-        LaneSchedule(documents.lengths, 3, SEGMENT, counted_from=documents.counted_from),
+        LaneSchedule(documents.lengths, 3, SEGMENT),
         [0],
     ).next_window(2)
     assert beginning.tokens_in_step == 0 and beginning.weights.sum() == 0

@@ -118,11 +118,13 @@ def _write(
 
     from infty.data.build import DatasetWriter
 
-    writer = DatasetWriter(folder, tokenizer)
+    task = {"task": "sorting", "seed": 0, "kinds": ["sorting"], "options": {}}
+    writer = DatasetWriter(folder, tokenizer, task)
     symbols = length - SYMBOLS  # a document has one token more than is read: the last label
     for i in track(range(count), description=name, transient=True):
         ids = sequence(symbols, random)
-        writer.add(f"{name}-{i}", ids, 0, counted_from=symbols + 1)
+        row = [symbols + 1, symbols + 1 + SYMBOLS, 0, symbols + 1, 0]
+        writer.add(f"{name}-{i}", ids, 0, np.array([row]))
     writer.finish({"task": "sorting", "symbols": symbols})
 
 
