@@ -16,7 +16,7 @@ from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule, single_pass
 from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
-from infty_tools.data import sorting
+from infty_tools.tasks import sorting
 
 LENGTHS = [9, 4, 30, 12]
 ROWS = {

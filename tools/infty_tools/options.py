@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -68,6 +69,33 @@ def whole(least: int, most: int) -> Callable[[str], int]:
                 f"{printable(text)} is not a whole number from {least:,} to {most:,}"
             )
         return value
+
+    return parse
+
+
+def several(each: Callable[[str], Any]) -> Callable[[str], str]:
+    """Values with commas between them, every one of which `each` can read; `listed` takes them apart."""
+
+    def parse(text: str) -> str:
+        for part in listed(utf8(text)):
+            each(part)
+        return text
+
+    return parse
+
+
+def listed(text: str) -> list[str]:
+    """What stands between the commas of a value."""
+    return [part.strip() for part in text.split(",")]
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """One of a few words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise typer.BadParameter(f"{printable(text)} is not one of {', '.join(words)}")
+        return text
 
     return parse
 
