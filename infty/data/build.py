@@ -17,7 +17,8 @@ import numpy as np
 
 from infty import files
 from infty.data import sources
-from infty.data.documents import PREFIX, TOKENIZER, DatasetInfo, Documents
+from infty.data.answers import COLUMNS, ROWS, TASK
+from infty.data.documents import PREFIX, TOKENIZER, DatasetInfo, Documents, update_with_rows
 from infty.data.sources import Source
 from infty.data.tokenizer import Tokenizer
 from infty.data.words import count_words
@@ -143,38 +144,49 @@ def merge(
 
 
 class DatasetWriter:
-    """Writes a dataset, document by document, into the new folder `output`."""
+    """Writes a dataset, document by document, into the new folder `output`.
 
-    def __init__(self, output: Path, tokenizer: Tokenizer) -> None:
+    `task` makes it one where only answers count: what `task.json` is to hold (see `infty.data.answers`).
+    """
+
+    def __init__(
+        self, output: Path, tokenizer: Tokenizer, task: dict[str, Any] | None = None
+    ) -> None:
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
         output.mkdir(parents=True)
-        self.output, self.tokenizer, self.dtype = (
-            output,
-            tokenizer,
-            token_dtype(tokenizer.vocab_size),
-        )
+        self.output, self.tokenizer = output, tokenizer
+        self.dtype = token_dtype(tokenizer.vocab_size)
         self._builder = IndexedDatasetBuilder(str(output / f"{PREFIX}.bin"), dtype=self.dtype.type)
         self._digest, self._tokens = hashlib.sha256(), 0
         self.names: list[str] = []
         self.words: list[int] = []
-        self.counted_from: list[int] = []
+        self._answers = None if task is None else _AnswersWriter(output, task)
 
-    def add(self, name: str, ids: np.ndarray, words: int, counted_from: int = 0) -> None:
-        """Append a document; its words (0: not text) are counted for perplexities."""
+    def add(
+        self, name: str, ids: np.ndarray, words: int, answers: np.ndarray | None = None
+    ) -> None:
+        """Append a document; its words (0: not text) are counted for perplexities.
+
+        `answers`, of a task's document: int64 [answers, 5], the columns of `infty.data.answers` after the document.
+        """
         import torch
 
+        if self._answers is not None:
+            self._answers.add(len(self.names), answers)
         self._builder.add_document(torch.from_numpy(ids.astype(np.int64)), [len(ids)])
         self._digest.update(len(ids).to_bytes(8, "little") + ids.astype(self.dtype).tobytes())
         self._tokens += len(ids)
         self.names.append(name)
         self.words.append(words)
-        self.counted_from.append(counted_from)
 
     def finish(self, report: dict[str, Any]) -> DatasetInfo:
         """Write index, tokenizer and facts, force all to disk and read it back."""
         self._builder.finalize(str(self.output / f"{PREFIX}.idx"))
         self.tokenizer.save(self.output / TOKENIZER)
+        answers = 0
+        if self._answers is not None:
+            answers = self._answers.finish(self._digest)
         info = DatasetInfo(
             len(self.names),
             self._tokens,
@@ -186,12 +198,40 @@ class DatasetWriter:
             self.names,
             self.words,
             report,
-            self.counted_from if any(self.counted_from) else [],
+            answers,
         )
         info.save(self.output)
         files.sync_tree(self.output)
         Documents.open(self.output).verify()
         return info
+
+
+class _AnswersWriter:
+    """Writes `answers.npy`, whose rows are on disk as they come, and `task.json`."""
+
+    def __init__(self, output: Path, task: dict[str, Any]) -> None:
+        self._final, self._raw = output / ROWS, output / f"{ROWS}{files.PARTIAL}"
+        self._file = open(self._raw, "wb")  # noqa: SIM115  (until finish())
+        self._count = 0
+        files.write_json(output / TASK, task)
+
+    def add(self, document: int, answers: np.ndarray | None) -> None:
+        if answers is None or not len(answers):
+            return
+        rows = np.empty((len(answers), len(COLUMNS)), dtype=np.int64)
+        rows[:, 0], rows[:, 1:] = document, answers
+        self._file.write(rows.tobytes())
+        self._count += len(rows)
+
+    def finish(self, digest: Any) -> int:
+        """Give the table its form, add its rows to a hash, and return their number."""
+        self._file.close()
+        rows = np.memmap(self._raw, np.int64, "r", shape=(self._count, len(COLUMNS)))
+        np.save(self._final, rows)
+        update_with_rows(digest, rows)
+        del rows
+        self._raw.unlink()
+        return self._count
 
 
 def _documents(

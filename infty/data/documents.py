@@ -5,6 +5,7 @@
 | `tokens.bin`, `tokens.idx` | the tokens, in megatron-core's IndexedDataset format; one sequence = one document |
 | `dataset.json` | counts, names, fingerprints of data and tokenizer: `DatasetInfo` |
 | `tokenizer/` | the tokenizer's own files |
+| `answers.npy`, `task.json` | where only some tokens count, which: `infty.data.answers` |
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from infty.data.answers import ROWS, Answers, Counted
 from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
 from infty.files import read_json
@@ -33,7 +35,7 @@ class DatasetInfo:
     dtype: str
     vocab_size: int
     fingerprint: str
-    """sha256 over all tokens and document lengths."""
+    """sha256 over all tokens and document lengths, and the rows of the answers where there are any."""
     tokenizer_fingerprint: str
     words: int
     """Words in the texts (see `infty.data.words`), for perplexity per word."""
@@ -41,9 +43,8 @@ class DatasetInfo:
     word_counts: list[int] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     """What was left out and why (`left_out`), and which documents their tokens do not give back (`inexact`)."""
-    counted_from: list[int] = field(default_factory=list)
-    """For each document, the place of the first token whose prediction counts (what comes before is read only); empty:
-    all count."""
+    answers: int = 0
+    """Rows of `answers.npy`, whose tokens alone count for loss and accuracy; 0: there is none, and all count."""
 
     def save(self, folder: Path) -> None:
         (folder / INFO).write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -52,11 +53,13 @@ class DatasetInfo:
 class Documents:
     """Read access to a prepared dataset. Nothing is held in memory but the index."""
 
-    def __init__(self, folder: Path, info: DatasetInfo, index: Any) -> None:
+    def __init__(
+        self, folder: Path, info: DatasetInfo, index: Any, answers: Answers | None
+    ) -> None:
         self.folder, self.info, self._index = folder, info, index
         self.lengths = np.asarray(index.sequence_lengths, dtype=np.int64)
-        # int64 [documents]: the first token of each whose prediction counts.
-        self.counted_from = np.asarray(info.counted_from or [0] * len(self.lengths), dtype=np.int64)
+        self.answers = answers
+        self.counted = Counted(self.lengths, answers)
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
@@ -97,7 +100,14 @@ class Documents:
                 f"{folder}/{PREFIX}.idx is damaged: documents do not follow each other in {PREFIX}.bin; "
                 "prepare the dataset again or copy it again"
             )
-        return cls(folder, info, index)
+        answers = Answers.open(folder, lengths)
+        found = 0 if answers is None else len(answers)
+        if found != info.answers:
+            raise UserError(
+                f"{folder}/{ROWS} holds {found} answers where {INFO} counts {info.answers}: make the "
+                "dataset again or copy it again"
+            )
+        return cls(folder, info, index, answers)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -135,6 +145,8 @@ class Documents:
             digest.update(
                 length.to_bytes(8, "little") + np.ascontiguousarray(tokens, dtype).tobytes()
             )
+        if self.answers is not None:
+            update_with_rows(digest, self.answers.rows)
         if digest.hexdigest() != self.fingerprint:
             raise UserError(
                 f"{self.folder}: the tokens are not the ones that were prepared (a damaged disk or an "
@@ -144,6 +156,12 @@ class Documents:
     def read(self, document: int, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop-1 of a document, int64."""
         return self._index.get(document, offset=start, length=stop - start).astype(np.int64)
+
+
+def update_with_rows(digest: Any, rows: np.ndarray) -> None:
+    """Add the rows of the answers to a hash, some at a time."""
+    for first in range(0, len(rows), 2**16):
+        digest.update(np.ascontiguousarray(rows[first : first + 2**16], "<i8").tobytes())
 
 
 def _check_index(path: Path, documents: int) -> None:
@@ -171,9 +189,16 @@ def _read_info(folder: Path) -> DatasetInfo:
         hint = f"; did you mean {folder / inner[0]}?" if inner else " (infty prepare makes one)"
         raise UserError(f"{folder} is not a prepared dataset: it has no {INFO}{hint}")
     try:
-        info = DatasetInfo(**read_json(path))
+        values = read_json(path)
+        earlier = values.pop("counted_from", None) if isinstance(values, dict) else None
+        info = DatasetInfo(**values)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from error
+    if earlier:
+        raise UserError(
+            f"{folder} was made by an earlier version of infty, which wrote down in another way which "
+            "tokens count: make it again (infty task sorting)"
+        )
     wrong = _wrong_value(info)
     if wrong is not None:
         raise UserError(f"{path} is damaged ({wrong}); prepare the dataset again")
@@ -182,13 +207,13 @@ def _read_info(folder: Path) -> DatasetInfo:
 
 def _wrong_value(info: DatasetInfo) -> str | None:
     """The first value that no dataset can have, in words."""
-    for name in ("documents", "tokens", "vocab_size", "words"):
+    for name in ("documents", "tokens", "vocab_size", "words", "answers"):
         value = getattr(info, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             return f"{name} is {value!r}"
     if info.dtype not in ("uint16", "int32"):
         return f"dtype is {info.dtype!r}"
-    for name in ("names", "word_counts", "counted_from"):
+    for name in ("names", "word_counts"):
         values = getattr(info, name)
         kind = str if name == "names" else int
         if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):

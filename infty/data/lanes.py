@@ -1,13 +1,13 @@
 """Lanes: endless readings of whole documents, side by side, that never wait for each other.
 
 `LaneSchedule` decides, from the documents' lengths alone, what every lane of the run reads in every segment. It is a
-small simulation that every rank carries whole, so all ranks agree without a word: on the order, on who reads what, and
-on how many tokens of a step count. `LaneReader` fetches the tokens of the lanes a rank owns.
+small simulation that every rank carries whole, so all ranks agree without a word on the order and on who reads what.
+`LaneReader` fetches the tokens of the lanes a rank owns; every rank knows how many tokens of a step count in all lanes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,6 @@ class Piece:
     """Predictions: inputs start..start+count-1, labels one further."""
     reset: bool
     """Whether the document begins here."""
-    skip: int = 0
-    """How many of them, from the first, do not count (see `DatasetInfo.counted_from`)."""
 
 
 def repeated_documents(lengths: Sequence[int] | np.ndarray, lanes: int) -> int:
@@ -70,16 +68,12 @@ class LaneSchedule:
         seed: int = 0,
         *,
         single_pass: bool = False,
-        counted_from: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         if lanes < 1 or segment_length < 1:
             raise UserError(
                 f"there are {lanes} lanes and segments of {segment_length} tokens: both must be 1 or more"
             )
         self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.counted_from = (
-            np.zeros_like(self.lengths) if counted_from is None else np.asarray(counted_from)
-        )
         self.usable = np.flatnonzero(self.lengths >= 2)
         if len(self.usable) == 0:
             raise UserError(
@@ -171,8 +165,7 @@ class LaneSchedule:
                 return NOTHING
         left = int(self.lengths[cursor.document]) - 1 - cursor.position
         count = min(left, self.segment_length)
-        skip = int(np.clip(self.counted_from[cursor.document] - 1 - cursor.position, 0, count))
-        piece = Piece(cursor.document, cursor.position, count, cursor.position == 0, skip)
+        piece = Piece(cursor.document, cursor.position, count, cursor.position == 0)
         self.predictions += piece.count
         self.padding += self.segment_length - piece.count
         cursor.position += piece.count
@@ -243,7 +236,7 @@ class LaneReader:
 
     def read(self, plan: list[list[Piece]]) -> Window:
         """This rank's part of a window planned for all lanes: [lane][segment]."""
-        counted = sum(piece.count - piece.skip for lane in plan for piece in lane)
+        counted = self._counted(piece for lane in plan for piece in lane)
         b, segments, L = len(self.lanes), len(plan[0]), self.schedule.segment_length
         tokens, labels = (torch.zeros(b, segments, L, dtype=torch.int64) for _ in range(2))
         weights = torch.zeros(b, segments, L)
@@ -262,8 +255,23 @@ class LaneReader:
                         text[:-1],
                         text[1:],
                     )
-                    weights[row, s, piece.skip : piece.count] = 1
+                    weights[row, s, : piece.count] = self._weights(piece)
         return Window(tokens, labels, weights, reset, document, counted)
+
+    def _counted(self, pieces: Iterable[Piece]) -> int:
+        """How many of the predictions of all pieces count (see `infty.data.answers`)."""
+        read = [p for p in pieces if p.count]
+        first = np.array([p.start + 1 for p in read], dtype=np.int64)  # of the labels
+        count = np.array([p.count for p in read], dtype=np.int64)
+        document = np.array([p.document for p in read], dtype=np.int64)
+        return int(self.documents.counted.count(document, first, first + count).sum())
+
+    def _weights(self, piece: Piece) -> torch.Tensor:
+        """bool [count]: which predictions of a piece count."""
+        first = piece.start + 1
+        return torch.from_numpy(
+            self.documents.counted.mask(piece.document, first, first + piece.count)
+        )
 
 
 def single_pass(
@@ -273,11 +281,5 @@ def single_pass(
 
     Every rank reads windows until `reader.schedule.exhausted`, so all make the same number.
     """
-    schedule = LaneSchedule(
-        documents.lengths,
-        total_lanes,
-        segment_length,
-        single_pass=True,
-        counted_from=documents.counted_from,
-    )
+    schedule = LaneSchedule(documents.lengths, total_lanes, segment_length, single_pass=True)
     return LaneReader(documents, schedule, lanes)

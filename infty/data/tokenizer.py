@@ -43,18 +43,25 @@ class Tokenizer(ABC):
 
     def encode(self, text: str) -> np.ndarray:
         """int64 ids of a text, without any token for its beginning or end. Raises UserError for half a character."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"the text is not Unicode: its character {error.start:,} is half of one "
-                f"({error.object[error.start]!r}); give text in UTF-8"
-            ) from error
+        _check_unicode(text)
         return self._ids(as_read(text))
+
+    def encode_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text, and where in `as_read(text)` the characters of each end; both int64 [tokens].
+
+        Where several tokens make one character, each ends where it does. Raises UserError, also
+        when the tokenizer changes the text, so that nobody can say what became of a character.
+        """
+        _check_unicode(text)
+        return self._ids_with_ends(as_read(text))
 
     @abstractmethod
     def _ids(self, text: str) -> np.ndarray:
         """int64 ids of a text that `as_read` gave."""
+
+    @abstractmethod
+    def _ids_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """`encode_with_ends` of a text that `as_read` gave."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -206,6 +213,27 @@ class SentencePieceTokenizer(Tokenizer):
             ids[place : place + 3] = its
         return ids
 
+    def _ids_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        ids = self._ids(text)
+        ends = np.cumsum(self._characters[ids])
+        added = int(ends[-1]) - len(text) if len(ids) else 0
+        if added not in (0, 1):  # 1: some models write a space before every text
+            raise UserError(
+                f"{self.path} changes the text, so that its tokens cannot be matched with the text's "
+                "characters: give a tokenizer that keeps every character"
+            )
+        return ids, (ends - added).clip(0)
+
+    @cached_property
+    def _characters(self) -> np.ndarray:
+        """int64 [vocab_size]: how many characters each token adds; the bytes of one, one together."""
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        for i in range(self.vocab_size):
+            piece = self._model.id_to_piece(i)
+            byte = re.fullmatch("<0x([0-9A-F]{2})>", piece) if self._model.is_byte(i) else None
+            counts[i] = len(piece) if byte is None else not 0x80 <= int(byte[1], 16) < 0xC0
+        return counts
+
     def _bytes(self, character: str) -> list[int]:
         return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
@@ -277,8 +305,24 @@ class HuggingFaceTokenizer(Tokenizer):
     def _ids(self, text: str) -> np.ndarray:
         return np.asarray(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
+    def _ids_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        encoded = self.backend.encode(text, add_special_tokens=False)
+        ends = np.array([end for _, end in encoded.offsets], dtype=np.int64)
+        return np.asarray(encoded.ids, dtype=np.int64), ends
+
     def decode(self, ids: Sequence[int]) -> str:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def _check_unicode(text: str) -> None:
+    """Raise UserError for half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text is not Unicode: its character {error.start:,} is half of one "
+            f"({error.object[error.start]!r}); give text in UTF-8"
+        ) from error
 
 
 def _noted_end(folder: Path) -> str | int | None:

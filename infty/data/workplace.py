@@ -68,11 +68,11 @@ def partial_folder(output: Path) -> Path:
 class Workplace:
     """`output.partial`: `shards/`, `tokenizer/`, the `plan.json` that it belongs to, and `result/`.
 
-    One process works here at a time; a second one is told so.
+    One process works here at a time; a second one is told so. `maker` is the command that does.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.output, self.folder = output, partial_folder(output)
+    def __init__(self, output: Path, maker: str = "infty prepare") -> None:
+        self.output, self.folder, self._maker = output, partial_folder(output), maker
         self.shards, self.result = self.folder / build.SHARDS, self.folder / "result"
         self._plan = self.folder / "plan.json"
         self._lock: IO | None = None
@@ -95,7 +95,7 @@ class Workplace:
             )
         ):
             raise UserError(
-                f"{self.folder} exists and was not made by infty prepare; move it away, or give another "
+                f"{self.folder} exists and was not made by {self._maker}; move it away, or give another "
                 "--output"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ class Workplace:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"another infty prepare is working in {self.folder}: wait for it (or, if this is one of "
+                f"another {self._maker} is working in {self.folder}: wait for it (or, if this is one of "
                 "several processes of a job, start them with mpirun or srun --mpi=pmi2)"
             ) from None
         except OSError:

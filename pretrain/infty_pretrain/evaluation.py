@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -38,7 +37,7 @@ def evaluate(
     document reads nothing with weight 0, so every rank does the same passes). Returns nll (nats a token), perplexity,
     accuracy (share of tokens that were the most likely one, given the true ones before), tokens, and where the dataset
     counts words and is read whole, perplexity per word; `interval`, 95 % of the perplexity, over documents; and
-    `by_position`, the nll by place in the document. Only tokens that count (`counted_from`) are looked at.
+    `by_position`, the nll by place in the document. Only tokens that count (`infty.data.answers`) are looked at.
     """
     share = -(-lanes // groups.data_size())
     mine = range(groups.data_rank() * share, (groups.data_rank() + 1) * share)
@@ -46,11 +45,7 @@ def evaluate(
     state = initial_state(share, device)
     total = torch.zeros(3, dtype=torch.float64, device=device)
     tally = Tally(len(documents), device)
-    done, expected = (
-        0,
-        int((documents.lengths - np.maximum(documents.counted_from, 1)).clip(0).sum()),
-    )
-    passes = 0
+    done, passes = 0, 0
     while not reader.schedule.exhausted and (windows is None or passes < windows):
         window = reader.next_window(window_segments)
         window = window.to(device)
@@ -69,7 +64,7 @@ def evaluate(
         ).double()
         done, passes = done + window.tokens_in_step, passes + 1
         if progress is not None:
-            progress(done, expected)
+            progress(done, documents.counted.total)
     dist.all_reduce(total, group=groups.data_group())
     tally.reduce()
     nll_sum, correct, tokens = total.tolist()

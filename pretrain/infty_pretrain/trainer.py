@@ -96,7 +96,6 @@ class Trainer:
             config.batch.lanes,
             config.model.segment_length,
             config.run.seed,
-            counted_from=self.train_data.counted_from,
         )
         self.reader = LaneReader(self.train_data, lanes, self.engine.lanes)
         self.step, tokens = self._resume()

@@ -292,3 +292,42 @@ def test_an_export_that_differs_is_refused(own):
         )
         with pytest.raises(UserError, match=words):
             compare(own, other, ["The sea\r\nwas calm"])
+
+
+@pytest.mark.parametrize("kind", ["own", "byte level", "dummy prefix"])
+def test_where_the_characters_of_a_token_end(own, tmp_path, kind):
+    """What is decoded up to a token ends where it says, wherever no character is cut."""
+    if kind == "byte level":
+        own = Tokenizer.load(saved(tmp_path, byte_level("</s>")))
+    if kind == "dummy prefix":
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXT.splitlines()),
+            model_prefix=str(tmp_path / "t"),
+            vocab_size=330,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            minloglevel=2,
+        )
+        own = Tokenizer.load(tmp_path / "t.model")
+    for text in ("the sea was — 4839201.\nnext \u2581 é🙂 two  spaces", " lamps lit", "x", ""):
+        ids, ends = own.encode_with_ends(text)
+        assert ids.tolist() == own.encode(text).tolist() and len(ids) == len(ends)
+        for count, end in enumerate(ends.tolist(), 1):
+            decoded = own.decode(ids[:count])
+            if "\ufffd" not in decoded:
+                assert decoded == text[:end]
+        assert not text or ends[-1] == len(text)
+
+
+def test_a_tokenizer_that_changes_texts_has_no_places(tmp_path):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.splitlines()),
+        model_prefix=str(tmp_path / "t"),
+        vocab_size=100,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(UserError, match="changes the text"):
+        Tokenizer.load(tmp_path / "t.model").encode_with_ends("the    sea   was calm")

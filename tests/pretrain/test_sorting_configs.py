@@ -15,7 +15,8 @@ from infty.errors import UserError
 from infty_pretrain import config as configs
 from infty_tools.bench import sorting as bench_sorting
 from infty_tools.cli import app
-from infty_tools.data import sorting
+from infty_tools.tasks.making import make
+from infty_tools.tasks.sorting import Sorting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LENGTHS = {"4k": 4096, "8k": 8192, "16k": 16384}
@@ -63,7 +64,7 @@ def test_they_fit_one_gpu(length, system):
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_they_train_on_their_data(tmp_path, system):
     """The very file, with segments that a test can afford."""
-    sorting.make(tmp_path / "data", 128, train=16, validation=8, seed=0)
+    make(Sorting(128), tmp_path / "data", samples=16, validation_samples=8, seed=0)
     result = subprocess.run(
         [
             sys.executable,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infty.data.answers import Counted
 from infty.data.documents import Documents
 from infty.data.prepare import Request, prepare
 
@@ -65,7 +66,8 @@ class InMemory(Documents):
 
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.counted_from = np.zeros_like(self.lengths)
+        self.answers = None
+        self.counted = Counted(self.lengths)
 
     def read(self, document: int, start: int, stop: int) -> np.ndarray:
         if not 0 <= start <= stop <= self.lengths[document]:

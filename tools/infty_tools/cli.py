@@ -16,6 +16,7 @@ from infty import __version__, exit_codes
 from infty.access import refused
 from infty.errors import UserError
 from infty_tools.strict import StrictCommand
+from infty_tools.tasks.command import TASKS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,10 @@ app = typer.Typer(
     help="Pretrain language models with an unbounded continuous memory on whole books.\n\n"
     "The usual order: prepare, pretrain, evaluate, export, generate.",
 )
+task = typer.Typer(
+    no_args_is_help=True,
+    help="Make a dataset of questions whose answers are known, as hard as the options say.",
+)
 bench = typer.Typer(no_args_is_help=True, help="Measure: every figure side by side in one run.")
 
 # verb -> (module, function); a verb whose module is not part of this installation is not offered.
@@ -32,7 +37,6 @@ VERBS = {
     "prepare": ("data.prepare", "prepare"),
     "inspect": ("data.prepare", "inspect"),
     "books": ("data.books", "books"),
-    "sorting": ("data.sorting", "sorting"),
     "pretrain": ("pretrain", "pretrain"),
     "evaluate": ("evaluate", "evaluate"),
     "export": ("export.command", "export"),
@@ -71,6 +75,8 @@ def _options(
 
 
 _register(app, VERBS)
+_register(task, TASKS)
+app.add_typer(task, name="task")
 _register(bench, BENCHES)
 app.add_typer(bench, name="bench")
 

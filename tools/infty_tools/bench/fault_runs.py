@@ -43,7 +43,7 @@ def dataset(folder: Path) -> Path:
 
     from infty.data.build import DatasetWriter
     from infty.data.tokenizer import Tokenizer
-    from infty_tools.data import sorting
+    from infty_tools.tasks import sorting
 
     path = folder / "tokenizer.json"
     sorting.tokenizer().save(str(path))

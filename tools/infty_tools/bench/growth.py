@@ -138,7 +138,7 @@ def make(memory: dict[str, Any], seed: int = 0) -> InftyForCausalLM:
 
     from infty.hf.configuration_infty import InftyConfig
     from infty.hf.modeling_infty import InftyForCausalLM
-    from infty_tools.data.sorting import SYMBOLS
+    from infty_tools.tasks.sorting import SYMBOLS
 
     torch.manual_seed(seed)
     model = InftyForCausalLM(
@@ -167,7 +167,7 @@ def teach(
     import numpy as np
     import torch
 
-    from infty_tools.data.sorting import SYMBOLS, sequence
+    from infty_tools.tasks.sorting import SYMBOLS, sequence
 
     random = np.random.default_rng(seed)
     model.train()
@@ -254,7 +254,7 @@ def text(tokens: int, seed: int = 0) -> Tensor:
     import numpy as np
     import torch
 
-    from infty_tools.data.sorting import sequence
+    from infty_tools.tasks.sorting import sequence
 
     return torch.from_numpy(sequence(tokens, np.random.default_rng([seed, 1]))[:tokens])
 

@@ -182,11 +182,12 @@ def measure(
     from infty_pretrain import launch
 
     launch.quiet()
-    from infty_tools.data import sorting as task
+    from infty_tools.tasks.making import make
+    from infty_tools.tasks.sorting import Sorting
 
     lanes, steps = next((c["batch"]["lanes"], c["run"]["steps"]) for c in configs.values())
     if not (folder / "data").exists():
-        task.make(folder / "data", length, train=lanes * steps, validation=256, seed=seed)
+        make(Sorting(length), folder / "data", lanes * steps, validation_samples=256, seed=seed)
     from rich.progress import Progress
 
     with ThreadPoolExecutor(jobs) as pool, Progress(transient=True) as progress:

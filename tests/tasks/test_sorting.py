@@ -12,7 +12,9 @@ from infty.data.documents import Documents
 from infty.data.lanes import LaneReader, LaneSchedule, single_pass
 from infty.errors import UserError
 from infty_tools.cli import app
-from infty_tools.data import sorting
+from infty_tools.tasks import sorting
+from infty_tools.tasks.making import make
+from infty_tools.tasks.sorting import Sorting
 
 LENGTH, SEGMENT = 128, 32
 
@@ -20,7 +22,7 @@ LENGTH, SEGMENT = 128, 32
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sorting") / "data"
-    sorting.make(folder, LENGTH, train=12, validation=5, seed=3)
+    make(Sorting(LENGTH), folder, 12, 5, seed=3)
     return folder
 
 
@@ -45,7 +47,7 @@ def test_sequences_differ_and_follow_the_seed(data, tmp_path):
     assert len(texts) == 13
     prints = []
     for seed in (3, 4):
-        sorting.make(tmp_path / str(seed), LENGTH, train=12, validation=5, seed=seed)
+        make(Sorting(LENGTH), tmp_path / str(seed), 12, 5, seed=seed)
         prints.append(Documents.open(tmp_path / str(seed) / "train").fingerprint)
     assert prints[0] == train.fingerprint != prints[1]
 
@@ -68,7 +70,7 @@ def test_ties_are_sorted_by_number():
 
 def test_only_the_answer_counts(data):
     documents = Documents.open(data / "train")
-    schedule = LaneSchedule(documents.lengths, 3, SEGMENT, counted_from=documents.counted_from)
+    schedule = LaneSchedule(documents.lengths, 3, SEGMENT)
     reader = LaneReader(documents, schedule, [0, 2])
     for _ in range(3):
         window = reader.next_window(4)
@@ -80,7 +82,7 @@ def test_only_the_answer_counts(data):
             assert tokens[counted][0] == sorting.SEPARATOR
     beginning = LaneReader(
         documents,
-        LaneSchedule(documents.lengths, 3, SEGMENT, counted_from=documents.counted_from),
+        LaneSchedule(documents.lengths, 3, SEGMENT),
         [0],
     ).next_window(2)
     assert beginning.tokens_in_step == 0 and beginning.weights.sum() == 0
@@ -99,18 +101,19 @@ def test_a_single_pass_reads_every_answer_once_in_windows_without_any(data):
     [
         (["--length", "30"], "the answer alone"),
         (["--length", "10000000000"], "give 40 to 100,000,000"),
-        (["--train", "0"], "train"),
-        (["--train", "1000000000"], "is not a whole"),
+        (["--samples", "0"], "samples"),
+        (["--samples", "1000000000"], "is not a whole"),
         (["--seed", "-1"], "-1 is not"),
         (["--seed", str(2**64)], "is not a whole"),
-        ([], "exists"),
+        ([], "was not made by infty task"),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(tmp_path, arguments, problem):
     output = tmp_path / "out"
     if not arguments:
         output.mkdir()
-    result = CliRunner().invoke(app, ["sorting", "--output", str(output), *arguments])
+        (output / "other").touch()
+    result = CliRunner().invoke(app, ["task", "sorting", "--output", str(output), *arguments])
     assert problem in str(result.exception) + result.output
     assert isinstance(result.exception, UserError) or result.exit_code == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == (["out"] if not arguments else [])
