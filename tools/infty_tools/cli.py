@@ -34,7 +34,7 @@ VERBS = {
     "books": ("data.books", "books"),
     "sorting": ("data.sorting", "sorting"),
     "pretrain": ("pretrain", "pretrain"),
-    "evaluate": ("evaluate", "evaluate"),
+    "evaluate": ("evaluate.command", "evaluate"),
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
     "plan": ("plan.command", "plan"),

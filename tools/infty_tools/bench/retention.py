@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infty_tools import plots
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -52,6 +54,8 @@ def retention(
     """Write noise with a mean for each chunk; correlate what is read back with the true means."""
     sizes, lengths = _numbers(chunks, "chunks"), sorted(_numbers(tokens, "tokens"))
     _check(sizes, lengths, segment)
+    if out is not None:
+        plots.pyplot()
     rows: list[dict[str, Any]] = []
     for name in policies.split(","):
         for size in _numbers(basis, "basis"):
@@ -247,15 +251,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Correlation against document length, and against age at the longest length; one column a chunk size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     chunks = sorted({r["chunk"] for r in rows})
     kinds = sorted({(r["policy"], r["basis"]) for r in rows})
     longest = max(r["tokens"] for r in rows)
-    figure, axes = plt.subplots(
+    figure, axes = plots.pyplot().subplots(
         2, len(chunks), figsize=(3.6 * len(chunks), 5.6), squeeze=False, sharey=True
     )
     for column, chunk in enumerate(chunks):
@@ -285,5 +284,4 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
         row[0].set(ylabel="correlation", ylim=(-0.05, 1.03))
     axes[0][-1].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    plots.save(figure, path)

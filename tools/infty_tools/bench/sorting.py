@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from infty.errors import UserError
+from infty_tools import plots
 
 SEGMENTS = 8
 """Segments of a sequence; a short-term memory holds one."""
@@ -68,6 +69,8 @@ def sorting(
         raise UserError(f"--length {length}: must be a multiple of {8 * SEGMENTS}")
     if out is not None and out.exists():
         raise UserError(f"--out {out} exists: give a new folder")
+    if out is not None:
+        plots.pyplot()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else out
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,13 +263,8 @@ def _show(rows: list[dict[str, Any]], length: int) -> None:
 
 
 def _plot(rows: list[dict[str, Any]], length: int, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     colours = {name: f"C{i}" for i, name in enumerate(SYSTEMS)}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    figure, (left, right) = plots.pyplot().subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for r in rows:
         left.plot(
             *zip(*((step, 100 * value) for step, value in r["curve"])),
@@ -288,5 +286,4 @@ def _plot(rows: list[dict[str, Any]], length: int, path: Path) -> None:
     right.set(xlabel="tokens", title="published (full size)")
     right.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    plots.save(figure, path)
