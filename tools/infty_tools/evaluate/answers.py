@@ -13,7 +13,7 @@ from infty.data.answers import Answers
 from infty.data.lanes import Window
 from infty.parallel import groups
 from infty_pretrain import bootstrap
-from infty_pretrain.tally import borders, bins_of, positions
+from infty_pretrain.tally import bins_of, borders, positions
 
 DEPTHS = 10
 """Rows of a table by depth: tenths of the document."""

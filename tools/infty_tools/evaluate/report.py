@@ -22,13 +22,17 @@ def show(found: dict[str, Any]) -> None:
     for model in found["models"]:
         console.print(f"{model['model']}: {model['what']}", highlight=False, soft_wrap=True)
     console.print(_whole(found))
+    console.print("nats a token, by position in the document")
     console.print(_by_position(found))
     if found["comparisons"]:
+        console.print(f"perplexity ÷ that of {found['models'][0]['model']}", soft_wrap=True)
         console.print(_comparisons(found))
-    for model in found["models"]:
-        for mode, figures in model["memory"].items():
-            if "answers" in figures:
-                console.print(_answers(figures["answers"], label(model, mode)))
+    for name, figures in _readings(found):
+        answers = figures.get("answers", {})
+        if answers.get("answers"):
+            share = f"{answers['accuracy']:.1%} of {answers['answers']:,}"
+            console.print(f"right answers, {name}: {share}", soft_wrap=True)
+            console.print(_answers(answers))
     if any({"on", "off"} <= model["memory"].keys() for model in found["models"]):
         console.print(SWITCHED_OFF)
 
@@ -66,7 +70,7 @@ def _whole(found: dict[str, Any]) -> Table:
 
 def _by_position(found: dict[str, Any]) -> Table:
     names = [name for name, _ in _readings(found)]
-    table = Table("tokens of a document", *names, title="nats a token, by position")
+    table = Table("tokens of a document", *names)
     curves = [figures["by_position"] for _, figures in _readings(found)]
     for rows in zip(*curves, strict=True):
         start, end = rows[0]["from"], rows[0]["to"]
@@ -75,28 +79,19 @@ def _by_position(found: dict[str, Any]) -> Table:
 
 
 def _comparisons(found: dict[str, Any]) -> Table:
-    first = found["comparisons"][0]
-    table = Table(
-        "model",
-        "perplexity ÷",
-        "95 %, paired over documents",
-        title=f"beside {first['beside']}",
-    )
+    table = Table("model", "ratio", "95 %, paired over documents")
     for row in found["comparisons"]:
         table.add_row(row["model"], _number(row, "ratio", ".4f"), _interval(row, ".4f"))
     return table
 
 
-def _answers(answers: dict[str, Any], name: str) -> Table:
-    title = (
-        f"right answers, {name}: {_number(answers, 'accuracy', '.1%')} of {answers['answers']:,}"
-    )
-    rows = answers["by_length_and_depth"]
-    lengths = sorted({tuple(row["length"]) for row in rows})
-    depths = sorted({tuple(row["depth"]) for row in rows})
-    table = Table("depth", *(f"{start:,} to {end:,}" for start, end in lengths), title=title)
-    shares = {(tuple(row["length"]), tuple(row["depth"])): row for row in rows}
-    for depth in depths:
+def _answers(answers: dict[str, Any]) -> Table:
+    shares = {
+        (tuple(row["length"]), tuple(row["depth"])): row for row in answers["by_length_and_depth"]
+    }
+    lengths = sorted({length for length, _ in shares})
+    table = Table("depth \\ tokens", *(f"{start:,} to {end:,}" for start, end in lengths))
+    for depth in sorted({depth for _, depth in shares}):
         cells = (_number(shares.get((length, depth), {}), "accuracy", ".1%") for length in lengths)
         table.add_row(f"{depth[0]:.0%} to {depth[1]:.0%}", *cells)
     return table

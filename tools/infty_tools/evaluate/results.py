@@ -95,6 +95,8 @@ def _exponential(value: float, ends: tuple[float, float] | None) -> dict[str, An
 def _difference(one: AnswerTally, two: AnswerTally) -> dict[str, Any]:
     both = torch.cat([one.by_document, two.by_document], 1)  # [documents, 4]
     both = both[both[:, 1] > 0]
+    if not len(both):
+        return {}
     shares = both.sum(0)
     found: dict[str, Any] = {"difference": (shares[2] / shares[3] - shares[0] / shares[1]).item()}
     if len(both) > 1:
