@@ -117,8 +117,17 @@ def test_before_any_work_it_says_what_is_accepted(words, said_of_it):
 @pytest.mark.parametrize(
     "option, words",
     [
-        ("--windows=0", "whole number from 1"),
-        ("--windows=-3", "whole number from 1"),
+        ("--documents=0", "whole number from 1"),
+        ("--tokens=1", "whole number from 2"),
+        ("--tokens=-3", "whole number from 2"),
+        ("--window=0", "whole number from 1"),
+        ("--stride=0", "whole number from 1"),
+        ("--memory=", "not one or more of on, off, emptied, other"),
+        ("--memory=on,of", "not one or more of on, off, emptied, other"),
+        ("--memory=on,on", "each once"),
+        ("--plots=", "it is empty"),
+        ("--plots=/dev/null", "is a file"),
+        ("--plots=/dev/null/x", "/dev/null is no folder"),
         ("--lanes=0", "from 1"),
         ("--lanes=nan", "from 1"),
         ("--output=", "it is empty"),
@@ -127,7 +136,7 @@ def test_before_any_work_it_says_what_is_accepted(words, said_of_it):
     ],
 )
 def test_evaluate(tmp_path, option, words):
-    assert words in said("evaluate", "--checkpoint", tmp_path, "--data", tmp_path, option)
+    assert words in said("evaluate", tmp_path, "--data", tmp_path, option)
 
 
 @pytest.mark.parametrize("size", ["5 gigs", "5", "GB", "-1GB", "0GB", "nanGB", "1e9GB", "5GB5", ""])
@@ -162,7 +171,7 @@ def test_generate(tmp_path, option, words):
     "words",
     [
         ["prepare", "--input", "a", "--output", "b", "--input", "c"],
-        ["evaluate", "--checkpoint", "a", "--data", "b", "--data", "b"],
+        ["evaluate", "a", "--data", "b", "--data", "b"],
         ["pretrain", "-c", "a.yaml", "--config", "b.yaml"],
         ["bench", "inputs", "--seed", "1", "--seed", "2"],
     ],
@@ -186,9 +195,9 @@ def test_one_rank_speaks_of_words_that_all_were_given(monkeypatch, capsys, name)
     ("words", "said"),
     [
         (["plan", "--tokens", "inf", "-c", "configs/demo.yaml"], "--tokens inf is not a number"),
-        (["evaluate", "--checkpoint", "x" * 5000, "--data", "y"], "File name too long"),
-        (["evaluate", "--checkpoint", "x", "--data", "a\nb"], "does not exist"),
-        (["evaluate", "--checkpoint", "x", "--data", "y", "--lanes", "a\nb"], "whole number"),
+        (["evaluate", "x" * 5000, "--data", "y"], "File name too long"),
+        (["evaluate", "x", "--data", "a\nb"], "does not exist"),
+        (["evaluate", "x", "--data", "y", "--lanes", "a\nb"], "whole number"),
     ],
 )
 def test_a_mistake_is_one_line(monkeypatch, capsys, words, said):

@@ -61,6 +61,16 @@ class InftyCache(Cache):
         held = int(self.fill.max())
         self.states = tuple(state.start_document(rows, held) for state in self.states)
 
+    def with_memories(self, donor: InftyCache) -> InftyCache:
+        """These rows with the long-term memories of the donor's rows, to be read with. Both stand where a segment
+        ends and have read as many: a memory may tell from that how much there is in it."""
+        lent = InftyCache()
+        if self.states is not None and donor.states is not None:
+            pairs = zip(self.states, donor.states)
+            lent.states = tuple(own.with_memories(theirs) for own, theirs in pairs)
+            lent.fill, lent.segments, lent.tokens = self.fill, self.segments, self.tokens
+        return lent
+
     def _rows(self, rows: Tensor) -> Tensor:
         """bool [b] on the host. Raises ValueError."""
         rows = torch.as_tensor(rows)

@@ -117,6 +117,10 @@ class InftyLayerState(OnDevices):
         """See `PartState.end_segment`."""
         return self._each(lambda part: part.end_segment(piece))
 
+    def with_memories(self, donor: InftyLayerState) -> InftyLayerState:
+        """This short-term memory with the donor's memories."""
+        return InftyLayerState(self.attention, donor.memories)
+
     def _each(self, f: Callable[[PartState], PartState]) -> InftyLayerState:
         return InftyLayerState(
             f(self.attention), {name: f(part) for name, part in self.memories.items()}

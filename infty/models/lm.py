@@ -205,6 +205,14 @@ class InftyLM(nn.Module):
         return vocab_parallel_cross_entropy(logits, target), correct
 
 
+def with_memories(state: Tree, donor: Tree) -> Tree:
+    """The lanes of `state` with the long-term memories of `donor`'s lanes, which have read as many segments: a memory
+    may tell from these how much there is in it."""
+    layers = state["layers"]
+    lent = {i: layers[i].replace(memories=donor["layers"][i]["memories"]) for i in layers}
+    return state.replace(layers=Tree(lent))
+
+
 def most_likely(logits: Tensor) -> Tensor:
     """int64 [...]: the token with the largest logit; logits [..., V/tp] are this rank's share of the vocabulary."""
     value, index = logits.max(-1, keepdim=True)

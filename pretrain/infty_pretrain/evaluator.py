@@ -1,4 +1,4 @@
-"""A checkpoint loaded for reading only: what `infty evaluate` runs."""
+"""A checkpoint loaded for reading only."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import shlex
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
 from infty.data.documents import Documents
 from infty.errors import UserError
-from infty_pretrain import checkpoint, evaluation
+from infty_pretrain import checkpoint
 from infty_pretrain import config as configs
 from infty_pretrain.checkpoint.canonical import slice_for_rank
-from infty_pretrain.launch import Launch, connect
+from infty_pretrain.evaluation import Trained
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -33,56 +32,44 @@ def find_checkpoint(path: Path) -> Path:
     return found
 
 
-class Evaluator:
-    """The model of a checkpoint, without optimizer, split over this run's processes as the checkpoint's was, or whole
-    on every process where their number does not allow that."""
+class CheckpointModel:
+    """The model of a checkpoint, without optimizer, split over the run's tensor-parallel group."""
 
-    def __init__(self, path: Path, data: Path, launch: Launch) -> None:
-        self.rank = launch.rank
-        found = find_checkpoint(path)
-        self.documents = Documents.open(data)
-        self.config = configs.load(found / checkpoint.CONFIG)
-        reader = checkpoint.Reader(found)
-        if reader.run["tokenizer_fingerprint"] != self.documents.info.tokenizer_fingerprint:
+    window = None
+
+    def __init__(self, path: Path, documents: Documents) -> None:
+        """Check that the checkpoint is whole and fits the documents; nothing is loaded yet. Raises UserError."""
+        self.folder = find_checkpoint(path)
+        self.config = configs.load(self.folder / checkpoint.CONFIG)
+        self._reader = checkpoint.Reader(self.folder)
+        run = self._reader.run
+        if run["tokenizer_fingerprint"] != documents.info.tokenizer_fingerprint:
             raise UserError(
-                f"{data} was prepared with another tokenizer than {found} was trained with: prepare it "
-                f"with --tokenizer {shlex.quote(reader.run['tokenizer'])}"
+                f"{documents.folder} was prepared with another tokenizer than {self.folder} was trained with: prepare "
+                f"it with --tokenizer {shlex.quote(run['tokenizer'])}"
             )
-        tensor = self.config.parallel.tensor
-        self.device = connect(launch, tensor if launch.world % tensor == 0 else 1)
-        self.model = self._load(reader)
+        self.description = f"checkpoint of step {run['step']:,}"
 
-    def _load(self, reader: checkpoint.Reader) -> torch.nn.Module:
+    @property
+    def remembers(self) -> bool:
+        """Whether it has a long-term memory."""
+        return self.config.model.remembers
+
+    @property
+    def tensor(self) -> int:
+        """The tensor-parallel size of its run; any other will do."""
+        return self.config.parallel.tensor
+
+    def load(self, device: str) -> Trained:
+        """Needs megatron-core's parallel state."""
         from infty.models.lm import InftyLM
 
         model = InftyLM(self.config.model)
-        checkpoint.check_shapes(model, reader)
+        checkpoint.check_shapes(model, self._reader)
         with torch.no_grad():
             for name, p in model.named_parameters():
-                p.copy_(slice_for_rank(reader.parameter(name), p))
+                p.copy_(slice_for_rank(self._reader.parameter(name), p))
         if self.config.precision == "bf16":
             model.bfloat16()
-        return model.to(self.device).eval()
-
-    def run(self, lanes: int, windows: int | None = None) -> dict[str, dict[str, float]]:
-        """Figures by mode: memory "on" and "off" (only "off" for a model without)."""
-        modes = ("on", "off") if self.config.model.remembers else ("off",)
-        figures = {}
-        with Progress(disable=self.rank != 0, transient=True) as progress:
-            for mode in modes:
-                task = progress.add_task(f"memory {mode}", total=None)
-                figures[mode] = evaluation.evaluate(
-                    self.model,
-                    self.model.initial_state,
-                    self.documents,
-                    lanes=min(lanes, len(self.documents)),
-                    segment_length=self.config.model.segment_length,
-                    window_segments=self.config.batch.window_segments,
-                    device=self.device,
-                    windows=windows,
-                    memory=mode == "on",
-                    progress=lambda done, total, t=task: progress.update(
-                        t, completed=done, total=total
-                    ),
-                )
-        return figures
+        window_segments = self.config.batch.window_segments
+        return Trained(model.to(device).eval(), window_segments, device)

@@ -20,7 +20,7 @@ from infty.data.lanes import LaneReader, LaneSchedule
 from infty.errors import UserError
 from infty.exit_codes import STOPPED
 from infty.parallel import groups
-from infty_pretrain import checkpoint, curriculum, evaluation, lock, schedule
+from infty_pretrain import checkpoint, curriculum, evaluation, lock, memory_modes, schedule
 from infty_pretrain import config as configs
 from infty_pretrain.checkpoint import Saved, Saver
 from infty_pretrain.config import Config
@@ -177,21 +177,19 @@ class Trainer:
     def _evaluate(self) -> None:
         config = self.config
         self.engine.deepspeed.eval()
-        figures = {
-            mode: evaluation.evaluate(
-                self.engine.deepspeed,
-                self.engine.model.initial_state,
+        model = evaluation.Trained(
+            self.engine.model, config.batch.window_segments, self.device, self.engine.deepspeed
+        )
+        figures = {}
+        for mode in self._modes():
+            tally = evaluation.evaluate(
+                memory_modes.reading(model, mode, self.validation),
                 self.validation,
                 lanes=config.batch.lanes,
-                segment_length=config.model.segment_length,
-                window_segments=config.batch.window_segments,
-                device=self.device,
                 windows=config.evaluation.windows,
-                memory=mode == "on",
                 progress=lambda done, _: self.watchdog.tick(f"evaluating, {done:,} tokens"),
             )
-            for mode in self._modes()
-        }
+            figures[mode] = evaluation.figures(tally, self.validation)
         self.engine.deepspeed.train()
         self.monitor.evaluation(self.step, figures)
 

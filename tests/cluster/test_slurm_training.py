@@ -206,7 +206,6 @@ def test_submit_train_signal_requeue_node_failure_finish(workplace):
             cluster,
             workplace,
             "evaluate",
-            "--checkpoint",
             "run",
             "--data",
             "data/train",

@@ -369,8 +369,8 @@ def test_what_is_wrong_is_refused_before_anything_is_sent(arguments, said):
 
 
 def test_other_verbs_get_their_own_options():
-    result = _submit("--verb", "evaluate", "--", "--checkpoint", "runs/a b", "--data", "data/v")
-    assert "evaluate --checkpoint 'runs/a b' --data data/v" in result.output
+    result = _submit("--verb", "evaluate", "--", "runs/a b", "--data", "data/v")
+    assert "evaluate 'runs/a b' --data data/v" in result.output
     result = _submit(
         "--verb",
         "prepare",

@@ -7,7 +7,9 @@ import math
 import re
 import signal
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from infty.data.documents import Documents
 from infty.data.lanes import Window
 from infty.errors import UserError
 from infty.models.lm import InftyLM
-from infty_pretrain import evaluation, flops
+from infty_pretrain import evaluation, flops, memory_modes
 from infty_pretrain.launch import Launch
 from infty_pretrain.tally import Tally
 from infty_pretrain.trainer import Trainer, crowding
@@ -54,31 +56,33 @@ def model(data):
 
 
 def figures(
-    model: InftyLM, data, lanes: int = 2, window_segments: int = 3, **options
-) -> dict[str, float]:
-    return evaluation.evaluate(
-        model,
-        model.initial_state,
-        Documents.open(data),
-        lanes=lanes,
-        segment_length=small_run.SEGMENT,
-        window_segments=window_segments,
-        device="cpu",
-        **options,
-    )
+    model: InftyLM, data, lanes: int = 2, window_segments: int = 3, mode: str = "on", **options
+) -> dict[str, Any]:
+    documents = Documents.open(data)
+    trained = evaluation.Trained(model, window_segments, "cpu")
+    reading = memory_modes.reading(trained, mode, documents)
+    tally = evaluation.evaluate(reading, documents, lanes=lanes, **options)
+    return evaluation.figures(tally, documents)
 
 
-@pytest.mark.parametrize("memory", [True, False])
-def test_lanes_and_windows_do_not_matter(model, data, memory):
-    expected = figures(model, data, memory=memory)
+@pytest.mark.parametrize("mode", memory_modes.MODES)
+def test_lanes_and_windows_do_not_matter(model, data, mode):
+    expected = figures(model, data, mode=mode)
     assert expected["tokens"] == sum(n - 1 for n in small_run.LENGTHS)
     for lanes, window in ((1, 5), (4, 1), (20, 7)):  # 20: more lanes than documents
-        got = figures(model, data, lanes, window, memory=memory)
-        assert got.keys() == expected.keys()
-        for key in got.keys() - {"by_position"}:
-            assert got[key] == pytest.approx(expected[key], rel=1e-5), key
-        for row, wanted in zip(got["by_position"], expected["by_position"], strict=True):
-            assert row == pytest.approx(wanted, rel=1e-5)
+        got = figures(model, data, lanes, window, mode)
+        same_figures(got, expected)
+
+
+def same_figures(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Equal but for float32 rounding."""
+    assert got.keys() == expected.keys()
+    for key in got.keys() - {"by_position"}:
+        assert got[key] == pytest.approx(expected[key], rel=1e-5), key
+    for row, wanted in zip(got["by_position"], expected["by_position"], strict=True):
+        assert row.keys() == wanted.keys()
+        for key, value in row.items():
+            assert value == pytest.approx(wanted[key], rel=1e-5), key
 
 
 def test_figures_belong_together(model, data):
@@ -91,8 +95,11 @@ def test_figures_belong_together(model, data):
 
 
 def test_the_memory_matters_and_can_be_switched_off(model, data):
-    on, off = figures(model, data), figures(model, data, memory=False)
-    assert abs(on["nll"] - off["nll"]) > 1e-4
+    on, off, emptied, other = (
+        figures(model, data, mode=mode)["nll"] for mode in memory_modes.MODES
+    )
+    found = sorted((on, off, emptied, other))
+    assert all(later - earlier > 1e-4 for earlier, later in pairwise(found))
 
 
 def test_replay_rebuilds_the_memories(tmp_path, data):
@@ -239,22 +246,27 @@ def test_flops_of_a_plain_model_are_six_a_parameter(data):
 
 
 def test_a_perplexity_that_no_float_holds_is_left_out():
-    info = SimpleNamespace(words=3)
-    figures = evaluation.figures(9000.0, 1.0, 10, SimpleNamespace(info=info), whole=True)
-    assert figures == {"nll": 900.0, "accuracy": 0.1, "tokens": 10, "words": 3}
-    assert evaluation.figures(20.0, 1.0, 10, SimpleNamespace(info=info), whole=True)[
-        "perplexity"
-    ] == math.exp(2)
-    with pytest.raises(UserError, match="no token of the dataset counts"):
-        evaluation.figures(0.0, 0.0, 0, SimpleNamespace(info=info), whole=True)
+    documents = SimpleNamespace(info=SimpleNamespace(word_counts=[3]), lengths=np.array([11]))
+    tally = Tally(1, "cpu")
+    for nll, perplexity in ((9000.0, None), (20.0, math.exp(2))):
+        tally.sums[0, 0] = torch.tensor([nll, 10, 1])
+        found = evaluation.figures(tally, documents)
+        assert (found["nll"], found["accuracy"], found["tokens"], found["words"]) == (
+            nll / 10,
+            0.1,
+            10,
+            3,
+        )
+        assert found.get("perplexity") == perplexity
+        assert ("word_perplexity" in found) == (perplexity is not None)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["evaluate", "--checkpoint", "x", "--data", "y", "--windows", "0"], "--windows"),
-        (["evaluate", "--checkpoint", "x", "--data", "y", "--lanes", "0"], "--lanes"),
-        (["evaluate", "--checkpoint", "", "--data", "y"], "--checkpoint"),
+        (["evaluate", "x", "--data", "y", "--tokens", "0"], "--tokens"),
+        (["evaluate", "x", "--data", "y", "--lanes", "0"], "--lanes"),
+        (["evaluate", "", "--data", "y"], "MODEL"),
         (
             ["export", "--checkpoint", "x", "--output", "y", "--max-shard", "5 gigs"],
             "is not a size",
@@ -278,11 +290,14 @@ def test_intervals_and_curves_add_up():
     weights[1, 3] = 0
     seen = torch.tensor([[0, 1, 2, 3], [5, 6, 0, 0]])
     empty = torch.zeros(2, 4, 32, dtype=torch.long)
-    tally.add(Window(empty, empty, weights, seen == 0, document, 0), nll, seen)
+    correct = torch.rand(2, 4, 32, generator=g) < 0.5
+    tally.add(Window(empty, empty, weights, seen == 0, document, 0), nll, correct, seen)
+    tally.reduce()
     for index, where in enumerate((document == 0, document == 1, document == 2)):
         expected = (nll.double() * weights)[where].sum()
+        right = (correct * weights)[where].sum().item()
         assert tally.by_document[index].tolist() == pytest.approx(
-            [expected.item(), weights[where].sum().item()]
+            [expected.item(), weights[where].sum().item(), right]
         )
     first, second, third = tally.curve()
     assert [(row["from"], row["to"]) for row in (first, second, third)] == [
@@ -294,6 +309,12 @@ def test_intervals_and_curves_add_up():
     counted = torch.cat([weights[0, :2].flatten(), weights[1, 2]])
     assert first["nll"] == pytest.approx(((early * counted).sum() / counted.sum()).item())
     assert sum(row["tokens"] for row in tally.curve()) == weights.sum()
-    low, high = tally.interval()
-    assert low < math.exp((nll.double() * weights).sum() / weights.sum()) < high
-    assert Tally(1, "cpu").interval() is None
+    found = tally.perplexity(tally.by_document[:, 1])
+    low, high = found["interval"]
+    assert found["perplexity"] == pytest.approx(
+        math.exp((nll.double() * weights).sum() / weights.sum())
+    )
+    assert low < found["perplexity"] < high
+    alone = Tally(1, "cpu")
+    alone.sums[0, 0] = torch.tensor([20.0, 10.0, 1.0])
+    assert "interval" not in alone.perplexity(alone.by_document[:, 1])

@@ -98,7 +98,6 @@ def test_stopped_under_torchrun_finished_under_mpirun_evaluated(tmp_path):
     finish(
         "mpirun",
         "evaluate",
-        "--checkpoint",
         str(run),
         "--data",
         str(one),
@@ -106,9 +105,8 @@ def test_stopped_under_torchrun_finished_under_mpirun_evaluated(tmp_path):
         str(tmp_path / "figures"),
     )
     figures = json.loads((tmp_path / "figures").read_text())
-    assert all(
-        figures[mode]["tokens"] == 149 and 0 < figures[mode]["nll"] < 5 for mode in ("on", "off")
-    )
+    modes = figures["models"][0]["memory"]
+    assert all(modes[m]["tokens"] == 149 and 0 < modes[m]["nll"] < 5 for m in ("on", "off"))
 
 
 def _listens_to_signals(process: subprocess.Popen, _port: int) -> bool:

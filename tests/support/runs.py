@@ -24,15 +24,24 @@ TEXT = (
 ) * 3 + "".join(f"Chapter {i}. {chr(97 + i % 26) * (i % 7)} {i * i}\n" for i in range(300))
 
 
-def tokenizer(folder: Path) -> Tokenizer:
-    train_sentencepiece([TEXT], 400, folder / "tokenizer.model")
+def tokenizer(folder: Path, text: str = TEXT) -> Tokenizer:
+    train_sentencepiece([text], 400, folder / "tokenizer.model")
     return Tokenizer.load(folder / "tokenizer.model")
 
 
-def make_run(folder: Path, model: ModelConfig, vocabulary: Tokenizer) -> tuple[Path, InftyLM]:
-    """A run's folder with one checkpoint in two weight files, and the model it holds."""
+def make_run(
+    folder: Path, model: ModelConfig, vocabulary: Tokenizer, noise: float = 0.0
+) -> tuple[Path, InftyLM]:
+    """A run's folder with one checkpoint in two weight files, and the model it holds.
+
+    `noise` is added to what begins as a constant, so that everything has an effect: gates begin at zero.
+    """
     torch.manual_seed(0)
     trained = InftyLM(replace(model, vocab_size=vocabulary.vocab_size))
+    with torch.no_grad():
+        for p in trained.parameters():
+            if noise and (p.dim() == 1 or not p.any()):
+                p.add_(noise * torch.randn_like(p))
     checkpoint = folder / "checkpoints" / "step-00000007"
     checkpoint.mkdir(parents=True)
     weights = {n: p.detach().clone().contiguous() for n, p in trained.named_parameters()}

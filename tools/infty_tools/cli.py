@@ -38,7 +38,7 @@ VERBS = {
     "inspect": ("data.prepare", "inspect"),
     "books": ("data.books", "books"),
     "pretrain": ("pretrain", "pretrain"),
-    "evaluate": ("evaluate", "evaluate"),
+    "evaluate": ("evaluate.command", "evaluate"),
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
     "plan": ("plan.command", "plan"),

@@ -185,12 +185,11 @@ def arguments(inputs: Inputs, place: Path, chance: random.Random) -> Trial:
         "submit": (["--config", str(path), "--dry-run"], ()),
         "evaluate": (
             [
-                "--checkpoint",
                 str(inputs.run()),
                 "--data",
                 dataset,
-                "--windows",
-                "2",
+                "--tokens",
+                "64",
                 "--output",
                 str(out / "figures.json"),
             ],
@@ -261,12 +260,11 @@ def datasets(inputs: Inputs, place: Path, chance: random.Random) -> Trial:
             ["pretrain", "--dry-run", "--config", str(path)],
             [
                 "evaluate",
-                "--checkpoint",
                 str(inputs.run()),
                 "--data",
                 str(folder),
-                "--windows",
-                "2",
+                "--tokens",
+                "64",
             ],
         )
     )
@@ -281,19 +279,24 @@ def checkpoints(inputs: Inputs, place: Path, chance: random.Random) -> Trial:
     done = mutations.mutate_folder(checkpoint, chance)
     if chance.random() < 0.6:
         done += _agree(checkpoint)
-    given = ["--checkpoint", str(chance.choice((run, checkpoint)))]
+    given = str(chance.choice((run, checkpoint)))
     out = place / "out"
     if chance.random() < 0.05:
-        return Trial(["export", *given, "--output", str(out)], place, (out,), f"export: {done}")
+        return Trial(
+            ["export", "--checkpoint", given, "--output", str(out)],
+            place,
+            (out,),
+            f"export: {done}",
+        )
     data = str(inputs.dataset() / "train")
     return Trial(
         [
             "evaluate",
-            *given,
+            given,
             "--data",
             data,
-            "--windows",
-            "1",
+            "--tokens",
+            "32",
             "--output",
             str(out / "figures.json"),
         ],

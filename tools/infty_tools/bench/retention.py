@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infty_tools import plots
 from infty_tools.bench import figures
 from infty_tools.options import SEED, check_folder, listed, new_folder, real, several, utf8, whole
 
@@ -84,6 +85,7 @@ def retention(
     _check(sizes, lengths, segment)
     if out is not None:
         check_folder(out, "--out")
+        plots.pyplot()
     chosen = {
         (name, size): _config(name, size, attention > 0)
         for name in listed(policies)
@@ -266,15 +268,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Correlation against document length, and against age at the longest length; one column a chunk size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     chunks = sorted({r["chunk"] for r in rows})
     kinds = sorted({(r["policy"], r["basis"]) for r in rows})
     longest = max(r["tokens"] for r in rows)
-    figure, axes = plt.subplots(
+    figure, axes = plots.pyplot().subplots(
         2, len(chunks), figsize=(3.6 * len(chunks), 5.6), squeeze=False, sharey=True
     )
     for column, chunk in enumerate(chunks):
@@ -304,5 +301,4 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
         row[0].set(ylabel="correlation", ylim=(-0.05, 1.03))
     axes[0][-1].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    plots.save(figure, path)

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from infty.errors import UserError
+from infty_tools import plots
 from infty_tools.bench import figures
 from infty_tools.options import SEED, check_folder, listed, new_folder, one_of, real, several, whole
 
@@ -95,6 +96,7 @@ def sorting(
         raise UserError(f"--out {out} exists: give a new folder")
     if out is not None:
         check_folder(out, "--out")
+        plots.pyplot()
     for name in chosen:  # all are checked before one begins
         values = config(name, Path("runs"), length, steps, hidden, layers, lanes, lr, seed)
         configs_of_runs.from_dict(values, f"--systems {name}")
@@ -283,13 +285,8 @@ def _show(rows: list[dict[str, Any]], length: int) -> None:
 
 
 def _plot(rows: list[dict[str, Any]], length: int, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     colours = {name: f"C{i}" for i, name in enumerate(SYSTEMS)}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    figure, (left, right) = plots.pyplot().subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for r in rows:
         left.plot(
             *zip(*((step, 100 * value) for step, value in r["curve"])),
@@ -311,5 +308,4 @@ def _plot(rows: list[dict[str, Any]], length: int, path: Path) -> None:
     right.set(xlabel="tokens", title="published (full size)")
     right.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    plots.save(figure, path)

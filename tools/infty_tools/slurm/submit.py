@@ -137,7 +137,7 @@ def submit(
 
       infty submit -c configs/pg19-125m.yaml --array 0-2 run.seed={task} run.folder=runs/seed-{task}
 
-      infty submit --verb evaluate --nodes 1 -- --checkpoint runs/pg19-125m --data data/pg19/validation
+      infty submit --verb evaluate --nodes 1 -- runs/pg19-125m --data data/pg19/validation
     """
     from infty_tools.slurm import job as jobs
 

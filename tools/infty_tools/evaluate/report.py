@@ -1,0 +1,108 @@
+"""An evaluation's figures as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from infty_tools.evaluate.plots import label
+
+SWITCHED_OFF = (
+    "[dim]A model that was trained with its memory has leaned on it: without one it does worse than a model that "
+    "never had one. What a memory is worth is seen beside a model trained without: infty evaluate WITHOUT WITH.[/dim]"
+)
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print everything that was found."""
+    console = Console()
+    for model in found["models"]:
+        console.print(f"{model['model']}: {model['what']}", highlight=False, soft_wrap=True)
+    console.print(_whole(found))
+    console.print("nats a token, by position in the document")
+    console.print(_by_position(found))
+    if found["comparisons"]:
+        console.print(f"perplexity ÷ that of {found['models'][0]['model']}", soft_wrap=True)
+        console.print(_comparisons(found))
+    for name, figures in _readings(found):
+        answers = figures.get("answers", {})
+        if answers.get("answers"):
+            share = f"{answers['accuracy']:.1%} of {answers['answers']:,}"
+            console.print(f"right answers, {name}: {share}", soft_wrap=True)
+            console.print(_answers(answers))
+    if any({"on", "off"} <= model["memory"].keys() for model in found["models"]):
+        console.print(SWITCHED_OFF)
+
+
+def _readings(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for model in found["models"]:
+        for mode, figures in model["memory"].items():
+            yield label(model, mode), figures
+
+
+def _whole(found: dict[str, Any]) -> Table:
+    table = Table(
+        "model",
+        "tokens",
+        "nats a token",
+        "perplexity",
+        "95 % over documents",
+        "a word",
+        "a byte",
+        "right",
+    )
+    for name, f in _readings(found):
+        table.add_row(
+            name,
+            f"{f['tokens']:,}",
+            f"{f['nll']:.4f}",
+            _number(f, "perplexity", ",.2f"),
+            _interval(f, ",.2f"),
+            _number(f, "word_perplexity", ",.1f"),
+            _number(f, "byte_perplexity", ",.3f"),
+            f"{100 * f['accuracy']:.1f}%",
+        )
+    return table
+
+
+def _by_position(found: dict[str, Any]) -> Table:
+    names = [name for name, _ in _readings(found)]
+    table = Table("tokens of a document", *names)
+    curves = [figures["by_position"] for _, figures in _readings(found)]
+    for rows in zip(*curves, strict=True):
+        start, end = rows[0]["from"], rows[0]["to"]
+        table.add_row(f"{start:,} to {end:,}", *(f"{row['nll']:.4f}" for row in rows))
+    return table
+
+
+def _comparisons(found: dict[str, Any]) -> Table:
+    table = Table("model", "ratio", "95 %, paired over documents")
+    for row in found["comparisons"]:
+        table.add_row(row["model"], _number(row, "ratio", ".4f"), _interval(row, ".4f"))
+    return table
+
+
+def _answers(answers: dict[str, Any]) -> Table:
+    shares = {
+        (tuple(row["length"]), tuple(row["depth"])): row for row in answers["by_length_and_depth"]
+    }
+    lengths = sorted({length for length, _ in shares})
+    table = Table("depth \\ tokens", *(f"{start:,} to {end:,}" for start, end in lengths))
+    for depth in sorted({depth for _, depth in shares}):
+        cells = (_number(shares.get((length, depth), {}), "accuracy", ".1%") for length in lengths)
+        table.add_row(f"{depth[0]:.0%} to {depth[1]:.0%}", *cells)
+    return table
+
+
+def _number(figures: dict[str, Any], name: str, how: str) -> str:
+    return format(figures[name], how) if name in figures else "-"
+
+
+def _interval(figures: dict[str, Any], how: str) -> str:
+    if "interval" not in figures:
+        return "-"
+    low, high = figures["interval"]
+    return f"{low:{how}} to {high:{how}}"
