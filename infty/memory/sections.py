@@ -124,6 +124,12 @@ class ContinuationConfig:
             "continuation stores the tokens' embeddings, which predict tokens only "
             "where input and output share them: needs model.tie_embeddings: true",
         )
+        _require(
+            model.heads * model.head_size == model.hidden_size,
+            "kind",
+            f"continuation shares an embedding out over the heads: needs heads {model.heads} x head_size "
+            f"{model.head_size} = hidden_size {model.hidden_size}",
+        )
 
 
 def _require(condition: bool, key: str, problem: str) -> None:
