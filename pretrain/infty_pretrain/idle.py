@@ -30,7 +30,13 @@ CONDITIONS: dict[str, tuple[Callable[[Config], bool], str]] = {
         "faults.spike_sigma is null",
     ),
     "optimizer.memory_lr": (lambda c: c.model.remembers, "the model has no memory"),
+    "optimizer.gate_lr": (lambda c: c.model.remembers, "the model has no memory"),
     "model.stm_layers": (lambda c: c.model.stm_length > 0, "model.stm_length is 0"),
+    "model.window_layers": (lambda c: c.model.window is not None, "model.window is not set"),
+    "model.rope_scaling": (
+        lambda c: c.model.positions == "rotary",
+        "model.positions is not rotary",
+    ),
     "model.rope_theta": (
         lambda c: c.model.positions == "rotary",
         "model.positions is not rotary",

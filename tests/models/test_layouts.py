@@ -43,7 +43,7 @@ TWO = {
 }
 TWO |= {
     name: [{"tensor": 2, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
-    for name in ("learned", "unlike layers", "sparsemax")
+    for name in ("learned", "unlike layers", "sparsemax", "wide heads")
 }
 FOUR = {
     name: [
@@ -132,7 +132,14 @@ def test_bf16_trains_as_one_process_does_to_bf16_rounding(reference, in_two):
 
 
 LARGE = replace(
-    LLAMA, vocab_size=4000, hidden_size=768, heads=12, kv_heads=12, layers=8, ffn_size=2048
+    LLAMA,
+    vocab_size=4000,
+    hidden_size=768,
+    heads=12,
+    head_size=64,
+    kv_heads=12,
+    layers=8,
+    ffn_size=2048,
 )
 
 

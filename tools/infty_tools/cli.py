@@ -35,6 +35,7 @@ VERBS = {
     "sorting": ("data.sorting", "sorting"),
     "pretrain": ("pretrain", "pretrain"),
     "evaluate": ("evaluate", "evaluate"),
+    "adapt": ("adapt.command", "adapt"),
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
     "plan": ("plan.command", "plan"),
