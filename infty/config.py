@@ -8,6 +8,7 @@ from typing import Any, Literal
 from infty import ranges
 from infty.errors import UserError
 from infty.memory.config import LEFT_OUT, LeftOut, MemoryConfig
+from infty.memory.rope_scaling import RopeScaling
 from infty.memory_kinds import section_of
 from infty.ranges import Range, whole
 
@@ -36,9 +37,11 @@ RANGES: dict[str, Range] = {
     "layers": whole(1, 10_000),
     "heads": whole(1, 2**16),
     "kv_heads": whole(1, 2**16),
+    "head_size": whole(1, 2**16),
     "ffn_size": whole(1, 2**22),
     "segment_length": whole(1, 2**20),
     "stm_length": whole(0, 2**24),
+    "window": whole(1, 2**24),
     "norm_eps": Range(0, 0.1, above=True),
     "rope_theta": Range(1, 1e12),
     "dropout": Range(0, 1, below=True),
@@ -60,6 +63,8 @@ class ModelConfig:
     heads: int = 12
     kv_heads: LeftOut[int] = LEFT_OUT
     """Heads that share keys and values in groups; left out: as many as heads."""
+    head_size: LeftOut[int] = LEFT_OUT
+    """Channels of a head [d]; left out: hidden_size / heads."""
     ffn_size: LeftOut[int] = LEFT_OUT
     """Left out: 4 x hidden (gelu) or 8/3 x hidden rounded up to a multiple of 64 (swiglu)."""
     segment_length: int = 512
@@ -68,14 +73,27 @@ class ModelConfig:
     """Tokens before the segment whose keys and values are attended to; a multiple of segment_length."""
     stm_layers: tuple[int, ...] | None = None
     """Layers (from 0) that have a short-term memory; left out: all."""
+    window: int | None = None
+    """Tokens that local attention sees at most, the token's own included; null: the short-term memory and the segment
+    so far."""
+    window_layers: tuple[int, ...] | None = None
+    """Layers (from 0) in which `window` holds; left out: all."""
     norm: LeftOut[Literal["layernorm", "rmsnorm"]] = LEFT_OUT
     activation: LeftOut[Literal["gelu", "swiglu"]] = LEFT_OUT
     positions: LeftOut[Literal["learned", "rotary", "relative", "none"]] = LEFT_OUT
     """`relative`: Transformer-XL's (Dai et al., arXiv 1901.02860)."""
     bias: LeftOut[bool] = LEFT_OUT
+    """Of the linear layers, where none of the next three says otherwise."""
+    qkv_bias: LeftOut[bool] = LEFT_OUT
+    attention_out_bias: LeftOut[bool] = LEFT_OUT
+    mlp_bias: LeftOut[bool] = LEFT_OUT
+    qk_norm: bool = False
+    """Normalise each head's queries and keys (RMS) before they are rotated, as Qwen3 does."""
     tie_embeddings: LeftOut[bool] = LEFT_OUT
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    """How rotary frequencies are stretched; null: not at all."""
     dropout: float = 0.0
     init_std: float = 0.02
     vocab_multiple: int = 128
@@ -90,8 +108,19 @@ class ModelConfig:
         for name, value in FAMILIES[self.family].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        for name in ("qkv_bias", "attention_out_bias", "mlp_bias"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.bias)
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
+        if self.head_size is None:
+            _require(self.heads > 0, "heads", f"{self.heads} must be > 0")
+            _require(
+                self.hidden_size % self.heads == 0,
+                "heads",
+                f"hidden_size {self.hidden_size} is not divisible by {self.heads} heads",
+            )
+            object.__setattr__(self, "head_size", self.hidden_size // self.heads)
         if self.ffn_size is None:
             wide = (
                 4 * self.hidden_size
@@ -103,11 +132,6 @@ class ModelConfig:
 
     def _validate(self) -> None:
         ranges.check(self, RANGES, "model.")
-        _require(
-            self.hidden_size % self.heads == 0,
-            "heads",
-            f"hidden_size {self.hidden_size} is not divisible by {self.heads} heads",
-        )
         _require(
             self.heads % self.kv_heads == 0,
             "kv_heads",
@@ -124,6 +148,7 @@ class ModelConfig:
             f"{self.stm_length} is not a multiple of segment_length {self.segment_length} (0 means none)",
         )
         self._validate_layers("stm_layers", self.stm_layers)
+        self._validate_layers("window_layers", self.window_layers)
         for name in self.memories or ():
             _require(
                 name != "memory" and name.isidentifier(),
@@ -140,10 +165,6 @@ class ModelConfig:
         _require(
             not wrong, key, f"{wrong} are not layers of a model with layers 0 to {self.layers - 1}"
         )
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.heads
 
     @property
     def padded_vocab(self) -> int:
@@ -176,6 +197,12 @@ class ModelConfig:
         """Length of this layer's short-term memory in tokens."""
         return self.stm_length if self.stm_layers is None or layer in self.stm_layers else 0
 
+    def window_of(self, layer: int) -> int | None:
+        """Tokens that this layer's attention sees at most; None where it sees all that are in sight."""
+        chosen = self.window_layers is None or layer in self.window_layers
+        in_sight = self.stm_of(layer) + self.segment_length
+        return self.window if chosen and self.window and self.window < in_sight else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, for YAML and JSON."""
         return _plain(self)
@@ -184,6 +211,8 @@ class ModelConfig:
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`. Raises UserError."""
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if isinstance(values.get("rope_scaling"), dict):
+            values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
         if values.get("memory") is not None:
             values["memory"] = section_of(values["memory"])
         if values.get("memories") is not None:

@@ -29,7 +29,7 @@ class InftyAssociativeMemory(InftyMemory):
         self.decay_weight = nn.Parameter(torch.zeros(heads, 2 * size))
         self.decay_bias = nn.Parameter(torch.zeros(heads))
         self.norm_weight = nn.Parameter(torch.ones(heads, self.group, size))
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.out = nn.Linear(heads * self.group * size, config.hidden_size, bias=False)
 
     def initialise(self) -> None:
         """The output starts at zero: a model with a fresh memory is the model without one."""

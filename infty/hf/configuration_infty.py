@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from infty.errors import UserError
+from infty.memory.rope_scaling import RopeScaling
 
 UNLIMITED = 2**31 - 1  # tokens
 
@@ -29,16 +30,24 @@ class InftyConfig(PretrainedConfig):
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
         num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
         intermediate_size: int = 2048,
         segment_length: int = 512,
         stm_length: int = 0,
         stm_layers: list[int] | None = None,
+        window: int | None = None,
+        window_layers: list[int] | None = None,
         norm: str = "rmsnorm",
         activation: str = "swiglu",
         positions: str = "rotary",
         bias: bool = False,
+        qkv_bias: bool | None = None,
+        attention_out_bias: bool | None = None,
+        mlp_bias: bool | None = None,
+        qk_norm: bool = False,
         norm_eps: float = 1e-5,
         rope_theta: float = 10_000.0,
+        rotary_scaling: dict[str, Any] | None = None,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         memories: dict[str, dict[str, Any]] | None = None,
@@ -61,16 +70,24 @@ class InftyConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.head_dim = head_dim or hidden_size // num_attention_heads
         self.intermediate_size = intermediate_size
         self.segment_length = segment_length
         self.stm_length = stm_length
         self.stm_layers = stm_layers
+        self.window = window
+        self.window_layers = window_layers
         self.norm = norm
         self.activation = activation
         self.positions = positions
         self.bias = bias
+        self.qkv_bias = bias if qkv_bias is None else qkv_bias
+        self.attention_out_bias = bias if attention_out_bias is None else attention_out_bias
+        self.mlp_bias = bias if mlp_bias is None else mlp_bias
+        self.qk_norm = qk_norm
         self.norm_eps = norm_eps
         self.rope_theta = rope_theta
+        self.rotary_scaling = rotary_scaling
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.memories = memories
@@ -88,13 +105,20 @@ class InftyConfig(PretrainedConfig):
         """No limit: a number that no text reaches. Tools that find none assume a short one and cut texts there."""
         return UNLIMITED
 
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def rotary(self) -> tuple[float, RopeScaling | None]:
+        """What rotary angles are made of, beside positions and a head's size."""
+        scaling = self.rotary_scaling
+        return self.rope_theta, None if scaling is None else RopeScaling(**scaling)
 
     def stm_of(self, layer: int) -> int:
         """Length of this layer's short-term memory in tokens."""
         return self.stm_length if self.stm_layers is None or layer in self.stm_layers else 0
+
+    def window_of(self, layer: int) -> int | None:
+        """Tokens that this layer's attention sees at most; None where it sees all that are in sight."""
+        chosen = self.window_layers is None or layer in self.window_layers
+        in_sight = self.stm_of(layer) + self.segment_length
+        return self.window if chosen and self.window and self.window < in_sight else None
 
 
 __all__ = ["InftyConfig"]

@@ -86,7 +86,7 @@ class InftyContinuousMemory(InftyMemory):
         if memory.output_gate:
             self.output_gate = nn.Parameter(torch.zeros(config.num_attention_heads))
         self.log_rate = nn.Parameter(torch.zeros(1)) if memory.contraction == "learned" else None
-        self.out = nn.Linear(e, e, bias=False)
+        self.out = nn.Linear(config.num_attention_heads * config.head_dim, e, bias=False)
 
     def initialise(self) -> None:
         for starts_at_zero in (self.output_gate, self.log_rate):

@@ -50,19 +50,31 @@ class InftyAttention(nn.Module):
     def __init__(self, config: InftyConfig, layer: int) -> None:
         super().__init__()
         self.config, self.stm = config, config.stm_of(layer)
+        self.window = config.window_of(layer)
         self.kv_heads, self.group = (
             config.num_key_value_heads,
             config.num_attention_heads // config.num_key_value_heads,
         )
         # For each key/value head: its group of queries, its key, its value.
         width = self.kv_heads * (self.group + 2) * config.head_dim
-        self.qkv = nn.Linear(config.hidden_size, width, bias=config.bias)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.qkv = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.query_norm = self.key_norm = None
+        if config.qk_norm:
+            self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.out = nn.Linear(
+            config.num_attention_heads * config.head_dim,
+            config.hidden_size,
+            bias=config.attention_out_bias,
+        )
 
     def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h [b, t, e] -> queries [b, K, G, t, d], keys and values [b, K, t, d]."""
         qkv = self.qkv(h).unflatten(-1, (self.kv_heads, self.group + 2, -1)).permute(0, 2, 3, 1, 4)
-        return qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+        q, keys, values = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+        if self.query_norm is not None:
+            q, keys = self.query_norm(q), self.key_norm(keys)
+        return q, keys, values
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """The short-term memory: unrotated keys and values of the `stm` tokens before the segment."""
@@ -103,13 +115,15 @@ class InftyAttention(nn.Module):
         """Keys and values [b, K, stm+w, d] begin with the short-term memory; `attended` is what memories add to them.
         Returns [b, t, H*d]."""
         if self.config.positions == "rotary":
-            size, theta = self.config.head_dim, self.config.rope_theta
-            cos, sin = angles(self.stm + piece.places(), size, theta)
+            size, (theta, scaling) = self.config.head_dim, self.config.rotary()
+            cos, sin = angles(self.stm + piece.places(), size, theta, scaling)
             q = rotate(q, cos[:, None, None], sin[:, None, None])
-            # Places count from the oldest token in sight: what memories add stands there, and is not turned.
-            keys = rotate(
-                keys, *angles(torch.arange(keys.shape[2], device=keys.device), size, theta)
-            )
+            place = torch.arange(keys.shape[2], device=keys.device)
+            cos, sin = angles(place, size, theta, scaling)
+            keys = rotate(keys, cos, sin)
+            # Places count from the oldest token in sight: what memories add stands there.
+            if scaling is not None:
+                attended = [m._replace(keys=rotate(m.keys, cos[0], sin[0])) for m in attended]
         mask = self._mask(piece, keys.shape[2])
         for memory in attended:
             allowed = memory.visible[:, None].expand(-1, memory.keys.shape[2])
@@ -129,7 +143,10 @@ class InftyAttention(nn.Module):
     def _mask(self, piece: Piece, width: int) -> Tensor:
         """bool [b, 1, t, stm+w]: True where a token may look: back, and inside its document."""
         key = torch.arange(width, device=piece.fill.device)
-        causal = key <= self.stm + piece.places()[..., None]
+        query = self.stm + piece.places()[..., None]
+        causal = key <= query
+        if self.window:
+            causal = causal & (key > query - self.window)
         begin = self.stm - (piece.segments * self.config.segment_length).clamp(max=self.stm)
         return (causal & (key >= begin[:, None, None])).unsqueeze(1)
 
@@ -142,8 +159,8 @@ class InftyMLP(nn.Module):
         self.gated = config.activation == "swiglu"
         # Gated: gate and value of a channel lie side by side.
         width = config.intermediate_size * (2 if self.gated else 1)
-        self.up = nn.Linear(config.hidden_size, width, bias=config.bias)
-        self.out = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
+        self.up = nn.Linear(config.hidden_size, width, bias=config.mlp_bias)
+        self.out = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.up(h)

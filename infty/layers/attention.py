@@ -16,8 +16,23 @@ from infty.layers.memories.base import Attended
 from infty.layers.relative import RelativePositions
 from infty.memory.attending import in_front
 from infty.memory.rotary import angles, rotate
-from infty.parallel import groups, randomness
+from infty.parallel import collectives, groups, randomness
 from infty.tree import Field, Tree
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of every head's queries or keys, with one weight [d] for all heads of the layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.weight = nn.Parameter(torch.ones(config.head_size))
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """[..., d] -> [..., d]. `frozen`: without gradients for the weight."""
+        # Each rank sees its heads only: the gradients of all are summed.
+        weight = self.weight.detach() if frozen else collectives.copy(self.weight)
+        return F.rms_norm(x, weight.shape, weight, self.eps)
 
 
 class LocalAttention(nn.Module):
@@ -33,19 +48,24 @@ class LocalAttention(nn.Module):
         self.segment_length, self.stm = config.segment_length, config.stm_of(layer)
         self.head_size, self.group = config.head_size, config.heads // config.kv_heads
         self.kv_heads = config.kv_heads // groups.tensor_size()
-        self.rotary = config.rope_theta if config.positions == "rotary" else None
+        self.window = config.window_of(layer)
+        self.rotary = (
+            (config.rope_theta, config.rope_scaling) if config.positions == "rotary" else None
+        )
         self.relative = RelativePositions(config, layer) if config.positions == "relative" else None
         self.dropout = config.dropout
         # For each key/value head: its group of queries, its key, its value. So any slice by heads is whole.
         width = config.kv_heads * (self.group + 2) * self.head_size
         self.qkv = ColumnParallelLinear(
-            config.hidden_size, width, normal(f"{layer}.qkv", config.init_std), bias=config.bias
+            config.hidden_size, width, normal(f"{layer}.qkv", config.init_std), bias=config.qkv_bias
         )
+        self.query_norm = HeadNorm(config) if config.qk_norm else None
+        self.key_norm = HeadNorm(config) if config.qk_norm else None
         self.out = RowParallelLinear(
             config.heads * self.head_size,
             config.hidden_size,
             normal(f"{layer}.attention.out", config.init_std / math.sqrt(2 * config.layers)),
-            bias=config.bias,
+            bias=config.attention_out_bias,
         )
 
     def fields(self, dtype: torch.dtype) -> Tree:
@@ -79,7 +99,10 @@ class LocalAttention(nn.Module):
             .view(T, b, self.kv_heads, self.group + 2, self.head_size)
             .permute(1, 2, 3, 0, 4)
         )
-        return qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+        q, keys, values = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+        if self.query_norm is not None and self.key_norm is not None:
+            q, keys = self.query_norm(q, frozen), self.key_norm(keys, frozen)
+        return q, keys, values
 
     def forward(
         self,
@@ -95,14 +118,14 @@ class LocalAttention(nn.Module):
         b, K, G, T, d = q.shape
         L, S = self.segment_length, T // self.segment_length
         if self.rotary:
-            cos, sin = angles(torch.arange(self.stm + T, device=q.device), d, self.rotary)
+            cos, sin = angles(torch.arange(self.stm + T, device=q.device), d, *self.rotary)
             q, keys = rotate(q, cos[self.stm :], sin[self.stm :]), rotate(keys, cos, sin)
             attended = [self._rotated(memory, cos[:T:L], sin[:T:L]) for memory in attended]
         q = q.reshape(b, K * G, S, L, d).transpose(1, 2).flatten(0, 1)  # [b*S, H, L, d]
         keys, values = (by_segment(x, self.stm + L, L, S) for x in (keys, values))
         mask: Tensor | None = None
         if (
-            self.stm or self.relative is not None or attended
+            self.stm or self.window or self.relative is not None or attended
         ):  # otherwise plain causality says it all
             visible = self._mask(seen)
             for memory in attended:
@@ -135,7 +158,10 @@ class LocalAttention(nn.Module):
         """True where a token may look, [b*S, 1, L, stm+L]."""
         L, stm = self.segment_length, self.stm
         key = torch.arange(stm + L, device=seen.device)
-        causal = key <= torch.arange(L, device=seen.device)[:, None] + stm
+        query = torch.arange(L, device=seen.device)[:, None] + stm
+        causal = key <= query
+        if self.window:
+            causal = causal & (key > query - self.window)
         same_document = key >= stm - (seen.flatten() * L).clamp(max=stm)[:, None]
         return (causal & same_document[:, None]).unsqueeze(1)
 

@@ -23,13 +23,13 @@ class MLP(nn.Module):
             e,
             ffn * (2 if self.gated else 1),
             normal(f"{layer}.mlp.up", config.init_std),
-            bias=config.bias,
+            bias=config.mlp_bias,
         )
         self.out = RowParallelLinear(
             ffn,
             e,
             normal(f"{layer}.mlp.out", config.init_std / math.sqrt(2 * config.layers)),
-            bias=config.bias,
+            bias=config.mlp_bias,
         )
 
     def forward(self, h: Tensor) -> Tensor:

@@ -125,7 +125,13 @@ class ContinuationConfig:
         return self
 
     def check(self, model: Any) -> None:
-        """Every model can have one."""
+        """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
+        _require(
+            model.heads * model.head_size == model.hidden_size,
+            "kind",
+            f"continuation shares a row of the output matrix out over the heads: needs heads {model.heads} x "
+            f"head_size {model.head_size} = hidden_size {model.hidden_size}",
+        )
 
 
 def _require(condition: bool, key: str, problem: str) -> None:

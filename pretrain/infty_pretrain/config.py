@@ -15,7 +15,7 @@ import yaml
 
 from infty.config import ModelConfig
 from infty.errors import UserError
-from infty_pretrain import curriculum, typed
+from infty_pretrain import curriculum, origin, typed
 from infty_pretrain.memory_sections import with_memories
 from infty_pretrain.ranges import check_ranges
 
@@ -34,6 +34,13 @@ class RunConfig:
     stall_minutes: float | None = 30.0
     """End a run of several processes that has not moved for this long (a step, a window of an evaluation, a copy for a
     checkpoint), telling who waits for whom, with the status that asks to be started again; null: wait for ever."""
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    from_: Path | None = None
+    """Begin with the weights of this checkpoint (made by `infty adapt`, or a run's), with a fresh optimizer. Its model
+    is this run's, wherever `model:` does not say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class OptimizerConfig:
     lr: float = 3e-4
     memory_lr: float | None = None
     """Learning rate of the long-term memory's parameters; left out: `lr`."""
+    gate_lr: float | None = None
+    """Learning rate of the memories' gates, which begin at zero; left out: that of the memories. Gates do not decay."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -145,7 +154,11 @@ class Config:
     """A whole run."""
 
     run: RunConfig = field(default_factory=RunConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    train: Literal["everything", "memory"] = "everything"
+    """What learns: the whole model, or its memories alone. What does not learn keeps its bits, and has no gradient and
+    no optimizer state."""
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -213,6 +226,8 @@ class Config:
     def with_vocab(self, vocab_size: int) -> Config:
         """Take the vocabulary from the dataset's tokenizer. Raises UserError if the config names another size."""
         given = self.model.vocab_size
+        if given is not None and self.init.from_ is not None and vocab_size < given:
+            return self  # pretrained embeddings may have rows to spare
         if given is not None and given != vocab_size:
             raise UserError(
                 f"model.vocab_size is {given}, but the tokenizer of data.train has {vocab_size} tokens: "
@@ -245,9 +260,14 @@ def written(path: str | Path, overrides: list[str] | None = None) -> dict[str, A
         raise UserError(
             f"{path} must hold sections (run:, model:, data:, ...), not a {type(values).__name__}"
         )
-    for text in overrides or []:
-        _override(values, text)
+    change(values, overrides or [])
     return values
+
+
+def change(values: dict[str, Any], overrides: list[str]) -> None:
+    """Put overrides such as `optimizer.lr=1e-4` into plain values. Raises UserError."""
+    for text in overrides:
+        _override(values, text)
 
 
 def from_dict(values: dict[str, Any], source: str = "config") -> Config:
@@ -255,6 +275,7 @@ def from_dict(values: dict[str, Any], source: str = "config") -> Config:
 
     `model.memory.preset` names the memory that the section's other keys change (infty.memory.presets).
     """
+    values = origin.with_its_model(typed.pythonic(values))
     typed.check_keys(Config, values, source)
     return typed.validated(Config, with_memories(values, source), source)
 
@@ -297,7 +318,9 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            typed.written_name(f): _plain(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -346,6 +369,11 @@ def _agreement(config: Config) -> list[tuple[bool, str, str]]:
             config.evaluation.every is None or config.data.validation is not None,
             "evaluation.every",
             "needs data.validation",
+        ),
+        (
+            config.train == "everything" or config.model.remembers,
+            "train",
+            "memory alone cannot learn: the model has none (model.memory)",
         ),
     ]
     if wrong := curriculum.problem(batch):

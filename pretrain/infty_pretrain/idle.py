@@ -66,6 +66,7 @@ CONDITIONS: tuple[Condition, ...] = (
     ("faults.spike_window", _judges_losses, "the run ends before half of it is filled"),
     ("faults.spike_sigma", _judges_losses, "the run ends before half of faults.spike_window"),
     ("optimizer.memory_lr", lambda c: c.model.remembers, "the model has no memory"),
+    ("optimizer.gate_lr", lambda c: c.model.remembers, "the model has no memory"),
     (
         "checkpoint.every",
         lambda c: c.checkpoint.every <= c.total_steps,
@@ -87,6 +88,12 @@ CONDITIONS: tuple[Condition, ...] = (
         "model.stm_layers names no layer",
     ),
     ("model.stm_layers", lambda c: c.model.stm_length > 0, "model.stm_length is 0"),
+    ("model.window_layers", lambda c: c.model.window is not None, "model.window is not set"),
+    (
+        "model.rope_scaling",
+        lambda c: c.model.positions == "rotary",
+        "model.positions is not rotary",
+    ),
     (
         "model.rope_theta",
         lambda c: c.model.positions == "rotary",

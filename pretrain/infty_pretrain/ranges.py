@@ -33,6 +33,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "optimizer": {
         "lr": Range(0, 100, above=True),
         "memory_lr": Range(0, 100),
+        "gate_lr": Range(0, 100),
         "betas": Range(0, 1, below=True),
         "eps": Range(0, 1, above=True),
         "weight_decay": Range(0, 100),

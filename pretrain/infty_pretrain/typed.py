@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import keyword
 import re
 import types
 import typing
@@ -167,12 +168,34 @@ def check_keys(kind: type, values: Any, where: str) -> None:
     names = [f.name for f in dataclasses.fields(kind)]
     for key, value in values.items():
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(names)}"
+            written = [written_name(f) for f in dataclasses.fields(kind)]
+            near = difflib.get_close_matches(str(key), written, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(written)}"
             raise UserError(f"{where}: unknown key '{key}'; {hint}")
         inner = dataclass_of(hints[key])
         if inner is not None:
             check_keys(inner, value, f"{where}: {key}" if ":" not in where else f"{where}.{key}")
+
+
+def written_name(field: dataclasses.Field) -> str:
+    """A field's key in a config: `from` is a word of Python, so its field is called from_."""
+    return field.name.rstrip("_")
+
+
+def pythonic(values: Any) -> Any:
+    """A config's values, with keys that are words of Python called as their fields are (`written_name`)."""
+    if not isinstance(values, dict):
+        return values
+    return {
+        section: {_field_name(key): value for key, value in inner.items()}
+        if isinstance(inner, dict)
+        else inner
+        for section, inner in values.items()
+    }
+
+
+def _field_name(key: Any) -> Any:
+    return f"{key}_" if isinstance(key, str) and keyword.iskeyword(key) else key
 
 
 def dataclass_of(hint: Any) -> type | None:

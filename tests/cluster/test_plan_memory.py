@@ -145,6 +145,7 @@ def test_activations(name, precision, single_process):
         config = replace(
             given,
             hidden_size=96,
+            head_size=3 * given.head_size,
             segment_length=32,
             stm_length=32 if given.stm_length else 0,
             ffn_size=None,

@@ -117,7 +117,7 @@ def test_bitsandbytes_keeps_the_memory(name, how, tmp_path):
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     from transformers import BitsAndBytesConfig
 
-    model = not_sticky(replace(VARIANTS[name], hidden_size=128, ffn_size=256))
+    model = not_sticky(replace(VARIANTS[name], hidden_size=128, head_size=32, ffn_size=256))
     model.save_pretrained(tmp_path)
     quantised = InftyForCausalLM.from_pretrained(
         tmp_path,

@@ -51,6 +51,7 @@ TWO |= {
         "gist and facts",
         "continuation",
         "continuation untied",
+        "wide heads",
     )
 }
 FOUR = {
@@ -140,7 +141,14 @@ def test_bf16_trains_as_one_process_does_to_bf16_rounding(reference, in_two):
 
 
 LARGE = replace(
-    LLAMA, vocab_size=4000, hidden_size=768, heads=12, kv_heads=12, layers=8, ffn_size=2048
+    LLAMA,
+    vocab_size=4000,
+    hidden_size=768,
+    heads=12,
+    head_size=64,
+    kv_heads=12,
+    layers=8,
+    ffn_size=2048,
 )
 
 

@@ -30,12 +30,14 @@ ALWAYS = {
     "data": "train",
     "batch": "lanes window_stages micro_batch",
     "optimizer": "lr betas eps weight_decay clip",
+    "init": "from_",
     "parallel": "tensor zero_stage sequence recompute",
     "checkpoint": "keep_last minutes overlap",
     "logging": "every tensorboard peak_tflops",
     "faults": "patience quarantine",
-    "model": "vocab_size hidden_size layers heads kv_heads ffn_size segment_length norm activation positions bias "
-    "tie_embeddings norm_eps dropout init_std vocab_multiple memory memories",
+    "model": "vocab_size hidden_size layers heads kv_heads head_size ffn_size segment_length window norm activation "
+    "positions bias qkv_bias attention_out_bias mlp_bias qk_norm tie_embeddings norm_eps dropout init_std "
+    "vocab_multiple memory memories",
 }
 ALWAYS_IN_MEMORY = {
     "continuous": "kind basis widths ridge signal contraction sticky samples precision density gate output_gate "
@@ -80,6 +82,21 @@ CASES = [
     ),
     ("model.stm_length", ["model.stm_length=8", "model.stm_layers=[]"], ["model.stm_layers=[1]"]),
     ("model.stm_layers", ["model.stm_length=0", "model.stm_layers=[1]"], ["model.stm_layers=[1]"]),
+    (
+        "optimizer.gate_lr",
+        ["model.memory=null", "optimizer.gate_lr=0.1"],
+        ["optimizer.gate_lr=0.1"],
+    ),
+    (
+        "model.window_layers",
+        ["model.window_layers=[0]"],
+        ["model.window_layers=[0]", "model.window=4"],
+    ),
+    (
+        "model.rope_scaling",
+        ["model.positions=none", "model.rope_scaling={kind: linear, factor: 2}"],
+        ["model.rope_scaling={kind: linear, factor: 2}"],
+    ),
     (
         "model.rope_theta",
         ["model.positions=none", "model.rope_theta=5e5"],

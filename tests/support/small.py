@@ -8,6 +8,7 @@ import torch
 
 from infty.config import ModelConfig
 from infty.memory.config import MemoryConfig
+from infty.memory.rope_scaling import RopeScaling
 from infty.memory.sections import AssociativeConfig, CompressiveConfig, ContinuationConfig
 from infty.models.lm import InftyLM
 
@@ -63,6 +64,17 @@ VARIANTS = {
         LLAMA, stm_layers=(1,), memory=replace(LLAMA.memory, layers=(0,), kl_weight=0.0)
     ),
     "no memory": replace(LLAMA, memory=None),
+    "wide heads": replace(
+        LLAMA,
+        head_size=12,
+        qkv_bias=True,
+        mlp_bias=True,
+        qk_norm=True,
+        window=11,
+        window_layers=(1,),
+        rope_scaling=RopeScaling("llama3", 4.0, 32),
+        memory=AssociativeConfig(),
+    ),
     "relative": replace(LLAMA, positions="relative"),
     "transformer-xl": replace(GPT2, positions="relative", stm_length=16, memory=None),
     "compressive": replace(

@@ -9,6 +9,7 @@ import torch
 from infty.config import ModelConfig
 from infty.hf.modeling_infty import InftyForCausalLM
 from infty.memory.config import MemoryConfig
+from infty.memory.rope_scaling import RopeScaling
 from infty.memory.sections import AssociativeConfig
 from infty.models.lm import InftyLM
 from infty_tools.export.weights import convert_config, convert_weights
@@ -89,6 +90,18 @@ VARIANTS = {
         ),
     ),
     "no memory": replace(LLAMA, memory=None),
+    "wide heads": replace(
+        LLAMA,
+        head_size=12,
+        qkv_bias=True,
+        mlp_bias=True,
+        qk_norm=True,
+        window=11,
+        window_layers=(1,),
+        rope_scaling=RopeScaling("yarn", 4.0, 32),
+        memory=AssociativeConfig(),
+        memories={"joint": replace(TRAINED["joint"].memory)},
+    ),
     **{
         name: replace(TRAINED[name], init_std=0.1)
         for name in (

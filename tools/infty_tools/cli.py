@@ -39,6 +39,7 @@ VERBS = {
     "books": ("data.books", "books"),
     "pretrain": ("pretrain", "pretrain"),
     "evaluate": ("evaluate.command", "evaluate"),
+    "adapt": ("adapt.command", "adapt"),
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
     "plan": ("plan.command", "plan"),

@@ -31,7 +31,10 @@ def layer_bytes(config: ModelConfig, layer: int, layout: Layout, device: str = "
     )  # inputs of the query/key/value and of the feed-forward matrices
     seen = (stm + L) / L  # keys of neighbouring segments overlap
     attention = w * n * d * (3 * heads + 2 * kv * seen) + 4 * n * heads
-    attention += w * n * (stm + L) if stm else 0.0  # the mask
+    masked = stm or config.window_of(layer)
+    attention += w * n * (stm + L) if masked else 0.0
+    if config.qk_norm:  # queries and keys as they were projected
+        attention += _head_norms(config, layout, device)
     costs = memory_costs(config, layer, layout, device)
     if config.positions == "relative":
         attention = _relative(config, sum(c.extra_keys for c in costs) + stm + L, layout)
@@ -41,6 +44,13 @@ def layer_bytes(config: ModelConfig, layer: int, layout: Layout, device: str = "
     masks = 2 * n * config.hidden_size if config.dropout else 0.0
     memories = sum(c.saved for c in costs) + max((c.saved_together for c in costs), default=0.0)
     return 2 * _norm(config, layout, device) + entered + attention + mlp + masks + memories
+
+
+def _head_norms(config: ModelConfig, layout: Layout, device: str) -> float:
+    """What the norms of queries and keys save."""
+    heads = (config.heads + config.kv_heads) / layout.tensor
+    each = 2 * 4 if device == "cpu" else layout.width
+    return _tokens(config, layout) * heads * (each * config.head_size + 4)
 
 
 def _relative(config: ModelConfig, keys: float, layout: Layout) -> float:
