@@ -4,9 +4,39 @@ both compute."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from infty.memory.reading import Density
+
+if TYPE_CHECKING:
+    from infty.memory.config import MemoryConfig
+
+
+class Attending(Density):
+    """`density: joint`: local attention sees the signal at the centres of its functions, in one
+    softmax with the tokens in sight."""
+
+    attends = True
+
+    @classmethod
+    def refused(cls, memory: MemoryConfig) -> Iterator[tuple[str, str]]:
+        name = f"density: {memory.density}"
+        if not memory.signal_kind.of_attention:
+            yield "signal", f"must be heads with {name}, whose keys are attention's"
+        if memory.sticky != "off":
+            yield "sticky", f"must be off with {name}"
+        if memory.output_gate:
+            yield "output_gate", f"has no effect with {name}: leave it out"
+        if memory.kl_weight:
+            yield "kl_weight", f"has no effect with {name}: must be 0"
+        if len(memory.widths) > 1:
+            yield "widths", f"must be one with {name}"
+        if memory.contraction == "learned":
+            yield "contraction", f"cannot be learned with {name}"
 
 
 def points(signal: Tensor, log_sharpness: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
