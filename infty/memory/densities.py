@@ -142,8 +142,3 @@ FAMILIES: dict[str, type[Density]] = {
 }
 """What `model.memory.density` can name. A new family is a class of `infty.memory.reading` and a
 line here."""
-
-
-def reading() -> list[str]:
-    """The names of the families that read the signal themselves."""
-    return [name for name, family in FAMILIES.items() if not family.attends]

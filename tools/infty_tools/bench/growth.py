@@ -33,8 +33,8 @@ def growth(
         typer.Option(help="Comma-separated: uniform, doubling, learned, or a share such as 0.5."),
     ] = "uniform,doubling,learned,0.5",
     densities: Annotated[
-        str, typer.Option(help="Comma-separated.")
-    ] = "gaussian,truncated,sparsemax,gibbs",
+        str, typer.Option(help="Comma-separated.", show_default="every family")
+    ] = "",
     warps: Annotated[
         str, typer.Option(help="Comma-separated: off, quantile, multinomial (which needs a share).")
     ] = "off,quantile,multinomial",
@@ -238,7 +238,7 @@ def _cases(policies: str, densities: str, warps: str) -> Any:
     found = [
         (p.strip(), d.strip(), w.strip())
         for p in policies.split(",")
-        for d in densities.split(",")
+        for d in (densities.split(",") if densities else _families())
         for w in warps.split(",")
     ]
     found = [case for case in found if not (case[0] in POLICIES and case[2] == "multinomial")]
@@ -254,10 +254,9 @@ def _cases(policies: str, densities: str, warps: str) -> Any:
 def _memory(policy: str, density: str, warp: str, basis: int) -> dict[str, Any]:
     """The fields of a memory, checked. Raises UserError."""
     from infty.memory import MemoryConfig
-    from infty.memory.densities import FAMILIES
 
-    if density not in (*FAMILIES, "gibbs"):
-        raise UserError(f"--densities: '{density}' is not one of {', '.join(FAMILIES)}, gibbs")
+    if density not in _families():
+        raise UserError(f"--densities: '{density}' is not one of {', '.join(_families())}")
     try:
         contraction: str | float = float(policy)
     except ValueError:
@@ -265,6 +264,13 @@ def _memory(policy: str, density: str, warp: str, basis: int) -> dict[str, Any]:
     fields = {"basis": basis, "contraction": contraction, "density": density, "sticky": warp}
     MemoryConfig(**fields)
     return fields
+
+
+def _families() -> list[str]:
+    """The densities that read a signal themselves: only their reads can move its warp."""
+    from infty.memory.densities import FAMILIES
+
+    return [name for name, family in FAMILIES.items() if not family.attends]
 
 
 def _numbers(text: str) -> list[float]:

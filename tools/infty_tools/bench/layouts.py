@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-SIGNALS = ("heads", "hidden")
 KINDS = ("loss", "norm", "weights")
 MOST = 1e-5
 """Largest relative difference that counts as the same: a few times the roundings of float32 that 20 steps add up."""
@@ -36,6 +35,7 @@ def layouts(
     """
     from rich.progress import track
 
+    from infty.memory.signals import SIGNALS
     from infty_tools import processes
 
     rows: list[dict[str, Any]] = []
@@ -67,10 +67,12 @@ def model(signal: str) -> Any:
     memory, tied embeddings for one signal and untied for the other."""
     from infty.config import ModelConfig
     from infty.memory.config import MemoryConfig
+    from infty.memory.signals import SIGNALS
 
-    memory = MemoryConfig(basis=16, bins=16, kl_weight=1e-2, signal=signal, gate=signal == "hidden")
+    of_attention = SIGNALS[signal].of_attention
+    memory = MemoryConfig(basis=16, bins=16, kl_weight=1e-2, signal=signal, gate=not of_attention)
     return ModelConfig(
-        family="gpt2" if signal == "hidden" else "llama",
+        family="llama" if of_attention else "gpt2",
         vocab_size=61,
         hidden_size=64,
         layers=2,
