@@ -17,7 +17,7 @@ from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
 from infty.memory.reading import Density
 from infty.memory.state import MemoryState
-from infty.tree import Field, Tree
+from infty.tree import Tree
 
 if TYPE_CHECKING:
     from infty.hf.configuration_infty import InftyConfig
@@ -70,7 +70,7 @@ class InftyContinuousMemory(InftyMemory):
         super().__init__(config, layer, memory)
         self.family, self.kind = memory.family, memory.signal_kind
         heads = config.num_attention_heads
-        self.signal_heads, self.channels = self.kind.shape(heads, self.kv_heads, config.head_dim)
+        self.shape = self.kind.shape(heads, self.kv_heads, config.head_dim)
         self.core = ContinuousMemory(memory, self.segment_length)
         self.maps = InftyDensityMaps(memory, heads)
         e, width = config.hidden_size, self.kv_heads * config.head_dim
@@ -107,12 +107,8 @@ class InftyContinuousMemory(InftyMemory):
     def fields(self, dtype: torch.dtype) -> Tree:
         """The signal; of hidden states also those of the tokens in the short-term memory, which are
         not written yet."""
-        signal = self.core.fields(self.signal_heads, self.channels)
-        fields: dict[str, Tree | Field] = {"signal": signal}
-        if self.delay and not self.kind.of_attention:
-            tokens = self.delay * self.segment_length
-            fields["pending"] = Field((self.signal_heads, tokens, self.channels), dtype)
-        return Tree(fields)
+        stm = self.delay * self.segment_length
+        return self.kind.fields(self.core.fields(*self.shape), self.shape, stm, dtype)
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         q, dtype = inputs.q, inputs.normed.dtype
@@ -155,8 +151,6 @@ class InftyContinuousMemory(InftyMemory):
         given.
         """
         pool = self.family.pool(self.memory, weights)
-        if pool is not None:
-            pool = pool.unflatten(1, (self.kv_heads, self.group))
         through = InftyProjections(self, dtype)
         signal = state.kept["signal"]["coefficients"]
         keys, read = self.kind.read(signal, pool, through, values)
@@ -202,7 +196,7 @@ class InftyContinuousMemory(InftyMemory):
         x = h = h if self.memory.backprop else h.detach()
         if self.memory.gate:
             x = x * torch.sigmoid(self.gate(signals.neighbours(h)))
-        return x.unflatten(-1, (self.signal_heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, self.shape).transpose(1, 2)
 
 
 def _keys(state: PartState) -> tuple[Tensor, ...]:

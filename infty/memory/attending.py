@@ -4,13 +4,12 @@ both compute."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from infty.memory.reading import Density
+from infty.memory.reading import Density, Refused
 
 if TYPE_CHECKING:
     from infty.memory.config import MemoryConfig
@@ -23,20 +22,18 @@ class Attending(Density):
     attends = True
 
     @classmethod
-    def refused(cls, memory: MemoryConfig) -> Iterator[tuple[str, str]]:
+    def refused(cls, memory: MemoryConfig) -> Refused:
         name = f"density: {memory.density}"
-        if not memory.signal_kind.of_attention:
-            yield "signal", f"must be heads with {name}, whose keys are attention's"
-        if memory.sticky != "off":
-            yield "sticky", f"must be off with {name}"
-        if memory.output_gate:
-            yield "output_gate", f"has no effect with {name}: leave it out"
-        if memory.kl_weight:
-            yield "kl_weight", f"has no effect with {name}: must be 0"
-        if len(memory.widths) > 1:
-            yield "widths", f"must be one with {name}"
-        if memory.contraction == "learned":
-            yield "contraction", f"cannot be learned with {name}"
+        keys = f"must be heads with {name}, whose keys are attention's"
+        rules = (
+            ("signal", keys, memory.signal_kind.of_attention),
+            ("sticky", f"must be off with {name}", memory.sticky == "off"),
+            ("output_gate", f"has no effect with {name}: leave it out", not memory.output_gate),
+            ("kl_weight", f"has no effect with {name}: must be 0", memory.kl_weight == 0),
+            ("widths", f"must be one with {name}", len(memory.widths) == 1),
+            ("contraction", f"cannot be learned with {name}", memory.contraction != "learned"),
+        )
+        return [(key, problem) for key, problem, kept in rules if not kept]
 
 
 def points(signal: Tensor, log_sharpness: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

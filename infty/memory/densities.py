@@ -13,10 +13,9 @@ The first three are in `located.py`, joint in `attending.py`; `reading.py` is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,8 +24,9 @@ from infty.errors import UserError
 from infty.memory import density
 from infty.memory.attending import Attending
 from infty.memory.basis import GaussianBasis
+from infty.memory.costs import Costs, Layout
 from infty.memory.located import Gaussian, Sparsemax, Truncated
-from infty.memory.reading import Density, ReadCosts, Sizes, mean_mass
+from infty.memory.reading import Density, Refused, mean_mass
 
 if TYPE_CHECKING:
     from infty.memory.config import MemoryConfig
@@ -84,12 +84,11 @@ class Gibbs(Density):
         return -(-2 * functions // bins) * bins
 
     @classmethod
-    def refused(cls, memory: MemoryConfig) -> Iterator[tuple[str, str]]:
-        if memory.kl_weight:
-            yield (
-                "kl_weight",
-                f"regularises means and variances, and a {memory.density} density has none: must be 0",
-            )
+    def refused(cls, memory: MemoryConfig) -> Refused:
+        problem = (
+            f"regularises means and variances, and a {memory.density} density has none: must be 0"
+        )
+        return [("kl_weight", problem)] if memory.kl_weight else []
 
     @classmethod
     def place(
@@ -109,17 +108,18 @@ class Gibbs(Density):
         return cls(place["q"], every, basis, cls.points_for(memory.basis, memory.bins))
 
     @classmethod
-    def costs(cls, memory: MemoryConfig, sizes: Sizes) -> ReadCosts:
+    def costs(cls, memory: MemoryConfig, model: Any, layout: Layout) -> Costs:
         """Keys and values on the grid, attention to it, all in float32; scores once more for the
         histogram."""
-        H, d, t = sizes.heads, sizes.head_size, sizes.tensor
+        H, d, L = model.heads, model.head_size, model.segment_length
         cells = cls.points_for(memory.basis, memory.bins)
-        shared = H + memory.basis * sizes.kv_heads / sizes.segment_length
-        grid = sizes.segments * sizes.lanes * sizes.kv_heads / t * cells * d
-        return ReadCosts(
+        shared = H + memory.basis * model.kv_heads / L
+        windows = layout.segments * layout.lanes
+        heads, kv = H / layout.tensor, model.kv_heads / layout.tensor
+        return Costs(
             reads=(4.0 + 2.0 * (memory.sticky != "off")) * cells * d * shared,
             exact=4.0 * d * H,
-            saved=4 * sizes.tokens * H / t * (2 * d + 1) + 2 * 4 * grid,
+            saved=4 * windows * (L * heads * (2 * d + 1) + 2 * kv * cells * d),
         )
 
 

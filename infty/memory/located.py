@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from infty.memory import density
 from infty.memory.basis import GaussianBasis
+from infty.memory.costs import Costs, Layout
 from infty.memory.kernels.blocked import BLOCK
-from infty.memory.reading import Density, Parameter, ReadCosts, Sizes, mean_mass
+from infty.memory.reading import Density, Parameter, mean_mass
 
 if TYPE_CHECKING:
     from infty.memory.config import MemoryConfig
@@ -144,22 +145,22 @@ class Located(Density):
         return cls(**place)
 
     @classmethod
-    def costs(cls, memory: MemoryConfig, sizes: Sizes) -> ReadCosts:
-        N, H, d, n = memory.basis, sizes.heads, sizes.head_size, sizes.tokens
-        heads = H / sizes.tensor
-        kv = sizes.kv_heads / sizes.tensor
-        windows = sizes.segments * sizes.lanes
-        cpu, widths = sizes.device == "cpu", len(memory.widths)
+    def costs(cls, memory: MemoryConfig, model: Any, layout: Layout) -> Costs:
+        N, H, d = memory.basis, model.heads, model.head_size
+        heads, kv = H / layout.tensor, model.kv_heads / layout.tensor
+        windows = layout.segments * layout.lanes
+        n = windows * model.segment_length
+        cpu, widths = layout.device == "cpu", len(memory.widths)
         # In float32 and without grouped keys, queries are a view of all that was projected.
-        view = sizes.width == 4 and sizes.kv_heads == H
+        view = layout.width == 4 and model.kv_heads == H
         queries = 4 * n * d * heads
         pooled = windows * heads * d * 2 * 4
         maps = 2 * 2 * 4 * heads * N
         densities = 4 * n * heads * (2 + 1 + (widths if cpu else 1))
         # The CPU's read makes its own float32 values; the slices for each width share one storage.
-        values = (4 if cpu else sizes.width) * windows * kv * N * d
+        values = (4 if cpu else layout.width) * windows * kv * N * d
         read = queries * widths if cpu and cls.reads_each_width else 0
-        return ReadCosts(
+        return Costs(
             reads=2.0 * N * d * H,
             exact=(10.0 * N + 4.0 * d) * H,
             saved=(0 if view else queries) + pooled + maps + densities + values + read,

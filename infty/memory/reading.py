@@ -11,17 +11,22 @@ channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from infty.memory.basis import GaussianBasis
+from infty.memory.costs import Costs, Layout
 
 if TYPE_CHECKING:
     from infty.memory.config import MemoryConfig
+
+
+Refused = list[tuple[str, str]]
+"""Keys of a memory's config, and what is wrong with each."""
 
 
 class Parameter(NamedTuple):
@@ -35,40 +40,6 @@ class Parameter(NamedTuple):
     """Standard deviation of what is drawn."""
     value: Tensor | None = None
     """What it is instead of drawn."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the cost of a layer's reads depends on, beside the memory's config."""
-
-    heads: int
-    """Of the whole layer [H]."""
-    kv_heads: int
-    """The same [K]."""
-    head_size: int
-    segment_length: int
-    tensor: int
-    """Tensor-parallel ranks."""
-    lanes: int
-    segments: int
-    """Segments of a window."""
-    width: int
-    """Bytes of a number in the run's precision."""
-    device: str
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a window, all lanes."""
-        return self.lanes * self.segments * self.segment_length
-
-
-class ReadCosts(NamedTuple):
-    """What reading costs: see the fields of the same names in `infty.layers.memories.base.Costs`."""
-
-    reads: float
-    exact: float
-    saved: float
-    saved_together: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,9 +81,9 @@ class Density:
         return {}
 
     @classmethod
-    def refused(cls, memory: MemoryConfig) -> Iterator[tuple[str, str]]:
-        """What a memory's config may not say with this family: keys, and what is wrong with each."""
-        yield from ()
+    def refused(cls, memory: MemoryConfig) -> Refused:
+        """What this memory's config may not say with its family."""
+        return []
 
     @classmethod
     def parameters(cls, memory: MemoryConfig, rows: int) -> dict[str, Parameter]:
@@ -147,8 +118,8 @@ class Density:
         raise NotImplementedError
 
     @classmethod
-    def costs(cls, memory: MemoryConfig, sizes: Sizes) -> ReadCosts:
-        """What reading with it costs."""
+    def costs(cls, memory: MemoryConfig, model: Any, layout: Layout) -> Costs:
+        """What the reads of one layer cost; model: its `infty.config.ModelConfig`."""
         raise NotImplementedError
 
 

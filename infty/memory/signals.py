@@ -11,26 +11,17 @@ a head, e = H*d.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from infty.memory.reading import Sizes
+from infty.memory.costs import Costs, Layout
+from infty.memory.reading import Refused
+from infty.tree import Field, Tree
 
 if TYPE_CHECKING:
     from infty.memory.config import MemoryConfig
-
-
-class SignalCosts(NamedTuple):
-    """What getting keys and values costs, and making what is stored: see the fields of the same
-    names in `infty.layers.memories.base.Costs`."""
-
-    products: float = 0.0
-    sent: float = 0.0
-    collectives: float = 0.0
-    saved: float = 0.0
 
 
 class Projections:
@@ -68,22 +59,32 @@ class Signal:
         """Heads of the signal, and channels of each."""
         raise NotImplementedError
 
+    def fields(self, signal: Tree, shape: tuple[int, int], stm: int, dtype: torch.dtype) -> Tree:
+        """What a lane keeps: the `signal`, and what is stored of the `stm` tokens in the short-term
+        memory, which are not written yet. shape: heads, on this rank, and channels."""
+        if self.of_attention or not stm:
+            return Tree({"signal": signal})
+        heads, channels = shape
+        pending = Field((heads, stm, channels), dtype, split=True)
+        return Tree({"signal": signal, "pending": pending})
+
     def read(
         self, signal: Tensor, pool: Tensor | None, through: Projections, dtype: torch.dtype
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Keys and values of the coefficients `signal`, float32 [b, h, N, c].
 
-        Keys are float32 [b, K, G, d], pooled by each of pool [P, K, G, N]; without a pool all of
-        them, [b, K, N, d]. Values [b, K, N, d], in `dtype` if they are read as they were written.
+        Keys are float32 [b, K, G, d], pooled by each of pool [P, H, N]; without a pool all of them,
+        [b, K, N, d]. Values [b, K, N, d], in `dtype` if they are read as they were written.
         """
         raise NotImplementedError
 
-    def refused(self, memory: MemoryConfig) -> Iterator[tuple[str, str]]:
-        """What a memory's config may not say with this signal: keys, and what is wrong with each."""
+    def refused(self, memory: MemoryConfig) -> Refused:
+        """What this memory's config may not say with its signal."""
         raise NotImplementedError
 
-    def costs(self, memory: MemoryConfig, sizes: Sizes, pooled: bool) -> SignalCosts:
-        """pooled: whether keys are."""
+    def costs(self, memory: MemoryConfig, model: Any, layout: Layout, pooled: bool) -> Costs:
+        """What it costs a layer to store it and to get keys, `pooled` or all, and values; model:
+        the layer's `infty.config.ModelConfig`."""
         raise NotImplementedError
 
 
@@ -102,16 +103,16 @@ class Heads(Signal):
         keys, values = signal.chunk(2, -1)
         if pool is None:
             return (keys,), values.to(dtype)
-        return torch.einsum("pkgn,bknd->pbkgd", pool, keys).unbind(0), values.to(dtype)
+        by_head = pool.unflatten(1, (signal.shape[1], -1))
+        return torch.einsum("pkgn,bknd->pbkgd", by_head, keys).unbind(0), values.to(dtype)
 
-    def refused(self, memory: MemoryConfig) -> Iterator[tuple[str, str]]:
-        if memory.gate:
-            yield "gate", "true needs signal: hidden"
+    def refused(self, memory: MemoryConfig) -> Refused:
+        return [("gate", "true needs signal: hidden")] if memory.gate else []
 
-    def costs(self, memory: MemoryConfig, sizes: Sizes, pooled: bool) -> SignalCosts:
-        kv = sizes.kv_heads / sizes.tensor
-        keys = 4 * sizes.segments * sizes.lanes * kv * memory.basis * sizes.head_size
-        return SignalCosts(saved=keys if pooled else 0.0)
+    def costs(self, memory: MemoryConfig, model: Any, layout: Layout, pooled: bool) -> Costs:
+        kv = model.kv_heads / layout.tensor
+        keys = 4 * layout.segments * layout.lanes * kv * memory.basis * model.head_size
+        return Costs(saved=keys if pooled else 0.0)
 
 
 class Hidden(Signal):
@@ -132,29 +133,28 @@ class Hidden(Signal):
         if pool is None:
             return (through.project("key", whole),), values
         # Pooled first, then projected: O(e^2) a head instead of O(N e^2).
-        pooled = torch.einsum("pkgn,bne->pbkge", pool, whole)
+        by_head = pool.unflatten(1, (through.layer.kv_heads, -1))
+        pooled = torch.einsum("pkgn,bne->pbkge", by_head, whole)
         return through.project_pooled(pooled).unbind(0), values
 
-    def refused(self, memory: MemoryConfig) -> Iterator[tuple[str, str]]:
-        if memory.sticky_heads != "shared":
-            yield (
-                "sticky_heads",
-                "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)",
-            )
+    def refused(self, memory: MemoryConfig) -> Refused:
+        problem = "needs signal: heads (a hidden signal is shared by the heads of a layer)"
+        shared = memory.sticky_heads == "shared"
+        return [] if shared else [("sticky_heads", f"'{memory.sticky_heads}' {problem}")]
 
-    def costs(self, memory: MemoryConfig, sizes: Sizes, pooled: bool) -> SignalCosts:
-        N, d, w, t = memory.basis, sizes.head_size, sizes.width, sizes.tensor
-        e, windows = sizes.heads * d, sizes.segments * sizes.lanes
+    def costs(self, memory: MemoryConfig, model: Any, layout: Layout, pooled: bool) -> Costs:
+        N, L, e, d = memory.basis, model.segment_length, model.hidden_size, model.head_size
+        w, t, windows = layout.width, layout.tensor, layout.segments * layout.lanes
+        products = 2.0 * N * e * model.kv_heads * d / L
         saved = 1.0 * w * windows * N * e
         if pooled:
-            keys = 2 * windows * sizes.heads / t * e * 4
-            projection = 0.0 if w == 4 else 4 * sizes.kv_heads / t * d * e
+            keys = 2 * windows * model.heads / t * e * 4
+            projection = 0.0 if w == 4 else 4 * model.kv_heads / t * d * e
             saved += 4 * windows * N * e + keys + projection
         if memory.gate:
-            saved += w * sizes.tokens * (3 * e + e / t + (e / t if t > 1 else 0))
-        projected = 2.0 * N * e * sizes.kv_heads * d / sizes.segment_length
-        gate = 2.0 * 3 * e * e if memory.gate else 0.0
-        return SignalCosts(projected + gate, sent=4.0 * N * e, collectives=2, saved=saved)
+            products += 2.0 * 3 * e * e
+            saved += w * windows * L * (3 * e + e / t + (e / t if t > 1 else 0))
+        return Costs(products, sent=4.0 * N * e, collectives=2, saved=saved)
 
 
 SIGNALS: dict[str, Signal] = {"heads": Heads(), "hidden": Hidden()}

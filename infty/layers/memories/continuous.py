@@ -21,7 +21,7 @@ from infty.memory.reading import Density
 from infty.memory.state import MemoryState
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
-from infty.tree import Field, Tree
+from infty.tree import Tree
 
 
 class DensityMaps(nn.Module):
@@ -82,8 +82,8 @@ class Continuous(Memory):
         self.head_size = config.head_size
         self.kv_heads = config.kv_heads // groups.tensor_size()
         self.group = config.heads // config.kv_heads
-        heads, self.channels = self.kind.shape(config.heads, config.kv_heads, config.head_size)
-        self.signal_heads = heads // groups.tensor_size()
+        heads, channels = self.kind.shape(config.heads, config.kv_heads, config.head_size)
+        self.shape = heads // groups.tensor_size(), channels
         self.layer = layer
         self.core = ContinuousMemory(self.memory, config.segment_length)
         stream = f"{layer}.{name}"
@@ -106,11 +106,7 @@ class Continuous(Memory):
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """The signal, in float32; of hidden states also those of the tokens in the STM, which are not written yet."""
-        heads, channels = self.signal_heads, self.channels
-        fields: dict[str, Tree | Field] = {"signal": self.core.fields(heads, channels)}
-        if self.stm and not self.kind.of_attention:
-            fields["pending"] = Field((heads, self.stm, channels), dtype, split=True)
-        return Tree(fields)
+        return self.kind.fields(self.core.fields(*self.shape), self.shape, self.stm, dtype)
 
     @classmethod
     def variant(cls, memory: MemoryConfig) -> type[Memory]:
@@ -132,7 +128,7 @@ class Continuous(Memory):
         if self.memory.gate:
             segments = h.unflatten(0, (-1, self.config.segment_length))
             x = x * torch.sigmoid(self.gate(signals.neighbours(segments).flatten(0, 1)))
-        return x.unflatten(-1, (self.signal_heads, -1)).permute(1, 2, 0, 3)
+        return x.unflatten(-1, self.shape).permute(1, 2, 0, 3)
 
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
         """Read and write all segments of a window; see `Memory.forward`.
@@ -175,8 +171,6 @@ class Continuous(Memory):
         L = self.config.segment_length
         weights = self.maps(self.kv_heads * self.group)
         pool = self.family.pool(self.memory, weights)
-        if pool is not None:
-            pool = pool.unflatten(1, (self.kv_heads, self.group))
         through = WindowProjections(self, q.dtype)
         rate = None if self.log_rate is None else collectives.copy(self.log_rate.float()).exp()
         places = []
@@ -189,9 +183,8 @@ class Continuous(Memory):
             places.append(place)
             values.append(value)
             if self.memory.sticky != "off":
-                signal = self.core.with_histogram(
-                    signal, self._histogram(place), signal.written > 0
-                )
+                fell = reading.histogram(self.memory, place, self.config.kv_heads, collectives.sum_)
+                signal = self.core.with_histogram(signal, fell, signal.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
             seeds = self.core.seeds(signal, self.layer)
             signal = self.core.write(signal, stream[:, :, s * L : (s + 1) * L], ready, seeds, rate)
@@ -201,10 +194,6 @@ class Continuous(Memory):
         """Parameters that only a later read can train."""
         late = [self.gate.weight, self.gate.bias] if self.memory.gate else []
         return late if self.log_rate is None else [*late, self.log_rate]
-
-    def _histogram(self, place: Density) -> Tensor:
-        """Where a segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for each signal head."""
-        return reading.histogram(self.memory, place, self.config.kv_heads, collectives.sum_)
 
     def _read(self, place: Density, values: Tensor) -> Tensor:
         """One read for all segments: values [b, S, K, N, d] -> [T, b, H/tp * d]."""

@@ -6,9 +6,8 @@ b lanes, S segments of L tokens a window, N functions, M samples a write; w byte
 from __future__ import annotations
 
 from infty.config import ModelConfig
-from infty.layers.memories.base import Costs, Layout
 from infty.memory.config import MemoryConfig
-from infty.memory.reading import Sizes
+from infty.memory.costs import Costs, Layout
 from infty.memory.resample import band_of, touched
 from infty.memory.writing import grid_tiles, operators, samples_of
 
@@ -22,21 +21,11 @@ stand-ins for the Triton kernels."""
 def costs(config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout) -> Costs:
     """See `Memory.costs`."""
     e, d, L = config.hidden_size, config.head_size, config.segment_length
-    sizes = Sizes(
-        config.heads,
-        config.kv_heads,
-        d,
-        L,
-        tensor=layout.tensor,
-        lanes=layout.lanes,
-        segments=layout.segments,
-        width=layout.width,
-        device=layout.device,
-    )
-    read = memory.family.costs(memory, sizes)
-    signal = memory.signal_kind.costs(memory, sizes, memory.family.pools)
+    read = memory.family.costs(memory, config, layout)
+    signal = memory.signal_kind.costs(memory, config, layout, memory.family.pools)
     shared_histogram = memory.sticky != "off" and memory.sticky_heads == "shared"
-    into_projection = layout.width * sizes.tokens * config.heads / layout.tensor * d
+    tokens = layout.lanes * layout.segments * L
+    into_projection = layout.width * tokens * config.heads / layout.tensor * d
     kept = kept_of_writes(config, memory, layout, config.stm_of(layer))
     return Costs(
         products=2.0 * e * config.heads * d + signal.products,
