@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,15 @@ from typer.testing import CliRunner
 from infty import config as model_config
 from infty.config import ModelConfig
 from infty.errors import UserError
+from infty.layers.memories.base import Layout
 from infty.memory import config as memory_config
 from infty.memory import contraction, densities
 from infty.memory.basis import GaussianBasis
 from infty.memory.config import MemoryConfig
+from infty.memory.reading import Parameter, statistics
+from infty.memory_kinds import memory_of
 from infty.models.lm import InftyLM
+from support import twins
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -60,7 +65,10 @@ def trained(config: ModelConfig) -> InftyLM:
 def test_a_contraction_policy(monkeypatch, single_process):
     Floor = recipe("policy").Floor
     monkeypatch.setitem(contraction.NAMED, "floor", Floor)
-    monkeypatch.setattr(memory_config, "POLICIES", (*memory_config.POLICIES, "floor"))
+    named = (*memory_config.POLICIES, "floor")
+    accepted = replace(memory_config.RANGES["contraction"], words=named)
+    monkeypatch.setattr(memory_config, "POLICIES", named)
+    monkeypatch.setitem(memory_config.RANGES, "contraction", accepted)
     plan = contraction.policy("floor").plan(torch.tensor([0, 1, 100]))
     assert plan.keep.tolist() == [0, 0.5, 15 / 16]
     trained(ModelConfig(**SMALL, memory=MemoryConfig(basis=16, bins=16, contraction="floor")))
@@ -71,6 +79,7 @@ def test_every_policy_can_be_named_in_a_config():
 
 
 def test_a_density(monkeypatch, single_process):
+    monkeypatch.setitem(densities.FAMILIES, "box", None)  # taken out again after the test
     Box = recipe("density").Box
     basis = GaussianBasis(8, (0.1,))
     mu, sigma = 0.6, 0.15
@@ -82,16 +91,46 @@ def test_a_density(monkeypatch, single_process):
         box.expectation(basis)[0, 0, 0].double(), expected, rtol=1e-3, atol=1e-4
     )
     assert box.outside().item() == pytest.approx(0, abs=1e-6)
-    assert {"mu", "sigma"} <= densities.statistics(box, 4).keys()
+    assert {"mu", "sigma"} <= statistics(box, 4).keys()
     assert box.histogram(4).sum().item() == pytest.approx(1)
-    monkeypatch.setitem(densities.FAMILIES, "box", Box)
-    model = trained(ModelConfig(**SMALL, memory=MemoryConfig(basis=16, bins=16, density="box")))
-    assert model.blocks[0].memories["memory"].maps.weight_mu.grad.abs().sum() > 0
+    trains_and_has_a_twin("box", "weight_mu")
 
 
-def test_every_density_of_a_mean_and_a_variance_can_be_named_in_a_config():
-    named = typing.get_args(typing.get_type_hints(MemoryConfig)["density"])
-    assert set(densities.FAMILIES) == set(named) - {"gibbs", "joint"}
+def trains_and_has_a_twin(density: str, parameter: str) -> None:
+    """A family of densities that the product has not heard of: gradients, costs and the transformers twin."""
+    memory = MemoryConfig(basis=16, bins=16, density=density)
+    model = trained(ModelConfig(**SMALL, memory=memory))
+    maps = model.blocks[0].memories["memory"].maps
+    assert maps.get_parameter(parameter).grad.abs().sum() > 0
+    layout = Layout(tensor=1, lanes=1, segments=4, width=4)
+    costs = memory_of(memory).costs(model.config, 0, memory, layout)
+    assert costs.reads > 0 and costs.saved > 0
+    for signal in ("heads", "hidden"):
+        config = replace(twins.LLAMA, memory=replace(memory, signal=signal))
+        model, twin = twins.pair(config)
+        ids = twins.tokens(2, 48)
+        with torch.no_grad():
+            expected = twins.training_logits(model, ids)
+            first = twin(ids[:, :13])
+            rest = twin(ids[:, 13:], past_key_values=first.past_key_values)
+        twins.close(torch.cat([first.logits, rest.logits], 1), expected)
+
+
+def test_a_density_with_a_parameter_of_its_own(monkeypatch, single_process):
+    class Sharp(densities.Gibbs):
+        """Several modes, as sharp as a head learns them to be."""
+
+        @classmethod
+        def parameters(cls, memory, rows):
+            return {"log_sharpness": Parameter((rows,), value=torch.zeros(rows))}
+
+        @classmethod
+        def place(cls, memory, q, keys, weights):
+            sharpness = weights["log_sharpness"].float().exp().view(*q.shape[1:3], 1, 1)
+            return super().place(memory, q * sharpness.to(q.dtype), keys, weights)
+
+    monkeypatch.setitem(densities.FAMILIES, "sharp", Sharp)
+    trains_and_has_a_twin("sharp", "log_sharpness")
 
 
 def test_a_model_family(monkeypatch, single_process):

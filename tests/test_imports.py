@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from infty.memory.densities import FAMILIES
+from infty.memory.signals import SIGNALS
+
 ROOT = Path(__file__).parents[1]
 SOURCES = {
     "infty": ROOT / "infty",
@@ -171,6 +174,20 @@ def test_an_exported_model_carries_its_mathematics(part):
                 allowed = top in CARRIED[part] or top in sys.stdlib_module_names
                 if not allowed or (top == "infty" and not below(i, CARRIED_OF_INFTY)):
                     wrong.append(f"{name} imports {i}")
+    assert not wrong
+
+
+def test_densities_and_signals_are_asked_what_they_are_not_what_they_are_called():
+    """Nothing of a density or a signal is decided by a comparison with its name, wherever."""
+    names = {*FAMILIES, *SIGNALS}
+    wrong = [
+        f"{name}:{node.lineno}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare)
+        for x in ast.walk(node)
+        if isinstance(x, ast.Constant) and isinstance(x.value, str) and x.value in names
+    ]
     assert not wrong
 
 

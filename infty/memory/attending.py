@@ -4,9 +4,36 @@ both compute."""
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from infty.memory.reading import Density, Refused
+
+if TYPE_CHECKING:
+    from infty.memory.config import MemoryConfig
+
+
+class Attending(Density):
+    """`density: joint`: local attention sees the signal at the centres of its functions, in one
+    softmax with the tokens in sight."""
+
+    attends = True
+
+    @classmethod
+    def refused(cls, memory: MemoryConfig) -> Refused:
+        name = f"density: {memory.density}"
+        keys = f"must be heads with {name}, whose keys are attention's"
+        rules = (
+            ("signal", keys, memory.signal_kind.of_attention),
+            ("sticky", f"must be off with {name}", memory.sticky == "off"),
+            ("output_gate", f"has no effect with {name}: leave it out", not memory.output_gate),
+            ("kl_weight", f"has no effect with {name}: must be 0", memory.kl_weight == 0),
+            ("widths", f"must be one with {name}", len(memory.widths) == 1),
+            ("contraction", f"cannot be learned with {name}", memory.contraction != "learned"),
+        )
+        return [(key, problem) for key, problem, kept in rules if not kept]
 
 
 def points(signal: Tensor, log_sharpness: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

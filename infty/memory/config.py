@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from infty import ranges
 from infty.errors import UserError
+from infty.memory import contraction
+from infty.memory.densities import FAMILIES
+from infty.memory.reading import Density
+from infty.memory.signals import SIGNALS, Signal
 from infty.ranges import Range, whole
 
 T = TypeVar("T")
@@ -60,7 +64,7 @@ class MemoryConfig:
     """Widths s of the basis functions; every centre carries one function of each. Left out: one, 0.75 / basis."""
     ridge: float = 0.5
     """Ridge penalty of the regression [lambda]."""
-    signal: Literal["heads", "hidden"] = "heads"
+    signal: str = "heads"
     """What is stored: each head's own keys and values, or its slice of the hidden state (the paper)."""
     content: Literal["normed", "residual"] = "normed"
     """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
@@ -70,8 +74,8 @@ class MemoryConfig:
     sticky: Literal["off", "quantile", "multinomial"] | None = None
     """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper, for a constant
     contraction). Left out: `quantile` for `uniform` and `learned`; `off` for a constant contraction and `doubling`,
-    which rewrite so much at once that a warp which follows attention amplifies rounding errors, and for `density:
-    joint`, whose reads are not known when the signal is written."""
+    which rewrite so much at once that a warp which follows attention amplifies rounding errors, and for a density that
+    local attention reads, which is not known when the signal is written."""
     sticky_heads: Literal["shared", "per_head"] = "shared"
     """One density of past attention for the layer, or one for each head (needs `signal: heads`)."""
     sticky_seed: int = 0
@@ -89,9 +93,8 @@ class MemoryConfig:
     """Samples of the signal taken at each write [M]; None: two for each basis function."""
     precision: Literal["float32", "float64"] = "float32"
     """Arithmetic of a write. The basis is ill-conditioned: float32 costs about 5e-5 of what is read back."""
-    density: Literal["gaussian", "truncated", "sparsemax", "gibbs", "joint"] = "gaussian"
-    """The family of read densities; `joint`: local attention sees the signal at the centres of its functions, in one
-    softmax with the tokens in sight."""
+    density: str = "gaussian"
+    """The family of read densities: a name of `infty.memory.densities.FAMILIES`."""
     maps: Literal["per_head", "shared"] = "per_head"
     """The maps from scores to the density's mean and variance: one a head, or one a layer (the paper)."""
     map_bias: bool = True
@@ -118,6 +121,9 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot work, naming the key as it is written in a config."""
         ranges.check(self, RANGES, "model.memory.")
+        for key, known in (("density", tuple(FAMILIES)), ("signal", tuple(SIGNALS))):
+            value = getattr(self, key)
+            _require(value in known, key, f"'{value}' is not one of {', '.join(known)}")
         if self.widths is None:
             # As narrow as the centres are close: the regression is well-conditioned and all N functions count.
             object.__setattr__(self, "widths", (0.75 / self.basis,))
@@ -129,44 +135,16 @@ class MemoryConfig:
             f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})",
         )
         _require(len(self.widths) > 0, "widths", "need at least one")
-        _require(
-            self.sticky_heads == "shared" or self.signal == "heads",
-            "sticky_heads",
-            "'per_head' needs signal: heads (a hidden signal is shared by the heads of a layer)",
-        )
-        _require(self.signal == "hidden" or not self.gate, "gate", "true needs signal: hidden")
+        for key, problem in self.signal_kind.refused(self):
+            _require(False, key, problem)
         # One sample a function leaves the highest frequencies undetermined: rewriting then amplifies them.
         _require(
             not self.has_policy or self.samples is None or 4 * self.samples >= 5 * self.basis,
             "samples",
             f"{self.samples} is too few for contraction: {self.contraction}; needs at least 1.25 x basis",
         )
-        _require(
-            self.density != "gibbs" or self.kl_weight == 0,
-            "kl_weight",
-            "regularises means and variances, and a gibbs density has none: must be 0",
-        )
-        if self.density == "joint":
-            _require(
-                self.signal == "heads",
-                "signal",
-                "must be heads with density: joint, whose keys are attention's",
-            )
-            _require(self.sticky == "off", "sticky", "must be off with density: joint")
-            _require(
-                not self.output_gate,
-                "output_gate",
-                "has no effect with density: joint: leave it out",
-            )
-            _require(
-                self.kl_weight == 0, "kl_weight", "has no effect with density: joint: must be 0"
-            )
-            _require(len(self.widths) == 1, "widths", "must be one with density: joint")
-            _require(
-                self.contraction != "learned",
-                "contraction",
-                "cannot be learned with density: joint",
-            )
+        for key, problem in self.family.refused(self):
+            _require(False, key, problem)
         _require(
             self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}"
         )
@@ -185,7 +163,7 @@ class MemoryConfig:
         self._validate_overrides()
 
     def _usual_warp(self) -> str:
-        steady = self.contraction in ("uniform", "learned") and self.density != "joint"
+        steady = self.contraction in ("uniform", "learned") and not self.family.attends
         return "quantile" if steady else "off"
 
     def _validate_overrides(self) -> None:
@@ -216,9 +194,9 @@ class MemoryConfig:
     def check(self, model: Any) -> None:
         """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
         _require(
-            self.density != "joint" or model.positions != "relative",
+            not self.family.attends or model.positions != "relative",
             "density",
-            "joint has no place for the signal among relative positions",
+            f"{self.density} has no place for the signal among relative positions",
         )
         _require(
             self.signal != "hidden" or model.heads * model.head_size == model.hidden_size,
@@ -240,9 +218,19 @@ class MemoryConfig:
         )
 
     @property
+    def family(self) -> type[Density]:
+        """The family of read densities that `density` names."""
+        return FAMILIES[self.density]
+
+    @property
+    def signal_kind(self) -> Signal:
+        """What `signal` names."""
+        return SIGNALS[self.signal]
+
+    @property
     def has_policy(self) -> bool:
         """Whether the old signal's room follows a policy, not the paper's constant share."""
-        return isinstance(self.contraction, str)
+        return contraction.is_named(self.contraction)
 
     @property
     def learns_to_write(self) -> bool:

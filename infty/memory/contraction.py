@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -89,8 +89,11 @@ NAMED: dict[str, Callable[[], Policy]] = {
 """What a config can name: `infty.memory.config.ContractionPolicy` lists the same names."""
 
 
+def is_named(contraction: float | str) -> TypeGuard[str]:
+    """Whether a config's contraction is the name of a policy, not a constant share."""
+    return isinstance(contraction, str)
+
+
 def policy(contraction: float | str) -> Policy:
     """The policy a config names: a number in (0, 1), 'uniform', 'doubling' or 'learned' (uniform, at a rate)."""
-    if isinstance(contraction, str):
-        return NAMED[contraction]()
-    return Constant(contraction)
+    return NAMED[contraction]() if is_named(contraction) else Constant(float(contraction))

@@ -62,12 +62,12 @@ def read(mu: Tensor, variance: Tensor, values: Tensor, basis: GaussianBasis) -> 
 
 def read_plain(mu: Tensor, variance: Tensor, values: Tensor, basis: GaussianBasis) -> Tensor:
     """`read` as the formula says, through the T x N weights: the specification of every faster path."""
-    return torch.matmul(expectation(mu, variance, basis), values.to(_working(mu)))
+    return torch.matmul(expectation(mu, variance, basis), values.to(working(mu)))
 
 
 def expectation(mu: Tensor, variance: Tensor, basis: GaussianBasis) -> Tensor:
     """E[psi_j] under N(mu, variance) = N(mu; m_j, variance + s_j^2): [..., T, N], float32 (or float64)."""
-    dtype = _working(mu)
+    dtype = working(mu)
     mu, variance = mu.to(dtype).unsqueeze(-1), variance.to(dtype).unsqueeze(-1)
     centers, widths = basis.on(mu.device)
     total = variance + widths.to(dtype) ** 2
@@ -131,6 +131,6 @@ def _biased(raw: Tensor, bias: Tensor | float | None) -> Tensor:
     return raw + bias
 
 
-def _working(mu: Tensor) -> torch.dtype:
+def working(mu: Tensor) -> torch.dtype:
     """float64 stays (tests, gradient checks); everything else is computed in float32."""
     return torch.float64 if mu.dtype == torch.float64 else torch.float32

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from infty.errors import UserError
+from infty.memory import sticky
 from infty.memory.basis import GaussianBasis, placement
 from infty.memory.config import MemoryConfig
 from infty.memory.resample import sample
@@ -63,6 +64,12 @@ class ContinuousMemory:
         heard = self.writing.heard(state.histogram, histogram)
         new = torch.where(where[:, None, None], heard.to(state.histogram.dtype), state.histogram)
         return MemoryState(state.coefficients, new, state.written)
+
+    def seeds(self, state: MemoryState, layer: int) -> Tensor | None:
+        """What the next write of a layer draws from, if its warp draws: int64 [b], equal on every rank of a layout."""
+        if self.config.sticky != "multinomial":
+            return None
+        return sticky.seed(self.config.sticky_seed, state.written, layer)
 
     def at_centers(self, state: MemoryState) -> Tensor:
         """The signal at the centres of its functions: float32 [b, h, N, c] for one function a centre."""

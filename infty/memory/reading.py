@@ -1,111 +1,147 @@
-"""How a head reads a continuous memory: what the training model and its transformers twin both
-compute.
+"""The contract of read densities: what a family of them is to training, to an exported model and to
+the planner.
 
-b lanes, K key/value heads and G query heads for each, N basis functions, D bins, d channels of a
-head.
+A family is one class: its instances are the densities of a batch of queries, its class methods say
+what it is made from, learns and costs. Names are given in `infty.memory.densities.FAMILIES`; nobody
+else knows a family.
+
+b lanes, K key/value heads and G query heads for each (H together), N basis functions, D bins, d
+channels of a head.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from infty.memory import densities, density
 from infty.memory.basis import GaussianBasis
-from infty.memory.config import MemoryConfig
+from infty.memory.costs import Costs, Layout
 
-# Spread of a fresh density that has a bias: its standard deviation is about this share of the
-# document.
-INITIAL_SIGMA = 0.05
-# Size of a fresh map's weights, in units in which a pooled key has the size of a key. Small, so
-# that densities begin where their biases say: at 1, the first segments of a document start with
-# gradients fifty times too large.
-INITIAL_WEIGHT = 0.1
+if TYPE_CHECKING:
+    from infty.memory.config import MemoryConfig
 
 
-def map_rows(memory: MemoryConfig, heads: int) -> int:
-    """Rows of a density map's weights: one a head, or one a layer."""
-    return 1 if memory.maps == "shared" else heads
+Refused = list[tuple[str, str]]
+"""Keys of a memory's config, and what is wrong with each."""
 
 
-def map_scale(memory: MemoryConfig) -> float:
-    """What a map's weights are multiplied with.
+class Parameter(NamedTuple):
+    """A parameter of a layer's densities as it begins, float32; its rows are one for each query
+    head, or one for all (`maps: shared`)."""
 
-    Coefficients of a signal of size 1 have size ~1/N, so a pooled key has size ~1 when weights have
-    ~sqrt(N). Kept as a factor, so that an optimizer step means the same as for other weights.
-    """
-    return 1.0 if memory.maps == "shared" else math.sqrt(memory.basis)
-
-
-def map_std(memory: MemoryConfig) -> float:
-    """Standard deviation of a fresh map's weights. Shared: the paper's, a torch.nn.Linear without
-    bias."""
-    return 1 / math.sqrt(3 * memory.basis) if memory.maps == "shared" else INITIAL_WEIGHT
+    shape: tuple[int, ...]
+    stream: str = ""
+    """The random stream that it is drawn from."""
+    std: float = 0.0
+    """Standard deviation of what is drawn."""
+    value: Tensor | None = None
+    """What it is instead of drawn."""
 
 
-def map_biases(rows: int) -> tuple[Tensor, Tensor]:
-    """Biases of fresh maps for mean and variance, float32 [rows] each: heads begin by looking at
-    different places."""
-    position = (torch.arange(rows) + 0.5) / rows
-    return torch.logit(position), torch.full((rows,), math.log(math.expm1(INITIAL_SIGMA**2)))
+@dataclass(frozen=True)
+class Density:
+    """The densities of one batch of queries [..., T]."""
+
+    attends: ClassVar[bool] = False
+    """Whether local attention reads the signal instead: then the family is a name and what it
+    refuses, and its memory another class."""
+    pools: ClassVar[bool] = False
+    """Whether its parameters pool the keys of a signal; otherwise it reads with all of them."""
+    of_tokens: ClassVar[tuple[str, ...]] = ()
+    """What is made of each query (`place`): the names of the fields that hold it."""
+
+    def expectation(self, basis: GaussianBasis) -> Tensor:
+        """E[psi_j]: [..., T, N]."""
+        raise NotImplementedError
+
+    def read(self, values: Tensor, basis: GaussianBasis) -> Tensor:
+        """E[psi] values: [..., T, d] for values [..., N, d]. Does not store the T x N weights."""
+        raise NotImplementedError
+
+    def histogram(self, bins: int, weights: Tensor | None = None) -> Tensor:
+        """Mean mass in each bin over tokens [b, h, T], of which `weights` [b, T] tells the weights:
+        float32 [b, h, bins], rows sum to 1. No gradient."""
+        raise NotImplementedError
+
+    def outside(self) -> Tensor:
+        """Share of each density's mass that lies outside [0, 1], where there is nothing to read:
+        [..., T]."""
+        raise NotImplementedError
+
+    def divergence(self, sigma: float) -> Tensor:
+        """From a prior of this standard deviation: [..., T]."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, Tensor]:
+        """Scalars to watch that other families do not have."""
+        return {}
+
+    @classmethod
+    def refused(cls, memory: MemoryConfig) -> Refused:
+        """What this memory's config may not say with its family."""
+        return []
+
+    @classmethod
+    def parameters(cls, memory: MemoryConfig, rows: int) -> dict[str, Parameter]:
+        """What a layer learns to read with, by the names that checkpoints hold."""
+        return {}
+
+    @classmethod
+    def pool(cls, memory: MemoryConfig, weights: dict[str, Tensor]) -> Tensor | None:
+        """float32 [P, H, N]: makes P keys for each query head out of the signal's N. None: all N
+        are used. `weights`: the parameters, a row for each head."""
+        return None
+
+    @classmethod
+    def place(
+        cls,
+        memory: MemoryConfig,
+        q: Tensor,
+        keys: tuple[Tensor, ...],
+        weights: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """What is made of each of the queries q [b, K, G, t, d], by its name: [b, K, G*t, ...].
+
+        keys: the pooled ones, [b, K, G, d] each; or one tensor with all, [b, K, N, d].
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def of(
+        cls, memory: MemoryConfig, basis: GaussianBasis, keys: tuple[Tensor, ...], **place: Tensor
+    ) -> Density:
+        """The densities of queries of which `place` was made."""
+        raise NotImplementedError
+
+    @classmethod
+    def costs(cls, memory: MemoryConfig, model: Any, layout: Layout) -> Costs:
+        """What the reads of one layer cost; model: its `infty.config.ModelConfig`."""
+        raise NotImplementedError
 
 
-def pooled(maps: Tensor, keys: Tensor) -> Tensor:
-    """The memory's keys [b, K, N, d], pooled by maps float32 [2, K, G, N] for mean and variance:
-    [2, b, K, G, d].
-
-    Because w . (K q) = (w^T K) q, the N keys are pooled into two vectors and scores are never
-    formed.
-    """
-    return torch.einsum("pkgn,bknd->pbkgd", maps, keys)
+D = TypeVar("D", bound=Density)
 
 
-def pooled_hidden(maps: Tensor, signal: Tensor) -> Tensor:
-    """The same for a hidden signal [b, N, e] before it is projected to keys: [2, b, K, G, e]."""
-    return torch.einsum("pkgn,bne->pbkge", maps, signal)
+def joined(places: Sequence[D], join: Callable[[list[Tensor]], Tensor]) -> D:
+    """Densities made of those of several batches: `join` makes one tensor of one of each."""
+    tensors = [f.name for f in fields(places[0]) if isinstance(getattr(places[0], f.name), Tensor)]
+    together = {name: join([getattr(place, name) for place in places]) for name in tensors}
+    return replace(places[0], **together)
 
 
-def place(
-    memory: MemoryConfig,
-    q: Tensor,
-    key_mu: Tensor,
-    key_sigma: Tensor,
-    bias_mu: Tensor | None,
-    bias_sigma: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the densities of queries q [b, K, G, t, d]: float32 [b, K, G*t] each.
-
-    Pooled keys [b, K, G, d]; biases [K*G] or None.
-    """
-    found = density.parameters(
-        q.flatten(1, 2),
-        key_mu.flatten(1, 2),
-        key_sigma.flatten(1, 2),
-        bias_mu,
-        bias_sigma,
-        memory.sigma_floor,
-        memory.sigma_clamp,
-    )
-    return tuple(x.unflatten(1, q.shape[1:3]).flatten(2) for x in found)
-
-
-def density_of(
-    memory: MemoryConfig, made_from: tuple[Tensor, Tensor], basis: GaussianBasis
-) -> densities.Density:
-    """The family of read densities that the config names, made from a mean and a variance; gibbs
-    from queries and keys."""
-    if memory.density == "gibbs":
-        return densities.Gibbs(*made_from, basis, densities.gibbs_points(memory.basis, memory.bins))
-    return densities.FAMILIES[memory.density](*made_from)
+def parameters(memory: MemoryConfig, heads: int) -> dict[str, Parameter]:
+    """The parameters of the densities of a layer with this many query heads."""
+    return memory.family.parameters(memory, 1 if memory.maps == "shared" else heads)
 
 
 @torch.no_grad()
 def histogram(
     memory: MemoryConfig,
-    read: densities.Density,
+    read: Density,
     heads: int,
     total: Callable[[Tensor], Tensor] = lambda p: p,
 ) -> Tensor:
@@ -118,8 +154,23 @@ def histogram(
     return p if memory.sticky_heads == "per_head" else total(p.sum(1, keepdim=True)) / heads
 
 
-def neighbours(h: Tensor) -> Tensor:
-    """[n, L, ..., e] -> [n, L, ..., 3e]: each token beside its neighbours in its segment, zeros
-    outside."""
-    zero = torch.zeros_like(h[:, :1])
-    return torch.cat([torch.cat([zero, h[:, :-1]], 1), h, torch.cat([h[:, 1:], zero], 1)], -1)
+@torch.no_grad()
+def statistics(place: Density, bins: int) -> dict[str, Tensor]:
+    """Scalars to watch, of densities [b, h, T]: share of mass `outside` [0, 1]; `entropy` over
+    `bins` bins of a head's mean density (nats, at most log(bins)), averaged over lanes and heads;
+    and the family's own."""
+    return {
+        "outside": place.outside().mean(),
+        "entropy": torch.special.entr(place.histogram(bins)).sum(-1).mean(),
+        **place.figures(),
+    }
+
+
+@torch.no_grad()
+def mean_mass(mass: Tensor, weights: Tensor | None) -> Tensor:
+    """mass [b, h, T, D] of each token -> mean over tokens, rows sum to 1."""
+    if weights is not None:
+        mass = mass * weights[:, None, :, None]
+    mass = mass.sum(-2).clamp(min=0)
+    whole = mass.sum(-1, keepdim=True)
+    return torch.where(whole > 0, mass / whole.clamp(min=1e-30), 1 / mass.shape[-1]).float()

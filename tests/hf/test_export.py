@@ -99,6 +99,9 @@ def test_export_generates_alone(tmp_path, monkeypatch):
         "memory_memory.py",
         "memory_reading.py",
         "memory_density.py",
+        "memory_densities.py",
+        "memory_located.py",
+        "memory_signals.py",
         "infty_errors.py",
     } <= names
     assert [p.name for p in folder.parent.iterdir()] == ["first"]

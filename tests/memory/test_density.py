@@ -9,8 +9,9 @@ import torch
 
 from infty.memory import density
 from infty.memory.basis import GaussianBasis
-from infty.memory.densities import Gaussian, Sparsemax, Truncated, statistics
 from infty.memory.kernels import blocked
+from infty.memory.located import Gaussian, Sparsemax, Truncated
+from infty.memory.reading import statistics
 
 F64 = torch.float64
 

@@ -4,6 +4,7 @@ segments of a window."""
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,92 +14,84 @@ from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal,
 from infty.layers.memories import continuous_costs
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
 from infty.layers.memories.continuous_joint import JointContinuous
-from infty.memory import densities, density, reading, sticky
+from infty.memory import reading, signals
 from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
+from infty.memory.reading import Density
 from infty.memory.state import MemoryState
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
-from infty.tree import Field, Tree
+from infty.tree import Tree
 
 
 class DensityMaps(nn.Module):
-    """From a memory's keys to a head's pooled keys: mu = sigmoid(w_mu . s + b) with s = K q / sqrt(d)."""
+    """What a layer learns to read with: the parameters that its family of densities declares."""
 
     def __init__(self, memory: MemoryConfig, heads: int, name: str) -> None:
         """`heads` of the whole layer; weights are drawn from streams that begin with `name`."""
         super().__init__()
-        self.weight_mu: nn.Parameter
-        self.weight_sigma: nn.Parameter
         self.shared = memory.maps == "shared"
-        self.scale = reading.map_scale(memory)
-        rows = reading.map_rows(memory, heads)
-        for part in ("mu", "sigma"):
-            full = normal(f"{name}.{part}", reading.map_std(memory))(
-                torch.empty(rows, memory.basis)
-            )
-            self.register_parameter(f"weight_{part}", self._parameter(full))
-        self.bias_mu: nn.Parameter | None = None
-        self.bias_sigma: nn.Parameter | None = None
-        if memory.map_bias:
-            self.bias_mu, self.bias_sigma = (
-                self._parameter(full) for full in reading.map_biases(rows)
+        for key, p in reading.parameters(memory, heads).items():
+            full = p.value
+            if full is None:
+                full = normal(f"{name}.{p.stream}", p.std)(torch.empty(p.shape))
+            self.register_parameter(
+                key, nn.Parameter(full) if self.shared else sharded_parameter(full)
             )
 
-    def _parameter(self, full: Tensor) -> nn.Parameter:
-        return nn.Parameter(full) if self.shared else sharded_parameter(full)
-
-    def forward(self, heads: int) -> dict[str, Tensor | None]:
-        """float32 weights [H/tp, N] and biases [H/tp] (or None) of this rank's `heads`."""
+    def forward(self, heads: int) -> dict[str, Tensor]:
+        """The parameters, float32, with a row for each of this rank's `heads`."""
+        parameters = {name: p.float() for name, p in self.named_parameters()}
+        if not self.shared:
+            return parameters
         return {
-            name: self._expand(p, heads)
-            for name, p in (
-                ("mu", self.weight_mu),
-                ("sigma", self.weight_sigma),
-                ("bias_mu", self.bias_mu),
-                ("bias_sigma", self.bias_sigma),
-            )
+            name: collectives.copy(p).expand(heads, *p.shape[1:]) for name, p in parameters.items()
         }
 
-    def _expand(self, p: Tensor | None, heads: int) -> Tensor | None:
-        if p is None:
-            return None
-        p = p.float() * (self.scale if p.dim() == 2 else 1.0)
-        return collectives.copy(p).expand(heads, *p.shape[1:]) if self.shared else p
+
+class WindowProjections(signals.Projections):
+    """A hidden signal's way to keys and values during one window, its slices split over ranks."""
+
+    def whole(self, slices: Tensor) -> Tensor:
+        return collectives.gather(slices, -1)
+
+    def project_pooled(self, pooled: Tensor) -> Tensor:
+        return torch.einsum("pbkge,kde->pbkgd", pooled, self._of_heads)
+
+    @cached_property
+    def _of_heads(self) -> Tensor:
+        """float32 [K, d, e], made once for all segments."""
+        heads = self.layer.kv_heads, self.layer.head_size
+        return self.layer.key.weight.float().unflatten(0, heads)
 
 
 class Continuous(Memory):
     """The continuous memory of one layer, its heads split over tensor-parallel ranks.
 
-    `signal: heads`: a head's signal is its attention keys and values (c = 2d), written as they are; reading and
-    writing need no communication. `signal: hidden`: the layer's hidden state (c = d for each head's slice), projected
-    to keys and values when read, which gathers the slices first.
+    What its signal stores is `memory.signal_kind` (`infty.memory.signals`), how queries read it `memory.family`
+    (`infty.memory.reading`).
     """
 
     def __init__(self, config: ModelConfig, layer: int, name: str) -> None:
         super().__init__(config, layer, name)
         self.config = config
         self.memory: MemoryConfig = config.memories_of(layer)[name]
-        self.hidden = self.memory.signal == "hidden"
+        self.family, self.kind = self.memory.family, self.memory.signal_kind
         self.stm = config.stm_of(layer)
         self.delay = self.stm // config.segment_length
+        self.head_size = config.head_size
         self.kv_heads = config.kv_heads // groups.tensor_size()
-        self.signal_heads = signal_heads(config, self.memory) // groups.tensor_size()
         self.group = config.heads // config.kv_heads
+        heads, channels = self.kind.shape(config.heads, config.kv_heads, config.head_size)
+        self.shape = heads // groups.tensor_size(), channels
         self.layer = layer
         self.core = ContinuousMemory(self.memory, config.segment_length)
         stream = f"{layer}.{name}"
-        self.maps = (
-            None
-            if self.memory.density == "gibbs"
-            else DensityMaps(self.memory, config.heads, stream)
-        )
+        self.maps = DensityMaps(self.memory, config.heads, stream)
         e, d, init = config.hidden_size, config.head_size, config.init_std
-        if self.hidden:
-            self.key = ColumnParallelLinear(e, config.kv_heads * d, normal(f"{stream}.key", init))
-            self.value = ColumnParallelLinear(
-                e, config.kv_heads * d, normal(f"{stream}.value", init)
-            )
+        for part in self.kind.projections:
+            draw = normal(f"{stream}.{part}", init)
+            self.add_module(part, ColumnParallelLinear(e, config.kv_heads * d, draw))
         if self.memory.gate:
             self.gate = ColumnParallelLinear(3 * e, e, normal(f"{stream}.gate", init), bias=True)
         if self.memory.output_gate:
@@ -112,16 +105,12 @@ class Continuous(Memory):
         )
 
     def fields(self, dtype: torch.dtype) -> Tree:
-        """The signal, in float32; with `signal: hidden` also the tokens in the STM, which are not written yet."""
-        channels = signal_channels(self.config, self.memory)
-        fields: dict[str, Tree | Field] = {"signal": self.core.fields(self.signal_heads, channels)}
-        if self.hidden and self.stm:
-            fields["pending"] = Field((self.signal_heads, self.stm, channels), dtype, split=True)
-        return Tree(fields)
+        """The signal, in float32; of hidden states also those of the tokens in the STM, which are not written yet."""
+        return self.kind.fields(self.core.fields(*self.shape), self.shape, self.stm, dtype)
 
     @classmethod
     def variant(cls, memory: MemoryConfig) -> type[Memory]:
-        return JointContinuous if memory.density == "joint" else cls
+        return JointContinuous if memory.family.attends else cls
 
     @classmethod
     def costs(cls, config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout) -> Costs:
@@ -138,8 +127,8 @@ class Continuous(Memory):
         x = collectives.split(h, -1)
         if self.memory.gate:
             segments = h.unflatten(0, (-1, self.config.segment_length))
-            x = x * torch.sigmoid(self.gate(reading.neighbours(segments).flatten(0, 1)))
-        return x.unflatten(-1, (self.signal_heads, -1)).permute(1, 2, 0, 3)
+            x = x * torch.sigmoid(self.gate(signals.neighbours(segments).flatten(0, 1)))
+        return x.unflatten(-1, self.shape).permute(1, 2, 0, 3)
 
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
         """Read and write all segments of a window; see `Memory.forward`.
@@ -164,7 +153,7 @@ class Continuous(Memory):
     def _stream(self, inputs: Inputs, state: Tree) -> Tensor:
         """What the window will write, in order: [b, h, stm + T, c]; it begins with the tokens in the STM, which are not
         written yet."""
-        if not self.hidden:
+        if self.kind.of_attention:
             stream = torch.cat([inputs.keys, inputs.values], -1)
             return stream if self.memory.backprop else stream.detach()
         normed = self.memory.content == "normed"
@@ -173,151 +162,62 @@ class Continuous(Memory):
 
     def _segments(
         self, q: Tensor, stream: Tensor, signal: MemoryState, seen: Tensor, enabled: bool
-    ) -> tuple[tuple[Tensor, Tensor], Tensor, MemoryState]:
+    ) -> tuple[Density, Tensor, MemoryState]:
         """The recurrence: before each segment, write what has left the short-term memory.
 
-        Reads are only planned here and made for all segments at once afterwards. Returns what their densities are
-        made of [b, S, ...], the values [b, S, K, N, d] that each segment finds, and the new signal.
+        Reads are only planned here and made for all segments at once afterwards. Returns their densities [b, S, ...],
+        the values [b, S, K, N, d] that each segment finds, and the new signal.
         """
         L = self.config.segment_length
-        maps = self._maps()
+        weights = self.maps(self.kv_heads * self.group)
+        pool = self.family.pool(self.memory, weights)
+        through = WindowProjections(self, q.dtype)
         rate = None if self.log_rate is None else collectives.copy(self.log_rate.float()).exp()
         places = []
         values = []
         for s in range(seen.shape[1]):
             signal = self.core.reset(signal, (seen[:, s] == 0) | (not enabled))
-            keys, value = self._keys_and_values(signal, maps, q.dtype)
-            place = self._place(q[:, :, :, s], keys, maps)
+            keys, value = self.kind.read(signal.coefficients, pool, through, q.dtype)
+            made = self.family.place(self.memory, q[:, :, :, s], keys, weights)
+            place = self.family.of(self.memory, self.core.basis, keys, **made)
             places.append(place)
             values.append(value)
             if self.memory.sticky != "off":
-                signal = self.core.with_histogram(
-                    signal, self._histogram(place), signal.written > 0
-                )
+                fell = reading.histogram(self.memory, place, self.config.kv_heads, collectives.sum_)
+                signal = self.core.with_histogram(signal, fell, signal.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
-            signal = self.core.write(
-                signal, stream[:, :, s * L : (s + 1) * L], ready, self._seeds(signal), rate
-            )
-        first, second = zip(*places)
-        place = torch.stack(first, 1), torch.stack(second, 1)
-        return place, torch.stack(values, 1), signal
-
-    def _maps(self) -> dict[str, Tensor | None] | None:
-        """What a window's reads share: `pool`, float32 [2, K, G, N], the maps of mu and sigma; their biases; with
-        `signal: hidden` also the `projection` of keys, float32 [K, d, e]. None for a gibbs density."""
-        if self.maps is None:
-            return None
-        maps = self.maps(self.kv_heads * self.group)
-        maps["pool"] = torch.stack([maps["mu"], maps["sigma"]]).unflatten(
-            1, (self.kv_heads, self.group)
-        )
-        if self.hidden:
-            maps["projection"] = self.key.weight.float().unflatten(
-                0, (self.kv_heads, self.config.head_size)
-            )
-        return maps
+            seeds = self.core.seeds(signal, self.layer)
+            signal = self.core.write(signal, stream[:, :, s * L : (s + 1) * L], ready, seeds, rate)
+        return reading.joined(places, lambda x: torch.stack(x, 1)), torch.stack(values, 1), signal
 
     def _of_writing(self) -> list[Tensor]:
         """Parameters that only a later read can train."""
         late = [self.gate.weight, self.gate.bias] if self.memory.gate else []
         return late if self.log_rate is None else [*late, self.log_rate]
 
-    def _seeds(self, state: MemoryState) -> Tensor | None:
-        """int64 [b]: what a multinomial warp draws from, equal on every rank of a layout."""
-        if self.memory.sticky != "multinomial":
-            return None
-        return sticky.seed(self.memory.sticky_seed, state.written, self.layer)
-
-    def _keys_and_values(
-        self, state: MemoryState, maps: dict | None, dtype: torch.dtype
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Keys and values of a segment's reads; values [b, K, N, d] in the compute dtype, as attention's are.
-
-        Keys are pooled for mu and for sigma, float32 [b, K, G, d] each; for a gibbs density all of them, [b, K, N, d].
-        """
-        B, d = state.coefficients, self.config.head_size
-        if not self.hidden:
-            return (self._pool(B[..., :d], maps) if maps else (B[..., :d],)), B[..., d:].to(dtype)
-        whole = collectives.gather(B.transpose(1, 2).flatten(2), -1)  # [b, N, e]
-        value = self._projected(self.value, whole, dtype)
-        return (
-            self._pool_hidden(whole, maps) if maps else (self._projected(self.key, whole, dtype),)
-        ), value
-
-    def _projected(
-        self, projection: ColumnParallelLinear, whole: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        """[b, N, e] -> [b, K, N, d] in the compute dtype, which is that of activations."""
-        y = projection(whole.to(dtype))
-        return y.unflatten(-1, (self.kv_heads, self.config.head_size)).transpose(1, 2)
-
-    def _pool(self, keys: Tensor, maps: dict) -> tuple[Tensor, ...]:
-        return reading.pooled(maps["pool"], keys).unbind(0)
-
-    def _pool_hidden(self, whole: Tensor, maps: dict) -> tuple[Tensor, ...]:
-        """Pool the hidden signal first, then project: O(e^2) a head instead of O(N e^2)."""
-        pooled = reading.pooled_hidden(maps["pool"], whole)
-        return torch.einsum("pbkge,kde->pbkgd", pooled, maps["projection"]).unbind(0)
-
-    def _place(
-        self, q: Tensor, keys: tuple[Tensor, ...], maps: dict | None
-    ) -> tuple[Tensor, Tensor]:
-        """What a segment's densities are made from; q is [b, K, G, L, d].
-
-        Mean and variance, float32 [b, K, G*L] each; for a gibbs density queries [b, K, G*L, d] and keys [b, K, N, d].
-        """
-        if maps is None:
-            return q.flatten(2, 3), keys[0]
-        key_mu, key_sigma = keys
-        return reading.place(self.memory, q, key_mu, key_sigma, maps["bias_mu"], maps["bias_sigma"])
-
-    def _density(self, place: tuple[Tensor, Tensor]) -> densities.Density:
-        """The family of read densities that the config names."""
-        return reading.density_of(self.memory, place, self.core.basis)
-
-    def _histogram(self, place: tuple[Tensor, Tensor]) -> Tensor:
-        """Where a segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for each signal head."""
-        return reading.histogram(
-            self.memory, self._density(place), self.config.kv_heads, collectives.sum_
-        )
-
-    def _read(self, place: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
+    def _read(self, place: Density, values: Tensor) -> Tensor:
         """One read for all segments: values [b, S, K, N, d] -> [T, b, H/tp * d]."""
-        z = self._density(place).read(values, self.core.basis)  # [b, S, K, G*L, d]
+        z = place.read(values, self.core.basis)  # [b, S, K, G*L, d]
         z = z.unflatten(3, (self.group, -1)).flatten(2, 3)
         if self.memory.output_gate:
             z = z * self.output_gate.float()[:, None, None]
         b, S, H, L, d = z.shape
         return z.permute(1, 3, 0, 2, 4).reshape(S * L, b, H * d)
 
-    def _divergence(self, place: tuple[Tensor, Tensor]) -> Tensor | None:
+    def _divergence(self, place: Density) -> Tensor | None:
         if self.memory.kl_weight == 0:
             return None
-        variance = place[1].unflatten(-1, (self.group, -1))  # [b, S, K, G, L]
-        total = (
-            density.kl(place[0].view_as(variance), variance, self.memory.kl_sigma)
-            .sum((2, 3))
-            .flatten(1)
-        )
+        of_heads = place.divergence(self.memory.kl_sigma).unflatten(-1, (self.group, -1))
+        total = of_heads.sum((2, 3)).flatten(1)  # [b, S, K, G, L] -> [b, T]
         return self.memory.kl_weight * collectives.reduce(total) / self.config.heads
 
     @torch.no_grad()
-    def _statistics(self, place: tuple[Tensor, Tensor], state: MemoryState) -> dict[str, Tensor]:
+    def _statistics(self, place: Density, state: MemoryState) -> dict[str, Tensor]:
         """Means over all heads of the layer, and the mean norm of a lane's coefficients."""
         norms = collectives.sum_(state.coefficients.square().sum((1, 2, 3))).sqrt().mean()
-        together = self._density((place[0].flatten(0, 1), place[1].flatten(0, 1)))
-        figures = densities.statistics(together, self.memory.bins)
+        together = reading.joined([place], lambda x: x[0].flatten(0, 1))
+        figures = reading.statistics(together, self.memory.bins)
         return {"coefficient_norm": norms} | {
             k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size()
             for k, v in figures.items()
         }
-
-
-def signal_heads(config: ModelConfig, memory: MemoryConfig) -> int:
-    """Heads of the stored signal: one for each key/value head, or one for each slice of the hidden state."""
-    return config.kv_heads if memory.signal == "heads" else config.heads
-
-
-def signal_channels(config: ModelConfig, memory: MemoryConfig) -> int:
-    """Channels of a head's stored signal: its key and its value, or its slice of the hidden state."""
-    return 2 * config.head_size if memory.signal == "heads" else config.head_size

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from infty.config import ModelConfig
 from infty.layers.linear import sharded_parameter
+from infty.layers.memories import continuous_costs as writing
 from infty.layers.memories.base import Attended, Costs, Inputs, Layout, Memory, Reading
-from infty.layers.memories.continuous_costs import joint_costs
 from infty.memory import attending
 from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
+from infty.memory.resample import band_of
 from infty.memory.state import MemoryState
+from infty.memory.writing import samples_of
 from infty.parallel import collectives, groups
 from infty.tree import Tree
 
@@ -45,7 +47,23 @@ class JointContinuous(Memory):
 
     @classmethod
     def costs(cls, config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout) -> Costs:
-        return joint_costs(config, layer, memory, layout)
+        d, L, N = config.head_size, config.segment_length, memory.basis
+        stored = writing.stored(config, memory)
+        band = band_of(N, memory.widths) or N
+        b, S, w = layout.lanes, layout.segments, layout.width
+        kv = config.kv_heads / layout.tensor
+        stm = config.stm_of(layer)
+        mask = N + (0 if stm else L)
+        # The signal at its centres, and from it keys and values; the mask; the bands of all reads; what is written.
+        kept = S * b * N * kv * d * 4 * w + w * b * S * L * mask + S * b * N * (8 + 4 * band)
+        return Costs(
+            reads=4.0 * config.heads * d * N,
+            exact=2.0 * N * band * stored / L + writing.writes(config, memory, layout),
+            moved=4.0 * 6 * samples_of(memory) * stored / L,
+            launches=writing.SEGMENT_LAUNCHES / 2,
+            saved=kept + writing.kept_of_writes(config, memory, layout, stm),
+            constants={memory: writing.operators_of(memory, L)},
+        )
 
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
         """Read and write all segments of a window; see `Memory.forward`."""

@@ -48,8 +48,11 @@ def growth(
         ),
     ] = "uniform,doubling,learned,0.5",
     densities: Annotated[
-        str, typer.Option(parser=several(utf8), help="Comma-separated.")
-    ] = "gaussian,truncated,sparsemax,gibbs",
+        str,
+        typer.Option(
+            parser=several(utf8), help="Comma-separated.", show_default="every family"
+        ),
+    ] = "",
     warps: Annotated[
         str,
         typer.Option(
@@ -280,7 +283,8 @@ def _cases(policies: str, densities: str, warps: str) -> Any:
     """Every combination that exists: (policy, density, warp). Raises UserError when there is none."""
     from infty.memory.config import POLICIES
 
-    found = [(p, d, w) for p in listed(policies) for d in listed(densities) for w in listed(warps)]
+    families = listed(densities) if densities else _families()
+    found = [(p, d, w) for p in listed(policies) for d in families for w in listed(warps)]
     found = [case for case in found if not (case[0] in POLICIES and case[2] == "multinomial")]
     if not found:
         raise UserError(
@@ -294,10 +298,9 @@ def _cases(policies: str, densities: str, warps: str) -> Any:
 def _memory(policy: str, density: str, warp: str, basis: int) -> dict[str, Any]:
     """The fields of a memory, checked. Raises UserError."""
     from infty.memory import MemoryConfig
-    from infty.memory.densities import FAMILIES
 
-    if density not in (*FAMILIES, "gibbs"):
-        raise UserError(f"--densities: '{density}' is not one of {', '.join(FAMILIES)}, gibbs")
+    if density not in _families():
+        raise UserError(f"--densities: '{density}' is not one of {', '.join(_families())}")
     try:
         contraction: str | float = float(policy)
     except ValueError:
@@ -305,6 +308,13 @@ def _memory(policy: str, density: str, warp: str, basis: int) -> dict[str, Any]:
     fields = {"basis": basis, "contraction": contraction, "density": density, "sticky": warp}
     MemoryConfig(**fields)
     return fields
+
+
+def _families() -> list[str]:
+    """The densities that read a signal themselves: only their reads can move its warp."""
+    from infty.memory.densities import FAMILIES
+
+    return [name for name, family in FAMILIES.items() if not family.attends]
 
 
 def _marks(segments: int) -> list[int]:

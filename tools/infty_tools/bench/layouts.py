@@ -13,7 +13,6 @@ import typer
 from infty_tools.bench import figures
 from infty_tools.options import any_path, check_new_file, whole
 
-SIGNALS = ("heads", "hidden")
 KINDS = ("loss", "norm", "weights")
 MOST = 1e-5
 """Largest relative difference that counts as the same: a few times the roundings of float32 that 20 steps add up."""
@@ -47,6 +46,7 @@ def layouts(
         check_new_file(output, "--output")
     from rich.progress import track
 
+    from infty.memory.signals import SIGNALS
     from infty_tools import processes
 
     rows: list[dict[str, Any]] = []
@@ -78,10 +78,12 @@ def model(signal: str) -> Any:
     memory, tied embeddings for one signal and untied for the other."""
     from infty.config import ModelConfig
     from infty.memory.config import MemoryConfig
+    from infty.memory.signals import SIGNALS
 
-    memory = MemoryConfig(basis=16, bins=16, kl_weight=1e-2, signal=signal, gate=signal == "hidden")
+    of_attention = SIGNALS[signal].of_attention
+    memory = MemoryConfig(basis=16, bins=16, kl_weight=1e-2, signal=signal, gate=not of_attention)
     return ModelConfig(
-        family="gpt2" if signal == "hidden" else "llama",
+        family="llama" if of_attention else "gpt2",
         vocab_size=61,
         hidden_size=64,
         layers=2,

@@ -221,11 +221,13 @@ def _ours(
     import torch.nn.functional as F
 
     from infty.memory import ContinuousMemory, MemoryConfig, density
+    from infty.memory.signals import SIGNALS
 
     b, h, d = sizes.b, sizes.h, sizes.d
     core = ContinuousMemory(MemoryConfig(basis=sizes.N), sizes.L)
     active = torch.ones(b, dtype=torch.bool, device=device)
-    state = core.empty(b, h, 2 * d if signal == "heads" else d, device)
+    kind = SIGNALS[signal]
+    state = core.empty(b, *kind.shape(h, h, d), device)
     for _ in range(2):
         state = core.write(
             state, torch.randn(b, h, sizes.L, state.coefficients.shape[-1], device=device), active
@@ -233,9 +235,8 @@ def _ours(
 
     def run() -> Tensor:
         x = w["x"].unflatten(-1, (h, d)).transpose(1, 2)
-        if (
-            signal == "heads"
-        ):  # projected tokens are the attention's own; here they stand for both halves
+        if kind.of_attention:
+            # Projected tokens are the attention's own; here they stand for both halves.
             new = core.write(state, torch.cat([x, x], -1), active)
             keys, values = new.coefficients.split(d, -1)
             pooled = [torch.einsum("n,bhnd->bhd", w[k][0], keys) for k in ("mu", "sigma")]
