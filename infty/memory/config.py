@@ -199,9 +199,9 @@ class MemoryConfig:
             f"{self.density} has no place for the signal among relative positions",
         )
         _require(
-            self.signal != "hidden" or model.heads * model.head_size == model.hidden_size,
+            self.signal_kind.of_attention or model.heads * model.head_size == model.hidden_size,
             "signal",
-            f"hidden shares the hidden state out over the heads: needs heads {model.heads} x head_size "
+            f"{self.signal} shares the hidden state out over the heads: needs heads {model.heads} x head_size "
             f"{model.head_size} = hidden_size {model.hidden_size}",
         )
         wrong = [i for i in self.overrides or () if not 0 <= i < model.layers]

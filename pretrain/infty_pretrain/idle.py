@@ -109,22 +109,22 @@ def _warps(memory: MemoryConfig, _: Config) -> bool:
 
 
 def _is_placed(memory: MemoryConfig, _: Config) -> bool:
-    return memory.density not in ("gibbs", "joint")
+    return memory.family.pools
 
 
 def _counts_reads(memory: MemoryConfig, config: Config) -> bool:
     """Whether anything is made of where reads fell, or of a grid of as many cells."""
-    return memory.density == "gibbs" or memory.sticky != "off" or config.logging.tensorboard
+    return not memory.family.pools or memory.sticky != "off" or config.logging.tensorboard
 
 
 NO_WARP = "sticky is off"
-NO_PLACE = "density is gibbs or joint, which has neither mean nor variance"
+NO_PLACE = "a density of this family has neither mean nor variance"
 # Of a continuous memory, in one layer.
 CONTINUOUS: tuple[MemoryCondition, ...] = (
-    ("content", lambda m, _: m.signal == "hidden", "signal is not hidden"),
+    ("content", lambda m, _: not m.signal_kind.of_attention, "signal is not hidden"),
     ("sticky_heads", _warps, NO_WARP),
     ("sticky_seed", lambda m, _: m.sticky == "multinomial", "sticky is not multinomial"),
-    ("bins", lambda m, _: m.density != "joint", "density is joint"),
+    ("bins", lambda m, _: not m.family.attends, "local attention reads the signal (density)"),
     ("bins", _counts_reads, "sticky is off, and logging.tensorboard false"),
     ("explore", _warps, NO_WARP),
     ("attention_span", _warps, NO_WARP),
