@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infty import files
 from infty.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def backend(path: Path) -> tokenizers.Tokenizer:
     import tokenizers
 
     try:
-        file = json.loads(path.read_text(encoding="utf-8"))
+        file = files.read_json(path)
         file |= {"truncation": None, "padding": None, "post_processor": None}
         if "dropout" in file["model"]:
             file["model"]["dropout"] = None

@@ -77,7 +77,7 @@ def facts(source: Source) -> dict[str, Any]:
 def read_record(path: Path) -> dict[str, Any]:
     """The facts beside a shard; none when they were lost in a crash."""
     try:
-        record = json.loads(path.read_text())
+        record = files.read_json(path)
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
@@ -239,7 +239,7 @@ def _documents(
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """A shard's entries with their tokens (empty for those left out)."""
     path = shard_path(job, index)
-    record = json.loads(path.read_text())
+    record = files.read_json(path)
     expected = sum(d.get("tokens", 0) for d in record["documents"]) * dtype.itemsize
     data = path.with_suffix(".tokens")
     if data.stat().st_size != expected:

@@ -6,7 +6,6 @@ a digest of its texts. The time only says which sources have to be read to know.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def _same(source: Source, entry: dict[str, Any], field: str) -> bool:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = files.read_json(path)
         complete = all(
             {"name", "size", "modified", "digest"} <= entry.keys()
             for p in PARTS

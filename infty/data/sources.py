@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from infty import files
 from infty.data.archives import BYTES_AFTER, CUT_SHORT, DAMAGED, open_bytes, problem_of, read_bytes
 from infty.data.as_read import as_read
 from infty.errors import UserError
@@ -109,7 +109,7 @@ def _file_source(path: Path, folder: Path) -> Source:
 def _splits(path: Path) -> list[str]:
     """Names of the datasets in a folder of several."""
     try:
-        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["splits"]]
+        return [str(name) for name in files.read_json(path)["splits"]]
     except (ValueError, KeyError, TypeError):
         return []
 
@@ -137,7 +137,7 @@ def _dataset_files(folder: Path) -> set[str]:
     """Names of the files that make a Hugging Face dataset."""
     names = {"dataset_info.json", "state.json"}
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = files.read_json(folder / "state.json")
         return names | {entry["filename"] for entry in state["_data_files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return names
@@ -247,32 +247,19 @@ def _json_lines(source: Source, field: str) -> Iterator[Text]:
 def _json_line(name: str, line: bytes, field: str) -> Text:
     try:
         # Numbers are not needed, and Python refuses to read very long ones.
-        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=float)
+        value = files.parse_json(line.decode("utf-8-sig"), parse_int=float)
     except UnicodeDecodeError:
         return Text(name, None, "not UTF-8")
-    except _RepeatedKeyError as error:
-        return Text(name, None, f"key {error.args[0]!r} twice")
-    except RecursionError:
-        return Text(name, None, "nested too deeply")
-    except ValueError:
-        return Text(name, None, "not JSON")
+    except files.RepeatedKeyError as error:
+        return Text(name, None, f"key {error.key!r} twice")
+    except ValueError as error:
+        nested = isinstance(error.__cause__, RecursionError)
+        return Text(name, None, "nested too deeply" if nested else "not JSON")
     if not isinstance(value, dict):
         return Text(name, None, f"{_kind(value)} instead of an object")
     if field not in value:
         return Text(name, None, f"no field '{field}'")
     return _of_value(name, value[field], f"field '{field}'")
-
-
-class _RepeatedKeyError(ValueError):
-    """An object names a key twice: one of the values would be lost."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [key for key, _ in pairs]
-        raise _RepeatedKeyError(next(key for key in names if names.count(key) > 1))
-    return result
 
 
 def _of_value(name: str, value: Any, where: str) -> Text:
@@ -313,11 +300,19 @@ def _load_dataset(folder: Path) -> Any:
 
 def _dataset_sources(folder: Path) -> list[Source]:
     """Rows in equal parts, so that one dataset keeps many workers busy."""
-    count, files = len(_load_dataset(folder)), [p.stat() for p in folder.rglob("*") if p.is_file()]
+    for name in ("dataset_info.json", "state.json"):  # of a key given twice the library takes one
+        try:
+            files.read_json(folder / name)
+        except ValueError as error:
+            raise UserError(
+                f"{folder / name} is damaged ({error}): mend it, or save the dataset again"
+            ) from error
+    count = len(_load_dataset(folder))
     if count == 0:
         raise UserError(f"{folder} is a Hugging Face dataset without rows")
-    size = sum(s.st_size for s in files)
-    modified = max(max(s.st_mtime_ns, s.st_ctime_ns) for s in files)
+    facts = [p.stat() for p in folder.rglob("*") if p.is_file()]
+    size = sum(s.st_size for s in facts)
+    modified = max(max(s.st_mtime_ns, s.st_ctime_ns) for s in facts)
     ranges = [(a, min(count, a + ROWS)) for a in range(0, count, ROWS)]
     return [
         Source(folder, f"{folder.name}:{a}-{b - 1}", size * (b - a) // count, modified, (a, b))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infty import files
 from infty.data.as_read import as_read, backend
 from infty.errors import UserError
 
@@ -334,10 +335,16 @@ def _noted_end(folder: Path) -> str | int | None:
         ("generation_config.json", "eos_token_id"),
         ("config.json", "eos_token_id"),
     ):
-        try:
-            value = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
-        except (OSError, ValueError, AttributeError):
+        if not (folder / name).is_file():
             continue
+        try:
+            found = files.read_json(folder / name)
+        except ValueError as error:
+            raise UserError(
+                f"{folder / name}, which may say what token ends a document, cannot be read ({error}): mend it, "
+                "or name the token with --end-token"
+            ) from error
+        value = found.get(key) if isinstance(found, dict) else None
         if isinstance(value, dict):
             value = value.get("content")
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +41,7 @@ def _already_done(
             f"--output {output} exists and was not made by infty prepare; leaving it alone: give another"
         )
     try:
-        values = json.loads(report.read_text())
+        values = files.read_json(report)
         _ = values["fingerprint"]
     except (ValueError, TypeError, KeyError):
         raise UserError(

@@ -185,7 +185,8 @@ class MemoryConfig:
             try:
                 self.of(layer)
             except UserError as error:
-                raise UserError(f"model.memory.overrides.{layer}: {error}") from error
+                inner = str(error).removeprefix("model.memory.")
+                raise UserError(f"model.memory.overrides.{layer}.{inner}") from error
             except TypeError as error:
                 raise UserError(
                     f"model.memory.overrides.{layer}: a value is of the wrong kind ({error})"

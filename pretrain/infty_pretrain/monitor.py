@@ -214,8 +214,8 @@ def _forget_after(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 rows.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # the last line of a killed run
+        except (ValueError, KeyError, TypeError):
+            continue  # the last line of a killed run, or none of the run's
     files.write_whole(path, "".join(row + "\n" for row in rows))
 
 

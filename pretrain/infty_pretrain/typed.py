@@ -102,6 +102,9 @@ def validated(kind: type, values: Any, source: str, prefix: str = "") -> Any:
     check_keys(kind, values, f"{source}: {prefix.rstrip('.')}" if prefix else source)
     try:
         return pydantic.TypeAdapter(kind).validate_python(by_type(kind, values))
+    except UserError as error:  # every memory's section speaks of itself as model.memory
+        named = prefix if prefix.startswith("model.memories.") else "model.memory."
+        raise UserError(str(error).replace("model.memory.", named, 1)) from error
     except pydantic.ValidationError as error:
         lines = []
         for problem in error.errors():

@@ -287,7 +287,9 @@ def test_wrong_input_is_refused_with_what_to_do(exported, tmp_path):
         ),
         ("config.json", "{", "is damaged"),
         ("tokenizer.json", '{"padding": -1}', "cannot be loaded"),
-        ("tokenizer.json", "[", "cannot be loaded"),
+        ("tokenizer.json", "[", "is damaged"),
+        ("tokenizer.json", '{"model": {"a": 0, "a": 1}}', "key 'a' is given twice"),
+        ("tokenizer_config.json", '{"eos_token": "a", "eos_token": "b"}', "is given twice"),
         ("model.safetensors", "xx", "cannot be loaded"),
     ],
 )

@@ -54,8 +54,6 @@ def test_the_command_writes_a_table_and_json(tmp_path, capsys):
         (("tripling", "gaussian", "off", "1e-3"), "tripling"),
         (("0.5", "cauchy", "off", "1e-3"), "cauchy"),
         (("0.5", "gaussian", "on", "1e-3"), "sticky: 'on'"),
-        (("0.5", "gaussian", "off", "much"), "--sizes: 'much'"),
-        (("0.5", "gaussian", "off", "2"), "--sizes: '2'"),
         (("uniform", "gaussian", "multinomial", "1e-3"), "--warps"),
     ],
 )

@@ -80,8 +80,8 @@ def test_the_gradient_of_the_rate_by_finite_differences(kind):
         ({"contraction": "lerned"}, "or one of uniform, doubling, learned"),
         ({"sticky": "quantiles"}, "is not one of"),
         ({"overrides": {0: {"density": "gibbs"}}}, r"overrides.0: density cannot differ"),
-        ({"overrides": {2: {"basis": 0}}}, r"overrides.2: .*basis"),
-        ({"overrides": {2: {"basis": "many"}}}, r"overrides.2: a value is of the wrong kind"),
+        ({"overrides": {2: {"basis": 0}}}, r"overrides\.2\.basis: 0 must be"),
+        ({"overrides": {2: {"basis": "many"}}}, r"overrides\.2\.basis: many must be"),
     ],
 )
 def test_mistakes_are_named(values, problem):

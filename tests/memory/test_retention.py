@@ -55,7 +55,6 @@ def test_the_command_writes_a_table_json_and_a_plot(tmp_path, capsys):
         (("tripling", "64", "512", "64"), "tripling"),
         (("0.5", "64", "500", "64"), "--tokens: 500"),
         (("0.5", "64", "512", "48"), "--chunks: 48"),
-        (("0.5", "many", "512", "64"), "--basis: 'many'"),
         (("1.5", "64", "512", "64"), "contraction"),
     ],
 )

@@ -333,7 +333,7 @@ def test_a_number_that_cannot_be_used_is_refused_by_name(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
     with pytest.raises(
-        UserError, match=text.split("=")[0].replace("overrides", r"overrides\.0: .*\.ridge")
+        UserError, match=text.split("=")[0].replace("overrides", r"overrides\.0\.ridge")
     ):
         configs.load(path, [text])
 

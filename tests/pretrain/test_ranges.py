@@ -109,6 +109,11 @@ def test_a_length_in_tokens_is_named_as_such():
         make({"run": {"tokens": 0}})
 
 
+def test_a_further_memory_is_called_by_its_name():
+    with pytest.raises(UserError, match=r"^model\.memories\.more\.basis: 0 must be a whole"):
+        make({"model": {"memories": {"more": {"basis": 0}}}})
+
+
 @pytest.mark.parametrize("value", ["8", True, 8.0, -1])
 def test_numbers_of_an_edited_export_are_checked_too(value):
     """JSON's values reach a section without a config's reader."""

@@ -179,16 +179,23 @@ def first_line(error: Exception) -> str:
     return lines[0]
 
 
+def _damaged(path: Path, error: ValueError) -> UserError:
+    return UserError(f"{path} is damaged ({error}): export the model again")
+
+
 def _check(folder: Path) -> None:
     try:
         kind = read_json(folder / "config.json").get("model_type")
     except (OSError, AttributeError):
         kind = None
     except ValueError as error:
-        raise UserError(
-            f"{folder / 'config.json'} is damaged ({error}): export the model again"
-        ) from error
+        raise _damaged(folder / "config.json", error) from error
     if kind == "infty":
+        for path in sorted(folder.glob("*.json")):  # of a key given twice transformers takes one
+            try:
+                read_json(path)
+            except ValueError as error:
+                raise _damaged(path, error) from error
         return
     hint = ""
     if (folder / "checkpoints").is_dir() or (folder / "manifest.json").is_file():

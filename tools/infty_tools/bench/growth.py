@@ -49,9 +49,7 @@ def growth(
     ] = "uniform,doubling,learned,0.5",
     densities: Annotated[
         str,
-        typer.Option(
-            parser=several(utf8), help="Comma-separated.", show_default="every family"
-        ),
+        typer.Option(parser=several(utf8), help="Comma-separated.", show_default="every family"),
     ] = "",
     warps: Annotated[
         str,

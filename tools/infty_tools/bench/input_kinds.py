@@ -208,8 +208,6 @@ def arguments(inputs: Inputs, place: Path, chance: random.Random) -> Trial:
     change = [option.opts[0]] if getattr(option, "is_flag", False) else [f"{option.opts[0]}={word}"]
     if chance.random() < 0.1:
         change.append(typed(mutations.odd_word(chance)))
-    if verb == "submit":
-        change = [*change, "--dry-run"]
     return Trial([verb, *given, *change], place, made, f"{verb} {change!r:.200}")
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from infty import files
 from infty.data.words import count_words
 from infty.errors import UserError
 from infty_tools.options import any_path, any_text_prints, new_folder, whole
@@ -116,7 +117,7 @@ def _already_here(output: Path, made: dict[str, Any]) -> bool:
 
 def _made_before(path: Path) -> dict[str, Any]:
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = files.read_json(path)
         return before | {"from": str(before["from"]), "min_words": int(before["min_words"])}
     except (ValueError, TypeError, KeyError):
         raise UserError(

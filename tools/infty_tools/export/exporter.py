@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from infty import __version__
+from infty import __version__, files
 from infty.data.documents import Documents
 from infty.data.tokenizer import Tokenizer
 from infty.errors import UserError
@@ -194,10 +193,15 @@ def check_free(output: Path, force: bool) -> None:
 
 
 def _is_export(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "config.json").read_text()).get("model_type") == "infty"
-    except (OSError, ValueError, AttributeError):
+    if not (folder / "config.json").is_file():
         return False
+    try:
+        config = files.read_json(folder / "config.json")
+    except ValueError as error:
+        raise UserError(
+            f"{folder} exists, and its config.json cannot be read ({error}); leaving it alone. Name another --output"
+        ) from error
+    return isinstance(config, dict) and config.get("model_type") == "infty"
 
 
 def _put_in_place(partial: Path, output: Path) -> None:
