@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from infty.errors import UserError
-from infty_tools.options import any_text_prints, new_folder, whole
+from infty_tools.options import DatasetsOutput, any_text_prints, whole
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,14 +31,7 @@ MOST = 100_000_000
 
 
 def sorting(
-    output: Annotated[
-        Path,
-        typer.Option(
-            parser=new_folder,
-            metavar="PATH",
-            help="Folder to create: output/train and output/validation",
-        ),
-    ],
+    output: DatasetsOutput,
     length: Annotated[
         int,
         typer.Option(
