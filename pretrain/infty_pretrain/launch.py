@@ -25,6 +25,16 @@ class Launch:
     launcher: str
     """env (torchrun, deepspeed), mpi, slurm or single."""
 
+    def own_gpu(self, visible: int) -> int | None:
+        """Which of the `visible` GPUs is this process's own; None where there are none, or several and still too few.
+
+        Launchers show every process either all GPUs of its node, or its own alone (`srun --gpus-per-task=1`), which
+        is then number 0 whatever the local rank.
+        """
+        if self.local_rank < visible:
+            return self.local_rank
+        return 0 if visible == 1 else None
+
 
 def detect(environ: MutableMapping[str, str] | None = None) -> Launch:
     """Map what the launcher set to RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, and report it.
@@ -184,19 +194,14 @@ def connect(launch: Launch, tensor: int, stall_minutes: float | None = 30.0) -> 
 
 
 def device_index(launch: Launch, visible: int) -> int:
-    """Which of the `visible` GPUs is this process's own.
-
-    Launchers show every process either all GPUs of its node, or its own alone (`srun --gpus-per-task=1`), which is then
-    number 0 whatever the local rank. Raises UserError where there are several and still too few.
-    """
-    if launch.local_rank < visible:
-        return launch.local_rank
-    if visible == 1:
-        return 0
-    raise UserError(
-        f"process {launch.local_rank} of its node finds {visible} GPUs: start at most one process per GPU, "
-        f"or check CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
-    )
+    """Which of the `visible` GPUs is this process's own (Launch.own_gpu). Raises UserError where none is."""
+    index = launch.own_gpu(visible)
+    if index is None:
+        raise UserError(
+            f"process {launch.local_rank} of its node finds {visible} GPUs: start at most one process per GPU, "
+            f"or check CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
+        )
+    return index
 
 
 def _tell_deepspeed(index: int) -> None:

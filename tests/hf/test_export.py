@@ -88,6 +88,7 @@ def test_export_generates_alone(tmp_path, monkeypatch):
         "tokenizer_config.json",
         "README.md",
         "modeling_infty.py",
+        "layer_infty.py",
         "configuration_infty.py",
         "cache_infty.py",
         "pieces_infty.py",

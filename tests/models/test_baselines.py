@@ -84,103 +84,130 @@ def test_relative_attention_is_that_of_transformer_xl(name, read_before):
             torch.testing.assert_close(got[t, h], expected, rtol=1e-5, atol=1e-6)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(
+class Compressed:
+    """A window of three segments that a compressive memory has read, and the same in float64."""
+
+    SEGMENTS = 3
+
+    def __init__(self, name: str, read_before: int) -> None:
+        self.config = config = VARIANTS[name]
+        self.read_before = read_before
+        self.block = block = build(config).blocks[1]
+        self.L = config.segment_length
+        self.stm = config.stm_length
+        self.n = config.memory.length
+        self.c = config.memory.ratio
+        e, H = config.hidden_size, config.heads
+        g = torch.Generator().manual_seed(4)
+        hidden = torch.randn(self.stm + self.SEGMENTS * self.L, 1, e, generator=g)
+        old = torch.randn(1, H, self.n, e // H, generator=g)
+        seen = torch.arange(read_before, read_before + self.SEGMENTS)[None]
+        q, keys, values = block.attention.project(hidden)
+        q = q[:, :, :, self.stm :]
+        memory = block.memories["memory"]
+        x = hidden[self.stm :]
+        inputs = Inputs(q, keys, values, x, x, x, seen, block.attention, block.region, True, False)
+        state = Tree({"compressed": old, "pending": memory.content(hidden[: self.stm])})
+        self.reading = memory(inputs, state)
+        context = block.attention(q, keys, values, seen, [self.reading.attended])
+        self.context = context.double().view(-1, H, config.head_size)
+
+        # The memories: a 1-d convolution over tokens with kernel and stride c, as torch's own.
+        self.hidden = hidden[:, 0].double()
+        weight = memory.convolution.weight.double().view(e, self.c, e).permute(0, 2, 1)
+        bias = memory.convolution.bias.double()
+        leaving = self.hidden[: self.SEGMENTS * self.L].t()[None]
+        self.new = torch.nn.functional.conv1d(leaving, weight, bias, stride=self.c)[0].t()
+        self.memories = torch.cat([rows(old), self.new])  # [n + S*L/c, e]
+
+    def valid(self, segment: int) -> int:
+        """Memories that are there before this segment of the window."""
+        written = max(self.read_before + segment - self.stm // self.L, 0)
+        return min(written * self.L // self.c, self.n)
+
+    def head(self, x: Tensor, h: int, what: str) -> Tensor:
+        """The query, key or value of head h of these hidden states."""
+        config = self.config
+        group = config.heads // config.kv_heads
+        kv = h // group
+        which = {"query": h % group, "key": group, "value": group + 1}[what]
+        shape = config.kv_heads, group + 2, config.head_size
+        y = x @ self.block.attention.qkv.weight.double().view(*shape, -1)[kv, which].t()
+        if config.bias:
+            y = y + self.block.attention.qkv.bias.double().view(shape)[kv, which]
+        return y
+
+
+def rows(memories: Tensor) -> Tensor:
+    """[1, H, n, e/H] -> float64 [n, e]"""
+    return memories[0].double().transpose(0, 1).flatten(1)
+
+
+COMPRESSED = pytest.mark.parametrize(
     "name, read_before", [("compressive", 0), ("compressive", 7), ("compressive as published", 1)]
 )
-def test_compressed_memory_is_that_of_the_compressive_transformer(name, read_before):
-    """Memories, what is read of them, and the attention-reconstruction loss, from hidden states of a window."""
-    config = VARIANTS[name]
-    block = build(config).blocks[1]
-    L, stm, n, c, e = (
-        config.segment_length,
-        config.stm_length,
-        config.memory.length,
-        config.memory.ratio,
-        config.hidden_size,
-    )
-    g = torch.Generator().manual_seed(4)
-    S, H, d, K = 3, config.heads, config.head_size, config.kv_heads
-    hidden = torch.randn(stm + S * L, 1, e, generator=g)
-    old = torch.randn(1, H, n, e // H, generator=g)
-    seen = torch.arange(read_before, read_before + S)[None]
-    q, keys, values = block.attention.project(hidden)
-    q = q[:, :, :, stm:]
-    memory = block.memories["memory"]
-    x = hidden[stm:]
-    inputs = Inputs(q, keys, values, x, x, x, seen, block.attention, block.region, True, False)
-    reading = memory(inputs, Tree({"compressed": old, "pending": memory.content(hidden[:stm])}))
-    loss = reading.penalty
-    kept = reading.state["compressed"]
 
-    # The memories: a 1-d convolution over tokens with kernel and stride c, as torch's own.
-    weight = memory.convolution.weight.double().view(e, c, e).permute(0, 2, 1)
-    bias = memory.convolution.bias.double()
-    new = torch.nn.functional.conv1d(hidden[: S * L, 0].double().t()[None], weight, bias, stride=c)[
-        0
-    ].t()
-    memories = torch.cat([old[0].double().transpose(0, 1).flatten(1), new])  # [n + S*L/c, e]
-    valid = min(max(read_before + S - stm // L, 0) * L // c, n)
-    expected = memories[-n:].clone()
-    expected[: n - valid] = 0
-    torch.testing.assert_close(
-        kept[0].double().transpose(0, 1).flatten(1), expected, rtol=1e-5, atol=1e-5
-    )
 
-    # What segment 2's tokens read: [its compressed memories | short-term memory | segment].
-    got = block.attention(q, keys, values, seen, [reading.attended]).double().view(-1, H, d)
-    relative, group = block.attention.relative, H // K
-    W_R = relative.project.weight.double().view(H, d, -1)
+@torch.no_grad()
+@COMPRESSED
+def test_compressed_memories_are_a_convolution_of_what_leaves(name, read_before):
+    case = Compressed(name, read_before)
+    expected = case.memories[-case.n :].clone()
+    expected[: case.n - case.valid(case.SEGMENTS)] = 0
+    kept = rows(case.reading.state["compressed"])
+    torch.testing.assert_close(kept, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@COMPRESSED
+def test_what_is_read_of_compressed_memories_is_what_the_compressive_transformer_reads(
+    name, read_before
+):
+    """[compressed memories | short-term memory | segment], with Transformer-XL's positions."""
+    case = Compressed(name, read_before)
+    L, stm, n, H = case.L, case.stm, case.n, case.config.heads
+    relative = case.block.attention.relative
+    W_R = relative.project.weight.double().view(H, case.config.head_size, -1)
     u, v = relative.bias_content.double(), relative.bias_position.double()
-    qkv = block.attention.qkv.weight.double().view(K, group + 2, d, e)
-    shift = (
-        block.attention.qkv.bias.double().view(K, group + 2, d)
-        if config.bias
-        else torch.zeros(K, group + 2, d)
-    )
-
-    def head(x: Tensor, kv: int, which: int) -> Tensor:
-        return x @ qkv[kv, which].t() + shift[kv, which]
-
-    whole = hidden[:, 0].double()
-    for segment in range(S):
-        count = min(max(read_before + segment - stm // L, 0) * L // c, n)
-        mine = memories[segment * L // c : segment * L // c + n][n - count :]
-        local = whole[
-            max(segment * L, segment * L + stm - (read_before + segment) * L) : segment * L
-            + stm
-            + L
-        ]
+    for segment in range(case.SEGMENTS):
+        first = segment * L // case.c
+        mine = case.memories[first : first + n][n - case.valid(segment) :]
+        begin = max(segment * L, segment * L + stm - (read_before + segment) * L)
+        local = case.hidden[begin : segment * L + stm + L]
         for i, h in ((0, 0), (L - 1, H - 1)):
-            kv = h // group
             tokens = torch.cat([mine, local])[: len(mine) + len(local) - L + i + 1]
-            distances = [len(tokens) - 1 - j for j in range(len(tokens))]
             expected = attend(
-                head(whole[stm + segment * L + i], kv, h % group),
-                list(head(tokens, kv, group)),
-                list(head(tokens, kv, group + 1)),
-                distances,
+                case.head(case.hidden[stm + segment * L + i], h, "query"),
+                list(case.head(tokens, h, "key")),
+                list(case.head(tokens, h, "value")),
+                [len(tokens) - 1 - j for j in range(len(tokens))],
                 W_R[h],
                 u[h],
                 v[h],
             )
-            torch.testing.assert_close(got[segment * L + i, h], expected, rtol=1e-4, atol=1e-5)
+            got = case.context[segment * L + i, h]
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
-    # The reconstruction loss of segment 1's last token: plain attention, without positions or biases.
+
+@torch.no_grad()
+@COMPRESSED
+def test_the_reconstruction_loss_compares_plain_attention(name, read_before):
+    """Of segment 1's last token: to what leaves and to its compression, without positions or biases."""
+    case = Compressed(name, read_before)
+    L, c = case.L, case.c
     errors = []
-    for h in range(H):
-        kv, query = h // group, head(whole[stm + 2 * L - 1], h // group, h % group)
-        leaving, small = whole[L : 2 * L], new[L // c : 2 * L // c]
-        reads = [
-            (head(x, kv, group) @ query / math.sqrt(d)).softmax(0) @ head(x, kv, group + 1)
-            for x in (leaving, small)
-        ]
+    for h in range(case.config.heads):
+        query = case.head(case.hidden[case.stm + 2 * L - 1], h, "query")
+        reads = []
+        for x in (case.hidden[L : 2 * L], case.new[L // c : 2 * L // c]):
+            share = (case.head(x, h, "key") @ query / math.sqrt(case.config.head_size)).softmax(0)
+            reads.append(share @ case.head(x, h, "value"))
         errors.append((reads[0] - reads[1]).square().mean())
-    leaves = read_before + 1 >= stm // L
-    expected = config.memory.reconstruction_weight * torch.stack(errors).mean() if leaves else 0.0
-    assert loss[0, 2 * L - 1].item() == pytest.approx(
-        float(torch.as_tensor(expected)), rel=1e-4, abs=1e-9
-    )
+    leaves = read_before + 1 >= case.stm // L
+    weight = case.config.memory.reconstruction_weight if leaves else 0.0
+    expected = float(weight * torch.stack(errors).mean())
+    got = case.reading.penalty[0, 2 * L - 1].item()
+    assert got == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
 def test_the_reconstruction_loss_trains_the_compression_alone():

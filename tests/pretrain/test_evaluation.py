@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import signal
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from infty import stopping
 from infty.data.documents import Documents
 from infty.data.lanes import Window
 from infty.errors import UserError
@@ -28,19 +26,7 @@ from infty_pretrain.trainer import Trainer, crowding
 from infty_tools.cli import app
 from support import small_run, small_training
 
-pytestmark = pytest.mark.usefixtures("single_process")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def surroundings():
-    """What a launcher would set; and the trainer takes signals over, which pytest wants back."""
-    before = {n: signal.getsignal(n) for n in stopping.REQUESTS}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-            patch.setenv(name, value)
-        yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("single_process", "surroundings")
 
 
 @pytest.fixture(scope="module")

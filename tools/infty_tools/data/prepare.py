@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from infty_tools.options import any_path, any_text_prints, new_folder, utf8, whole
+from infty_tools.options import DatasetsOutput, any_path, any_text_prints, utf8, whole
 from infty_tools.progress import Progress, orderly_end
 
 LARGEST_VOCABULARY = 2_000_000
@@ -24,14 +24,7 @@ def prepare(
             help="Folder of .txt, .txt.gz, .jsonl(.gz, .zst), or a Hugging Face dataset",
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            parser=new_folder,
-            metavar="PATH",
-            help="Folder to create: output/train and output/validation",
-        ),
-    ],
+    output: DatasetsOutput,
     validation: Annotated[
         Path | None,
         typer.Option(parser=any_path, metavar="PATH", help="Folder or file of held-out documents"),

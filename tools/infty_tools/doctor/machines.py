@@ -68,26 +68,14 @@ def devices(here: Launch) -> Finding:
     return Finding(
         "devices",
         f"{count} x {name} for a process to choose from",
-        visible_gpu(here) is not None,
+        here.own_gpu(count) is not None,
         f"process {here.local_rank} of a node that shows {count} GPU(s): start one process per GPU",
     )
 
 
-def visible_gpu(here: Launch) -> int | None:
-    """The index of this process's GPU among those it sees; None if there is none for it.
-
-    Where Slurm shows each task its own GPU alone (--gpus-per-task=1), that is the first, whatever
-    the local rank.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if here.local_rank < count:
-        return here.local_rank
-    return 0 if count == 1 else None
-
-
 def gpus(here: Launch) -> list[str | None]:
     """Which GPU each process has: the node's name and the device's UUID, or None."""
-    index = visible_gpu(here)
+    index = here.own_gpu(torch.cuda.device_count())
     mine = None
     if index is not None:
         mine = f"{socket.gethostname()} {torch.cuda.get_device_properties(index).uuid}"
@@ -148,7 +136,7 @@ def communication(here: Launch, everyones: list[str | None]) -> Finding:
         return Finding("communication", "one process")
     backend, group, device = "gloo", None, "cpu"
     if None not in everyones and len(set(everyones)) == here.world:
-        device = f"cuda:{visible_gpu(here)}"
+        device = f"cuda:{here.own_gpu(torch.cuda.device_count())}"
         torch.cuda.set_device(device)
         backend = "nccl"
         group = dist.new_group(backend=backend, timeout=PATIENCE)

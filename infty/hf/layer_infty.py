@@ -1,0 +1,234 @@
+"""One layer of the exported model: attention with its short-term memory, the memories, the MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from infty.hf.configuration_infty import InftyConfig
+from infty.hf.kinds_infty import memory_of, sections_of
+from infty.hf.memory_infty import Attended, Ended, Inputs
+from infty.hf.memory_infty import Reading as MemoryReading
+from infty.hf.pieces_infty import Piece
+from infty.hf.state_infty import InftyLayerState, PartState
+from infty.memory.attending import in_front
+from infty.memory.rotary import angles, rotate
+from infty.tree import Field, Tree
+
+
+def make_norm(config: InftyConfig) -> nn.Module:
+    kind = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
+    return kind(config.hidden_size, eps=config.norm_eps)
+
+
+class InftyAttention(nn.Module):
+    """Attention to the segment so far, causally, and to the short-term memory before it."""
+
+    def __init__(self, config: InftyConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.stm = config, config.stm_of(layer)
+        self.window = config.window_of(layer)
+        self.kv_heads, self.group = (
+            config.num_key_value_heads,
+            config.num_attention_heads // config.num_key_value_heads,
+        )
+        # For each key/value head: its group of queries, its key, its value.
+        width = self.kv_heads * (self.group + 2) * config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.query_norm = self.key_norm = None
+        if config.qk_norm:
+            self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.out = nn.Linear(
+            config.num_attention_heads * config.head_dim,
+            config.hidden_size,
+            bias=config.attention_out_bias,
+        )
+
+    def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """h [b, t, e] -> queries [b, K, G, t, d], keys and values [b, K, t, d]."""
+        qkv = self.qkv(h).unflatten(-1, (self.kv_heads, self.group + 2, -1)).permute(0, 2, 3, 1, 4)
+        q, keys, values = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+        if self.query_norm is not None:
+            q, keys = self.query_norm(q), self.key_norm(keys)
+        return q, keys, values
+
+    def fields(self, dtype: torch.dtype) -> Tree:
+        """The short-term memory: unrotated keys and values of the `stm` tokens before the segment."""
+        if not self.stm:
+            return Tree({})
+        field = Field((self.kv_heads, self.stm, self.config.head_dim), dtype)
+        return Tree({"key": field, "value": field})
+
+    def in_sight(self, state: PartState) -> tuple[Tensor, Tensor]:
+        """Keys and values [b, K, stm+w, d] of the short-term memory and the segment so far."""
+        key, value = state.segment["key"], state.segment["value"]
+        if not self.stm:
+            return key, value
+        return (
+            torch.cat([state.kept["key"].to(key.dtype), key], 2),
+            torch.cat([state.kept["value"].to(value.dtype), value], 2),
+        )
+
+    def end_segment(
+        self, keys: Tensor, values: Tensor, piece: Piece, state: PartState
+    ) -> PartState:
+        """The new short-term memory, in rows whose segment is complete."""
+        if self.stm:
+            state = state.keep(key=self._tail(keys, piece), value=self._tail(values, piece))
+        return state
+
+    def _tail(self, x: Tensor, piece: Piece) -> Tensor:
+        return piece.where_complete(x[:, :, x.shape[2] - self.stm :], x[:, :, : self.stm])
+
+    def forward(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        piece: Piece,
+        attended: Sequence[Attended] = (),
+    ) -> Tensor:
+        """Keys and values [b, K, stm+w, d] begin with the short-term memory; `attended` is what memories add to them.
+        Returns [b, t, H*d]."""
+        if self.config.positions == "rotary":
+            size, (theta, scaling) = self.config.head_dim, self.config.rotary()
+            cos, sin = angles(self.stm + piece.places(), size, theta, scaling)
+            q = rotate(q, cos[:, None, None], sin[:, None, None])
+            place = torch.arange(keys.shape[2], device=keys.device)
+            cos, sin = angles(place, size, theta, scaling)
+            keys = rotate(keys, cos, sin)
+            # Places count from the oldest token in sight: what memories add stands there.
+            if scaling is not None:
+                attended = [m._replace(keys=rotate(m.keys, cos[0], sin[0])) for m in attended]
+        mask = self._mask(piece, keys.shape[2])
+        for memory in attended:
+            allowed = memory.visible[:, None].expand(-1, memory.keys.shape[2])
+            keys, values, mask = in_front(
+                (memory.keys, memory.values), allowed, memory.prior, keys, values, mask
+            )
+        z = F.scaled_dot_product_attention(
+            q.flatten(1, 2),
+            keys,
+            values,
+            attn_mask=mask,
+            enable_gqa=self.group > 1,
+            dropout_p=self.config.dropout if self.training else 0.0,
+        )
+        return z.transpose(1, 2).flatten(2)
+
+    def _mask(self, piece: Piece, width: int) -> Tensor:
+        """bool [b, 1, t, stm+w]: True where a token may look: back, and inside its document."""
+        key = torch.arange(width, device=piece.fill.device)
+        query = self.stm + piece.places()[..., None]
+        causal = key <= query
+        if self.window:
+            causal = causal & (key > query - self.window)
+        begin = self.stm - (piece.segments * self.config.segment_length).clamp(max=self.stm)
+        return (causal & (key >= begin[:, None, None])).unsqueeze(1)
+
+
+class InftyMLP(nn.Module):
+    """GELU (GPT-2) or SwiGLU (Llama)."""
+
+    def __init__(self, config: InftyConfig) -> None:
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        # Gated: gate and value of a channel lie side by side.
+        width = config.intermediate_size * (2 if self.gated else 1)
+        self.up = nn.Linear(config.hidden_size, width, bias=config.mlp_bias)
+        self.out = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.up(h)
+        if not self.gated:
+            return self.out(F.gelu(h, approximate="tanh"))
+        gate, value = h.unflatten(-1, (-1, 2)).unbind(-1)
+        return self.out(F.silu(gate) * value)
+
+
+class InftyDecoderLayer(GradientCheckpointingLayer):
+    """Residual stream in, residual stream out; state in, state out."""
+
+    def __init__(self, config: InftyConfig, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.attention_norm = make_norm(config)
+        self.attention = InftyAttention(config, layer)
+        self.memories = nn.ModuleDict(
+            {
+                name: memory_of(section)(config, layer, section)
+                for name, section in sections_of(config, layer).items()
+            }
+        )
+        self.mlp_norm = make_norm(config)
+        self.mlp = InftyMLP(config)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether one of the memories wants the tokens' rows of the output matrix."""
+        memories: list[Any] = list(self.memories.values())
+        return any(memory.predicts for memory in memories)
+
+    def begin(self, x: Tensor) -> InftyLayerState:
+        """The state of rows that have read nothing; x [b, t, e] is what they will read."""
+
+        def part(module: Any) -> PartState:
+            return PartState.begin(module.fields(x.dtype), len(x), x.device)
+
+        return InftyLayerState(
+            part(self.attention), {name: part(memory) for name, memory in self.memories.items()}
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        output_rows: Tensor | None,
+        state: InftyLayerState,
+        piece: Piece,
+        memory_enabled: bool = True,
+    ) -> tuple[Tensor, InftyLayerState]:
+        """x [b, t, e] -> x and the layer's new state; `output_rows` [b, t, e]: see `Inputs.output_rows`."""
+        h = self.attention_norm(x)
+        q, key, value = self.attention.project(h)
+        attention = state.attention.extend(piece, key=key, value=value)
+        keys, values = self.attention.in_sight(attention)
+        inputs = Inputs(q, h, x, output_rows, piece)
+        readings = self._read(inputs, state, attends=True)
+        y = self.attention.out(
+            self.attention(q, keys, values, piece, [r.attended for r in readings.values()])
+        )
+        readings |= self._read(inputs, state, attends=False)
+        for reading in readings.values():
+            if reading.update is not None:
+                y = y + reading.update
+        x = x + F.dropout(y, self.config.dropout, self.training)
+        x = x + F.dropout(self.mlp(self.mlp_norm(x)), self.config.dropout, self.training)
+        state = InftyLayerState(attention, {name: readings[name].state for name in self.memories})
+        return x, self._end_segment(
+            state, Ended(keys, values, piece, memory_enabled)
+        ) if piece.ends else state
+
+    def _read(
+        self, inputs: Inputs, state: InftyLayerState, attends: bool
+    ) -> dict[str, MemoryReading]:
+        """What the memories say that local attention sees, or those that it does not see."""
+        return {
+            name: memory(inputs, state.memories[name])
+            for name, memory in self.memories.items()
+            if memory.attends == attends
+        }
+
+    def _end_segment(self, state: InftyLayerState, ended: Ended) -> InftyLayerState:
+        memories = {
+            name: memory(ended, state.memories[name]) for name, memory in self.memories.items()
+        }
+        attention = self.attention.end_segment(
+            ended.keys, ended.values, ended.piece, state.attention
+        )
+        return InftyLayerState(attention, memories).end_segment(ended.piece)
