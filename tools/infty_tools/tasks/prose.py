@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,7 +135,7 @@ class Prose:
     def ids(self, random: np.random.Generator, held_out: bool, tokens: int) -> np.ndarray:
         """int64 [tokens]: a stretch of one text. Raises UserError when none is as long."""
         for _ in range(100):
-            texts, number, start, size = self._place(random, held_out, tokens, whole=True)
+            texts, number, start, _ = self._place(random, held_out, tokens, whole=True)
             ids = texts.ids(number, start, start + tokens, self.tokenizer)
             if len(ids) == tokens:
                 return ids
@@ -168,7 +169,7 @@ class Prose:
 def split_sentences(text: str) -> list[str]:
     """The whole sentences of a stretch of text, each with the white space behind it."""
     borders = [match.end() for match in SENTENCE_END.finditer(text)]
-    return [text[start:end] for start, end in zip(borders, borders[1:])]
+    return [text[start:end] for start, end in pairwise(borders)]
 
 
 def open_prose(path: Path, tokenizer: Path | None) -> Prose:

@@ -56,7 +56,7 @@ class Visit:
 
     place: str
     needs: tuple[int, ...]
-    """Statements that tell that it was there."""
+    """Statements that tell that it was there, the newest that suffice."""
 
 
 class World:
@@ -119,6 +119,7 @@ class World:
         at = self.story.tell(f"{actor} {self.one(DROP)} the {thing} there.")
         room, moved = self.place[actor]
         self.dropped[thing] = (room, (moved, at))
+        self._arrives(thing, room, (moved, at))
 
     def give(self) -> None:
         """Somebody hands an object to another; takes one if nobody has any."""
@@ -138,6 +139,8 @@ class World:
         trail = self.trails[thing]
         if not trail or trail[-1].place != room:
             trail.append(Visit(room, needs))
+        elif min(needs) > min(trail[-1].needs):  # told once more: the newer words suffice
+            trail[-1] = Visit(room, needs)
 
 
 def _simulate(random: np.random.Generator, statements: int, acts: dict[str, float]) -> World:
