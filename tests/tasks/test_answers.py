@@ -177,7 +177,10 @@ def test_options_that_leave_no_document_are_refused(prose, make, said):
     [
         (lambda prose: Needle(prose, lengths=(64,)), r"give \d+ or more"),
         (lambda prose: Copy(prose, lengths=(10**6,)), "the longest has"),
-        (lambda prose: Copy(prose, lengths=(400,), cue=1), "a longer --cue"),
+        (
+            lambda prose: Copy(prose, lengths=(2000,), passage=20, cue=1, passages=30),
+            "a longer --cue",
+        ),
         (lambda prose: Stories(("three-facts",), statements=2), "hardly a story"),
         (lambda prose: Facts(1, 2, 2, 0, 1, 1, 1, 1, 1), "so few different documents"),
     ],

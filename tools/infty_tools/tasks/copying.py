@@ -75,6 +75,11 @@ class Copy(Task):
         self.prose.tokenizer.save(folder)
         return self.prose.tokenizer
 
+    def check(self) -> None:
+        told = max(self.lengths) - self.passages * self.passage
+        for held_out in (False, True):
+            self.prose.ids(np.random.default_rng(0), held_out, told)
+
     def draw(self, random: np.random.Generator, index: int, held_out: bool) -> Sample:
         length = self.lengths[index % len(self.lengths)]
         after = None

@@ -48,6 +48,18 @@ class Document:
     """Tokens start..end-1 of each answer."""
 
 
+def check_length(layouts: list[Layout], tokenizer: Tokenizer, length: int) -> None:
+    """Raise UserError when `length` tokens do not hold documents like these, and some prose."""
+    fixed = max(len(without_prose(layout, tokenizer).ids) for layout in layouts)
+    needed = fixed + max(SPARE, fixed // 16)  # others may be a little longer
+    if length < needed:
+        raise UserError(_too_short(length, fixed, needed))
+
+
+def _too_short(length: int, fixed: int, needed: int) -> str:
+    return f"--length {length}: what is told and asked alone has {fixed:,} tokens; give {needed:,} or more"
+
+
 def without_prose(layout: Layout, tokenizer: Tokenizer) -> Document:
     """The document that tells one thing after another and then asks. Raises UserError."""
     page = Page()
@@ -71,10 +83,7 @@ def in_prose(
     """
     fixed = len(without_prose(layout, prose.tokenizer).ids)
     if fixed + SPARE > length:
-        raise UserError(
-            f"--length {length}: what is told and asked alone has {fixed:,} tokens; give "
-            f"{fixed + SPARE:,} or more"
-        )
+        raise UserError(_too_short(length, fixed, fixed + SPARE))
     for wider in WIDER:
         tokens = round(wider * (length - fixed)) + 8 * SPARE
         sentences = prose.sentences(random, held_out, tokens, avoid)

@@ -17,7 +17,7 @@ import typer
 from infty_tools.options import any_path, listed, one_of, several, whole
 from infty_tools.tasks.base import MOST, Sample, Task, answer_row
 from infty_tools.tasks.command import Output, Samples, Seed, ValidationSamples, run
-from infty_tools.tasks.haystack import Layout, in_prose
+from infty_tools.tasks.haystack import Layout, check_length, in_prose
 from infty_tools.tasks.page import Page
 from infty_tools.tasks.prose import Prose, open_prose
 
@@ -121,24 +121,37 @@ class Needle(Task):
             depth = self.depths[index % len(self.depths)] / 100
             index //= len(self.depths)
         kind = index % len(self.forms)
-        hidden, question = self._hidden(random, self.forms[kind])
+        layout, asked = self._layout(random, self.forms[kind], depth)
+        made = in_prose(layout, self.prose, length, random, held_out, HINTS)
+        rows = []
+        for i, (start, end) in zip(asked, made.answers, strict=True):
+            told, last = made.told[i]
+            rows.append(answer_row(start, end, told, len(made.ids), kind, last))
+        return Sample(made.ids, np.array(rows))
+
+    def check(self) -> None:
+        random = np.random.default_rng(0)
+        layouts = [self._layout(random, form, None)[0] for form in self.forms for _ in range(8)]
+        check_length(layouts, self.prose.tokenizer, min(self.lengths))
+
+    def _layout(
+        self, random: np.random.Generator, form: str, depth: float | None
+    ) -> tuple[Layout, tuple[int, ...]]:
+        """A document without its prose, and which of its needles are the answer."""
+        hidden, question = self._hidden(random, form)
         places = random.random(len(hidden))
-        if self.forms[kind] == "multi-value":
+        if form == "multi-value":
             places.sort()  # values are asked for in the order in which they are told
         elif depth is not None and len(question.answers) == 1:
             places[question.answers[0]] = depth
+        values = [hidden[i].value for i in question.answers]
         layout = Layout(
             question.before,
             [needle.put for needle in hidden],
             places,
-            lambda page: _ask(page, question.after, [hidden[i].value for i in question.answers]),
+            lambda page: _ask(page, question.after, values),
         )
-        made = in_prose(layout, self.prose, length, random, held_out, HINTS)
-        rows = []
-        for i, (start, end) in zip(question.answers, made.answers, strict=True):
-            told, last = made.told[i]
-            rows.append(answer_row(start, end, told, len(made.ids), kind, last))
-        return Sample(made.ids, np.array(rows))
+        return layout, question.answers
 
     def _hidden(self, random: np.random.Generator, form: str) -> tuple[list[Hidden], Question]:
         """The needles of a document, and what is asked about them."""

@@ -49,26 +49,33 @@ class Page:
         """The ids, int64, closed by the end token; and the tokens of the marks, int64 [marks, 2].
 
         With `tokens`, as many before the end token: what is too much is left out of the longest
-        stretch of prose, from its start. None when the page is too short. Raises UserError.
+        stretches of prose, from their start. None when the page is too short. Raises UserError.
         """
         ids, ends = tokenizer.encode_with_ends("".join(self.parts))
         places = _token_ranges(ends, self.marks)
         if tokens is not None and len(ids) < tokens:
             return None
-        if tokens is not None and len(ids) > tokens:
-            start, end = max(_token_ranges(ends, self.prose), key=lambda r: r[1] - r[0])
-            spare = len(ids) - tokens
-            if spare > end - start - 1:
-                raise UserError(
-                    f"the document has {len(ids) - (end - start):,} tokens without its prose: give a "
-                    "larger --length"
-                )
-            # Not the first token: a page may begin with the prose, and its first token is special
-            # to some tokenizers.
-            cut = slice(start + 1, start + 1 + spare)
-            ids = np.delete(ids, cut)
-            places = np.where(places > start, places - spare, places)
+        if tokens is not None:
+            kept = _kept(len(ids), _token_ranges(ends, self.prose), tokens)
+            ids = ids[kept]
+            places = np.concatenate([[0], np.cumsum(kept)])[places]
         return np.append(ids, tokenizer.eos_id), places
+
+
+def _kept(count: int, prose: np.ndarray, tokens: int) -> np.ndarray:
+    """bool [count]: which of a page's tokens stay, so that there are `tokens`. Raises UserError."""
+    kept = np.ones(count, dtype=bool)
+    spare = count - tokens
+    for start, end in sorted(prose.tolist(), key=lambda r: r[0] - r[1]):
+        # Not the first: a tokenizer may have marked the beginning of a text by it.
+        cut = min(spare, end - start - 1)
+        kept[start + 1 : start + 1 + cut] = False
+        spare -= cut
+    if spare:
+        raise UserError(
+            f"a document has {tokens + spare:,} tokens without its prose: give a larger --length"
+        )
+    return kept
 
 
 def _token_ranges(ends: np.ndarray, characters: list[tuple[int, int]]) -> np.ndarray:

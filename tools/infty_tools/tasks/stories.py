@@ -21,7 +21,7 @@ from infty_tools.options import any_path, listed, one_of, several, whole
 from infty_tools.tasks import worlds
 from infty_tools.tasks.base import MOST, Sample, Task, answer_row, save_words
 from infty_tools.tasks.command import Output, Samples, Seed, ValidationSamples, run
-from infty_tools.tasks.haystack import Layout, in_prose, without_prose
+from infty_tools.tasks.haystack import Layout, check_length, in_prose, without_prose
 from infty_tools.tasks.page import Page
 from infty_tools.tasks.prose import Prose, open_prose
 from infty_tools.tasks.worlds import KINDS, Question, Story
@@ -91,9 +91,7 @@ class Stories(Task):
             depth = self.depths[index % len(self.depths)] / 100
             index //= len(self.depths)
         kind = index % len(self.story_kinds)
-        story, asked = self._story(random, self.story_kinds[kind])
-        places = _places(random, len(story.statements), min(asked[0].needs), depth)
-        layout = Layout("", [_teller(text) for text in story.statements], places, _asker(asked))
+        layout, asked = self._layout(random, self.story_kinds[kind], depth)
         if self.prose is None:
             made = without_prose(layout, _own_tokenizer())
         else:
@@ -103,6 +101,23 @@ class Stories(Task):
             told = made.told[min(question.needs)][0]
             rows.append(answer_row(start, end, told, len(made.ids), kind, told))
         return Sample(made.ids, np.array(rows))
+
+    def check(self) -> None:
+        random = np.random.default_rng(0)
+        layouts = [
+            self._layout(random, kind, None)[0] for kind in self.story_kinds for _ in range(4)
+        ]
+        if self.prose is not None:
+            check_length(layouts, self.prose.tokenizer, min(self.lengths))
+
+    def _layout(
+        self, random: np.random.Generator, kind: str, depth: float | None
+    ) -> tuple[Layout, list[Question]]:
+        """A document without its prose, and the questions it asks."""
+        story, asked = self._story(random, kind)
+        places = _places(random, len(story.statements), min(asked[0].needs), depth)
+        told = [_teller(text) for text in story.statements]
+        return Layout("", told, places, _asker(asked)), asked
 
     def _story(self, random: np.random.Generator, kind: str) -> tuple[Story, list[Question]]:
         """A story, and what is asked about it."""
