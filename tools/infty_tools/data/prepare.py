@@ -229,6 +229,12 @@ def inspect(
         ("fingerprint", info.fingerprint[:16]),
     ):
         table.add_row(name, value)
+    if documents.answers is not None:
+        kinds = ", ".join(documents.answers.kinds)
+        table.add_row("task", f"{documents.answers.task} ({kinds})")
+        table.add_row(
+            "answers", f"{info.answers:,}, {documents.counted.total:,} tokens, which alone count"
+        )
     console.print(table)
     _histogram(console, lengths)
     for i in range(min(samples, len(documents))):

@@ -54,6 +54,9 @@ class Task(ABC):
     def draw(self, random: np.random.Generator, index: int, held_out: bool) -> Sample:
         """Document number `index` of a set, if `random` is used for nothing else. Raises UserError."""
 
+    def check(self) -> None:  # noqa: B027  (most have nothing to look at)
+        """Raise UserError for options that leave no document, before anything is written."""
+
     def options(self) -> dict[str, Any]:
         """What decides, with the seed, what is made; JSON values."""
         return asdict(self)  # type: ignore[call-overload]

@@ -86,6 +86,7 @@ def make(
     if done is not None:
         tell(f"{output} is already made")
         return done
+    task.check()
     place = Workplace(output, COMMAND)
     try:
         place.begin(plan.fingerprint, tell)
