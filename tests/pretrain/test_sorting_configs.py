@@ -11,9 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from infty.errors import UserError
 from infty_pretrain import config as configs
-from infty_tools.bench import sorting as bench_sorting
 from infty_tools.cli import app
 from infty_tools.tasks.making import make
 from infty_tools.tasks.sorting import Sorting
@@ -90,55 +88,3 @@ def test_they_train_on_their_data(tmp_path, system):
     row = json.loads((tmp_path / "run" / "validation.jsonl").read_text())
     assert row["off"]["tokens"] == 8 * 20 and 0 <= row["off"]["accuracy"] <= 1
     assert ("on" in row) == (system != "transformer-xl")
-
-
-def test_the_bench_compares_systems(tmp_path):
-    out = tmp_path / "out"
-    result = CliRunner().invoke(
-        app,
-        [
-            "bench",
-            "sorting",
-            "--length",
-            "64",
-            "--steps",
-            "3",
-            "--lanes",
-            "4",
-            "--hidden",
-            "16",
-            "--systems",
-            "no-memory,infty",
-            "--out",
-            str(out),
-        ],
-    )
-    assert result.exit_code == 0, result.exception
-    rows = json.loads((out / "sorting.json").read_text())
-    assert [row["system"] for row in rows] == ["no-memory", "infty"]
-    assert all(0 <= row["accuracy"] <= 1 and row["loss"] > 0 for row in rows)
-    assert (out / "sorting.png").stat().st_size > 1000
-    again = CliRunner().invoke(app, ["bench", "sorting", "--out", str(out)])
-    assert isinstance(again.exception, UserError) and "exists" in str(again.exception)
-
-
-def test_the_bench_names_an_unknown_system():
-    for options, said in (
-        (["--systems", "infty,lstm"], "lstm"),
-        (["--length", "100"], "multiple of 64"),
-    ):
-        result = CliRunner().invoke(app, ["bench", "sorting", *options])
-        assert isinstance(result.exception, UserError) and said in str(result.exception)
-
-
-def test_differences_between_systems_are_one_section():
-    """In the scaled-down comparison, too."""
-    made = [
-        bench_sorting.config(name, Path("x"), 256, 10, 64, 2, 16, 1e-3, 0)
-        for name in bench_sorting.SYSTEMS
-    ]
-    for one in made:
-        one["run"].pop("folder")
-        for key in ("memory", "stm_length"):
-            one["model"].pop(key, None)
-    assert all(one == made[0] for one in made)

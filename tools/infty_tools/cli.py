@@ -51,7 +51,7 @@ BENCHES = {
     "retention": ("bench.retention", "retention"),
     "layouts": ("bench.layouts", "layouts"),
     "faults": ("bench.faults", "faults"),
-    "sorting": ("bench.sorting", "sorting"),
+    "recall": ("bench.recall", "recall"),
     "growth": ("bench.growth", "growth"),
     "checkpoint": ("bench.checkpoint", "checkpoint"),
     "inputs": ("bench.inputs", "inputs"),
