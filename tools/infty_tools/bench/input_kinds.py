@@ -41,7 +41,9 @@ class Inputs:
             place.mkdir()
             ending = carry_out(Trial(arguments, place), place / "inputs")
             if ending.outcome != "right":
-                raise UserError(f"infty {' '.join(arguments)} failed: {ending.said}")
+                raise UserError(
+                    f"infty {' '.join(arguments)} failed ({ending.outcome}): {ending.said}"
+                )
         return self.folder / name
 
     def books(self) -> Path:

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-PATIENCE = 60.0
-"""Seconds after which a command counts as hanging."""
+PATIENCE = 300.0
+"""Seconds after which a command counts as hanging: on a busy machine a right one may take a minute."""
 ROOM = 24 * 2**30
 """Bytes of address space that a command may take: a size from a damaged file must not take the machine's."""
 
