@@ -114,7 +114,7 @@ class ModelConfig:
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.head_size is None:
-            _require(self.heads > 0, "heads", f"{self.heads} must be > 0")
+            ranges.check(self, {"heads": RANGES["heads"]}, "model.")  # before it divides
             _require(
                 self.hidden_size % self.heads == 0,
                 "heads",

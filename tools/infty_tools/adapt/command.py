@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from infty_tools.options import any_path, new_folder, whole
+from infty_tools.options import any_path, new_folder, one_of, utf8, whole
+
+MEMORIES = ("none", "continuation", "associative", "continuous")
 
 
 def adapt(
@@ -22,17 +24,24 @@ def adapt(
     ],
     changes: Annotated[
         list[str] | None,
-        typer.Argument(help="Changes to the model's config: model.key=value"),
+        typer.Argument(parser=utf8, help="Changes to the model's config: model.key=value"),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(parser=new_folder, metavar="PATH", help="The folder to make")
     ] = None,
     memory: Annotated[
-        str, typer.Option(help="none, continuation, associative or continuous")
+        str,
+        typer.Option(
+            parser=one_of(*MEMORIES),
+            metavar="KIND",
+            help="none, continuation, associative or continuous",
+        ),
     ] = "none",
     end_token: Annotated[
         str | None,
-        typer.Option(help="The token that ends a document, if not the one the tokenizer names"),
+        typer.Option(
+            parser=utf8, help="The token that ends a document, if not the one the tokenizer names"
+        ),
     ] = None,
     seed: Annotated[
         int,

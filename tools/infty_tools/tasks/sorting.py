@@ -66,7 +66,7 @@ def sorting(
     length: Annotated[
         int,
         typer.Option(
-            parser=whole(0, 2**63),
+            parser=whole(2 * SYMBOLS, MOST),
             metavar="N",
             help="Tokens that a model reads of a sequence, answer included",
         ),
