@@ -1,4 +1,4 @@
-"""Values from the command line of `prepare`, `inspect`, `books` and `sorting`: checked before any work begins."""
+"""Values from the command line of `prepare`, `inspect` and `books`: checked before any work begins."""
 
 from __future__ import annotations
 

@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from infty.data.documents import Documents
+from infty_pretrain import config as configs
 from infty_tools.cli import app
 from infty_tools.tasks.command import TASKS
+from infty_tools.tasks.facts import Facts
 from support.small_data import infty
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +53,14 @@ def test_the_commands(tmp_path, prose_folder, monkeypatch):
             assert Documents.open(folder / "train").answers.task == words[1]
     assert "facts (first, repeated)" in said["inspect"]
     assert "of tokens right" in said["pretrain"]
+
+
+def test_the_config_reads_whole_documents():
+    """Its window is the document of 16 facts in a segment and 8 segments that ask."""
+    config = configs.load(ROOT / "configs/facts.yaml")
+    task = Facts()
+    assert task.told == config.model.segment_length == 32
+    assert config.batch.window_segments * config.model.segment_length == task.told + task.asked
 
 
 def test_every_task_and_dial_is_named():

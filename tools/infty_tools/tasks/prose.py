@@ -42,9 +42,13 @@ class Texts(ABC):
     def text(self, number: int, start: int, stop: int) -> str:
         """About the tokens start..stop-1 of a text, 0 <= start < stop <= its size."""
 
-    @abstractmethod
-    def ids(self, number: int, start: int, stop: int, tokenizer: Tokenizer) -> np.ndarray:
-        """As many ids of a text, int64, from about the token `start` on."""
+    def ids(self, number: int, start: int, count: int, limit: int, made: Tokenizer) -> np.ndarray:
+        """int64 [count]: ids of a text from about its token `start` on, made by a tokenizer.
+
+        Nothing from about the token `limit` on is read; there may be fewer.
+        """
+        stop = min(start + 4 * count, limit)  # its tokens may be longer than those of the text
+        return made.encode(self.text(number, start, stop))[:count]
 
 
 class DatasetTexts(Texts):
@@ -57,11 +61,10 @@ class DatasetTexts(Texts):
     def text(self, number: int, start: int, stop: int) -> str:
         return self._documents.tokenizer.decode(self._documents.read(number, start, stop))
 
-    def ids(self, number: int, start: int, stop: int, tokenizer: Tokenizer) -> np.ndarray:
-        if tokenizer.fingerprint == self._documents.info.tokenizer_fingerprint:
-            return self._documents.read(number, start, stop)
-        more = min(start + 4 * (stop - start), int(self.sizes[number]))  # it may have longer tokens
-        return tokenizer.encode(self.text(number, start, more))[: stop - start]
+    def ids(self, number: int, start: int, count: int, limit: int, made: Tokenizer) -> np.ndarray:
+        if made.fingerprint == self._documents.info.tokenizer_fingerprint:
+            return self._documents.read(number, start, min(start + count, limit))
+        return super().ids(number, start, count, limit, made)
 
 
 class FileTexts(Texts):
@@ -70,7 +73,6 @@ class FileTexts(Texts):
     def __init__(self, found: list[Source], tokenizer: Tokenizer) -> None:
         self._sources = found
         self._read = lru_cache(maxsize=64)(self._text_of)
-        self._encoded = lru_cache(maxsize=16)(lambda i: tokenizer.encode(self._read(i)))
         usable = [i for i in range(len(found)) if self._read(i).strip()]
         if not usable:
             raise UserError("--text holds no usable text: every file is empty, binary or not UTF-8")
@@ -89,11 +91,6 @@ class FileTexts(Texts):
     def text(self, number: int, start: int, stop: int) -> str:
         text = self._read(self._usable[number])
         return text[int(start * self._characters) : int(stop * self._characters)]
-
-    def ids(self, number: int, start: int, stop: int, tokenizer: Tokenizer) -> np.ndarray:
-        ids = self._encoded(self._usable[number])
-        start = min(start, max(0, len(ids) - (stop - start)))
-        return ids[start : start + stop - start]
 
 
 @dataclass(frozen=True)
@@ -135,8 +132,8 @@ class Prose:
     def ids(self, random: np.random.Generator, held_out: bool, tokens: int) -> np.ndarray:
         """int64 [tokens]: a stretch of one text. Raises UserError when none is as long."""
         for _ in range(100):
-            texts, number, start, _ = self._place(random, held_out, tokens, whole=True)
-            ids = texts.ids(number, start, start + tokens, self.tokenizer)
+            texts, number, start, size = self._place(random, held_out, tokens, whole=True)
+            ids = texts.ids(number, start, tokens, start + size, self.tokenizer)
             if len(ids) == tokens:
                 return ids
         raise UserError(
