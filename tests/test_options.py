@@ -185,7 +185,7 @@ def test_an_option_that_is_given_twice_is_refused(words):
 @pytest.mark.parametrize("name", ["RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"])
 def test_one_rank_speaks_of_words_that_all_were_given(monkeypatch, capsys, name):
     monkeypatch.setattr("sys.argv", ["infty", "evaluate", "--lanes", "0"])
-    monkeypatch.setattr(cli, "_end", lambda code: None)
+    monkeypatch.setattr(cli, "end", lambda code: None)
     for rank, lines in (("0", 1), ("3", 0)):
         monkeypatch.setenv(name, rank)
         cli.main()
@@ -204,7 +204,7 @@ def test_one_rank_speaks_of_words_that_all_were_given(monkeypatch, capsys, name)
 def test_a_mistake_is_one_line(monkeypatch, capsys, words, said):
     monkeypatch.setattr("sys.argv", ["infty", *words])
     codes = []
-    monkeypatch.setattr(cli, "_end", codes.append)
+    monkeypatch.setattr(cli, "end", codes.append)
     cli.main()
     lines = capsys.readouterr().err.splitlines()
     assert codes == [2] and len(lines) == 1 and said in lines[0]

@@ -66,7 +66,7 @@ class Engine:
         )
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.deepspeed = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=self._settings(), mpu=groups.MPU()
+            model=model, optimizer=optimizer, config=self.settings(), mpu=groups.MPU()
         )[0]
         randomness.seed(config.run.seed)
         self.micro_batches = config.micro_batches(groups.data_size())
@@ -82,7 +82,7 @@ class Engine:
     def model(self) -> InftyLM:
         return self.deepspeed.module
 
-    def _settings(self) -> dict:
+    def settings(self) -> dict:
         config = self.config
         return {
             "train_batch_size": config.batch.lanes,
@@ -130,7 +130,7 @@ class Engine:
                 if skipped:  # makes every gradient NaN, so that the optimizer drops the step
                     loss = loss * math.nan
             self.deepspeed.backward(loss * scale)
-            norm = self._update(last)
+            norm = self.update(last)
             states.append(out.state)
             quarantined.append(bad)
         if not math.isfinite(norm):
@@ -190,7 +190,7 @@ class Engine:
             return nll, not math.isfinite(nll)
         return nll / (tokens - lost) if lost < tokens else math.nan, not math.isfinite(nll)
 
-    def _update(self, last: bool) -> float:
+    def update(self, last: bool) -> float:
         """End a micro-batch; after the last, the optimizer acts, unless the gradient is not finite. Returns the norm.
 
         From ZeRO-1 on DeepSpeed itself drops a step whose norm is not finite and clears what it has gathered. (It takes

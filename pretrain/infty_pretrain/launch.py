@@ -46,7 +46,7 @@ def detect(environ: MutableMapping[str, str] | None = None) -> Launch:
     environment.check(env)
     launcher = _launcher(env)
     if launcher == "mpi":
-        _from_mpi(env)
+        from_mpi(env)
     elif launcher == "slurm":
         env.update(
             RANK=env["SLURM_PROCID"],
@@ -111,7 +111,7 @@ def _left_over(env: MutableMapping[str, str], outer: str) -> bool:
     return False
 
 
-def _from_mpi(env: MutableMapping[str, str]) -> None:
+def from_mpi(env: MutableMapping[str, str]) -> None:
     try:
         from mpi4py import MPI
     except ImportError as error:

@@ -118,11 +118,11 @@ class Monitor:
             "tokens_per_second": speed,
             "seconds_per_step": seconds / max(1, self.interval_steps),
         }
-        figures |= self._utilisation(speed)
+        figures |= self.utilisation(speed)
         self.interval_start, self.interval_tokens, self.interval_steps = now, 0, 0
         return figures
 
-    def _utilisation(self, speed: float) -> dict[str, float]:
+    def utilisation(self, speed: float) -> dict[str, float]:
         """Which share of the devices' peak `speed` tokens a second are. More than all of it cannot be: then the peak is
         wrong, and is said to be, once."""
         if self.peak is None:

@@ -45,7 +45,7 @@ def own_address() -> str:
         named = resolve(host, patience=0)
     except UserError:
         named = []
-    found = next((a for a in named if not _is_loopback(a)), None) or _source_address(_ELSEWHERE)
+    found = next((a for a in named if not _is_loopback(a)), None) or source_address(_ELSEWHERE)
     if found is None:
         raise UserError(
             f"{host} has no address but loopback, where other hosts cannot reach it: "
@@ -85,7 +85,7 @@ def meet(rank: int, world: int, backend: str, patience: timedelta) -> None:
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     addresses = resolve(address)
     if backend == "gloo":
-        _choose_interface(addresses[0])
+        choose_interface(addresses[0])
     lost = rank > 0 and _several_hosts(world) and all(map(_is_loopback, addresses))
     try:
         store, _, _ = next(
@@ -134,7 +134,7 @@ def _explain(
     )
 
 
-def _choose_interface(address: str) -> None:
+def choose_interface(address: str) -> None:
     """gloo listens at the address that the host's own name resolves to. Where that is loopback and rank 0 is elsewhere,
     name the interface that leads there."""
     import psutil
@@ -145,7 +145,7 @@ def _choose_interface(address: str) -> None:
         named = resolve(socket.gethostname(), patience=0)
     except UserError:
         named = [LOOPBACK]
-    mine = _source_address((address, 9))
+    mine = source_address((address, 9))
     if mine is None or not all(map(_is_loopback, named)):
         return
     for name, addresses in psutil.net_if_addrs().items():
@@ -154,7 +154,7 @@ def _choose_interface(address: str) -> None:
             return
 
 
-def _source_address(target: tuple[str, int]) -> str | None:
+def source_address(target: tuple[str, int]) -> str | None:
     """This host's address on the way to another one; None where there is no way."""
     family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as s:

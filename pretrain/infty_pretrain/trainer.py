@@ -122,7 +122,7 @@ class Trainer:
         """Steps, and what falls due between them. Returns whether the run was stopped before its end."""
         total = self.config.total_steps
         while self.step < total:
-            self._train_step()
+            self.train_step()
             if self._due(self.config.evaluation.every):
                 self._evaluate()
             stop, writing, overdue = self.stop.agreed(self.saver.writing(), self._overdue())
@@ -131,12 +131,12 @@ class Trainer:
                 self._saved(self.saver.finish())
             lasting = stopping or self.step == total or self._due(self.config.checkpoint.every)
             if lasting or overdue:
-                self._save(ephemeral=not lasting)
+                self.save(ephemeral=not lasting)
             if stopping:
                 return True
         return False
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
         self.watchdog.tick(f"reading data for step {self.step + 1}")
         window = self.reader.next_window(curriculum.window_segments(self.config.batch, self.step))
         self.watchdog.tick(f"computing step {self.step + 1}")
@@ -155,7 +155,7 @@ class Trainer:
         self._saved(self.saver.finish())
         kept = f"Nothing was saved after step {self.last_saved}"
         if not self.engine.faults.suspect:
-            self._save()
+            self.save()
             self._saved(self.saver.finish())
             kept = (
                 f"Nothing was lost: skipped steps change no weights, and step {self.step} is saved"
@@ -196,7 +196,7 @@ class Trainer:
     def _modes(self) -> tuple[str, ...]:
         return ("on", "off") if self.config.model.remembers else ("off",)
 
-    def _save(self, ephemeral: bool = False) -> None:
+    def save(self, ephemeral: bool = False) -> None:
         if self.engine.faults.suspect:
             self.monitor.say(
                 f"step {self.step} is not saved: its loss is not finite, perhaps because of the weights"
@@ -290,7 +290,7 @@ class Trainer:
     def _prepare_folder(self) -> list[Path]:
         """Have the folder to ourselves; store the resolved config; remove what a killed run was writing. Returns the
         checkpoints that are there, newest first."""
-        self._lock = lock.take(self.folder)
+        self.lock = lock.take(self.folder)
         files.write_whole(self.folder / "config.yaml", self.config.to_yaml())
         (self.folder / "stop").unlink(missing_ok=True)
         for leftover in self.checkpoints.glob(f"*{files.PARTIAL}"):

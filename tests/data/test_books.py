@@ -46,7 +46,7 @@ def corpus(tmp_path, monkeypatch):
     pack(tmp_path / "archive.tar.gz", files)
     asked = []
     monkeypatch.setattr(
-        module, "_download", lambda _: asked.append(1) or tmp_path / "archive.tar.gz"
+        module, "download", lambda _: asked.append(1) or tmp_path / "archive.tar.gz"
     )
     return asked
 

@@ -76,7 +76,7 @@ def in_another_process(script: str, *arguments: Path, cache: Path) -> dict:
 
 @pytest.mark.usefixtures("run")
 def test_export_generates_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(Exporter, "_verify", lambda *_: "tested below")
+    monkeypatch.setattr(Exporter, "verify", lambda *_: "tested below")
     Exporter(tmp_path / "run").write(tmp_path / "exports" / "first")
     folder = tmp_path / "exports" / "first"
     names = {p.name for p in folder.iterdir()}
@@ -138,7 +138,7 @@ print(json.dumps({"read": cache.get_seq_length(), "book": names["book"].shape[1]
 
 @pytest.mark.usefixtures("run")
 def test_the_model_cards_code_runs_as_it_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr(Exporter, "_verify", lambda *_: "tested elsewhere")
+    monkeypatch.setattr(Exporter, "verify", lambda *_: "tested elsewhere")
     Exporter(tmp_path / "run").write(tmp_path / "first")
     out = in_another_process(CARD, tmp_path / "first", cache=tmp_path / "cache")
     assert out["read"] == out["book"] == out["after"] > 1000
@@ -185,11 +185,11 @@ def test_verification_notices_a_wrong_weight(tmp_path, vocabulary):
     padded = torch.nn.functional.pad(ids, (0, -ids.shape[1] % 8))
     with torch.no_grad():
         logits = training_logits(trained, padded)[:, export_verify.columns(ids.shape[1])]
-        assert "Verified" in export_verify.compare(exporter._reference(), ids, logits)
+        assert "Verified" in export_verify.compare(exporter.reference(), ids, logits)
         trained.blocks[1].memories["memory"].out.weight.mul_(1.1)
         logits = training_logits(trained, padded)[:, export_verify.columns(ids.shape[1])]
     with pytest.raises(UserError, match="not the trained one"):
-        export_verify.compare(exporter._reference(), ids, logits)
+        export_verify.compare(exporter.reference(), ids, logits)
 
 
 def test_nothing_is_left_when_it_fails(run, tmp_path, monkeypatch):
@@ -198,14 +198,14 @@ def test_nothing_is_left_when_it_fails(run, tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Exporter, "_verify", fail)
+    monkeypatch.setattr(Exporter, "verify", fail)
     with pytest.raises(KeyboardInterrupt):
         Exporter(tmp_path / "run").write(folder)
     assert list(folder.parent.iterdir()) == []
 
 
 def test_an_existing_folder_is_left_alone(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(Exporter, "_verify", lambda *_: "skipped")
+    monkeypatch.setattr(Exporter, "verify", lambda *_: "skipped")
     exporter, mine = Exporter(tmp_path / "run"), tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")

@@ -63,7 +63,7 @@ def test_a_run_that_comes_to_something_else_counts_as_lost(harness):
     trial, config, reference = harmed(harness)
     trial.facts["damaged"] = "step-00000099"  # of which the second start will say nothing
     config.write_text(config.read_text().replace("lr: 0.003", "lr: 0.0031"))
-    row = harness._judge_end("flipped bit", trial, config, reference)
+    row = harness.judge_end("flipped bit", trial, config, reference)
     assert row["went on"] and row["lost"] and not row["detected"]
     assert "the loss curve differs" in row["wrong"] and any(
         "/weight differs" in w for w in row["wrong"]
@@ -74,7 +74,7 @@ def test_a_run_that_cannot_go_on_counts_as_lost(harness):
     trial, config, reference = harmed(harness)
     for folder in trial.folders("step-????????"):
         (folder / "manifest.json").unlink()
-    row = harness._judge_end("kill -9 of all", trial, config, reference)
+    row = harness.judge_end("kill -9 of all", trial, config, reference)
     assert row["lost"] and not row["went on"] and "none is whole" in row["wrong"][0]
 
 
@@ -133,4 +133,4 @@ def test_a_signal_in_start_up_counts_only_with_the_status_for_again(
         codes=lambda: list(codes), said=lambda: "", wait=wait, signal=deliver, end=lambda: None
     )
     trial = fault_kinds.Trial(lambda harm=None: start, tmp_path, random.Random(0), 1.0)
-    assert fault_kinds._signal(trial, number, [1]) == detected
+    assert fault_kinds.end_by_signal(trial, number, [1]) == detected

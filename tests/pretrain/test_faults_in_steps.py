@@ -140,11 +140,11 @@ def test_patience_with_spikes_ends_and_keeps_all(root, tmp_path, alone):
     assert all(torch.equal(p, before[n]) for n, p in run.engine.model.named_parameters())
     run.monitor.close()
     run.engine.deepspeed.destroy()
-    run._lock.close()
+    run.lock.close()
     again = trainer(root, tmp_path / "run", **changes)
     assert (again.step, again.engine.faults.skipped, again.engine.faults.in_a_row) == (3, 3, 0)
     assert all(torch.equal(p, before[n]) for n, p in again.engine.model.named_parameters())
-    again._lock.close()
+    again.lock.close()
     assert again.run() == 0
     again.engine.deepspeed.destroy()
 
@@ -153,16 +153,16 @@ def test_patience_with_a_lost_lane_ends_without_quarantine(root, tmp_path, alone
     run = trainer(
         root, tmp_path / "run", faults__quarantine=False, faults__patience=2, checkpoint__every=1
     )
-    run._train_step()
-    run._save()
+    run.train_step()
+    run.save()
     fault_cases.spoil(run.engine, 1, "state")
-    run._train_step()
-    run._save()  # a checkpoint that is due now would keep weights that may be bad
+    run.train_step()
+    run.save()  # a checkpoint that is due now would keep weights that may be bad
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
     with pytest.raises(
         UserError, match=r"step 3: 2 steps .* loss is not finite\. Nothing was saved after step 1"
     ):
-        run._train_step()
+        run.train_step()
     rows = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
@@ -173,7 +173,7 @@ def test_patience_with_a_lost_lane_ends_without_quarantine(root, tmp_path, alone
     ]
     run.monitor.close()
     run.engine.deepspeed.destroy()
-    run._lock.close()
+    run.lock.close()
 
 
 def test_recent_losses_survive_a_resume(root, tmp_path, alone):

@@ -124,7 +124,7 @@ def test_a_share_is_at_most_one_and_says_of_what(monkeypatch, capsys, peak, key,
     watching = object.__new__(monitor.Monitor)
     watching.rank, watching.peak, watching.config = 0, peak, SimpleNamespace(model=None)
     monkeypatch.setattr(flops, "training_per_token", lambda _: 1e9)
-    assert watching._utilisation(1000.0) == ({key: 0.25} if key else {})
-    assert watching._utilisation(1000.0) == ({key: 0.25} if key else {})
+    assert watching.utilisation(1000.0) == ({key: 0.25} if key else {})
+    assert watching.utilisation(1000.0) == ({key: 0.25} if key else {})
     said = capsys.readouterr().out
     assert said.count("no utilisation is shown") == (1 if words else 0) and (words or "") in said

@@ -19,7 +19,7 @@ import infty_pretrain
 from infty.errors import UserError
 from infty_pretrain import checkpoint, evaluation, lock
 from infty_pretrain.checkpoint import writing
-from infty_pretrain.engine import Engine, parameter_groups
+from infty_pretrain.engine import parameter_groups
 from infty_pretrain.faults import watchdog
 from infty_pretrain.launch import Launch
 from infty_pretrain.trainer import Trainer
@@ -187,17 +187,18 @@ def test_other_lanes_are_kept_added_and_retired(run, data, lanes):
 def first_losses(run, data, lanes: int) -> torch.Tensor:
     """The losses of all tokens in the first step after a start, [lanes, S, L]; NaN from where a document begins."""
     seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        plain = Engine._forward
 
-        def recording(*arguments):
-            result = plain(*arguments)
-            new = arguments[1].reset.cumsum(1) > 0
-            seen.append(result[1].token_nll.masked_fill(new[..., None], math.nan))
-            return result
+    def record(_model, inputs, outputs):
+        _, reset, _ = inputs
+        new = reset.cumsum(1) > 0
+        seen.append(outputs[1].token_nll.masked_fill(new[..., None], math.nan))
 
-        patch.setattr(Engine, "_forward", recording)
-        assert again(run, data, run__steps=5, batch__lanes=lanes, model__dropout=0.0) == 0
+    changes = {"run__steps": 5, "checkpoint__keep_last": 9}
+    config = small_run.config(run, data, batch__lanes=lanes, model__dropout=0.0, **changes)
+    trainer = Trainer(config, Launch(0, 1, 0, "env"))
+    trainer.engine.model.register_forward_hook(record)
+    assert trainer.run() == 0
+    trainer.engine.deepspeed.destroy()
     return seen[0]
 
 
@@ -265,7 +266,7 @@ def test_memory_parameters_have_their_own_rate_and_vectors_do_not_decay(tmp_path
     )
     engine = trainer.engine
     before = {n: p.detach().clone() for n, p in engine.model.named_parameters()}
-    trainer._train_step()
+    trainer.train_step()
     moved = {n for n, p in engine.model.named_parameters() if not torch.equal(p, before[n])}
     memory = {n for n in before if ".memory." in n}
     assert memory and moved == set(before) - memory

@@ -28,7 +28,7 @@ def mpi(monkeypatch):
     def answer(env):
         env.update(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", **MASTER)
 
-    monkeypatch.setattr(launch, "_from_mpi", answer)
+    monkeypatch.setattr(launch, "from_mpi", answer)
 
 
 def test_torchrun_and_deepspeed():

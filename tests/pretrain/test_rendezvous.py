@@ -46,9 +46,9 @@ def test_one_host_meets_on_loopback():
 
 
 def test_several_hosts_do_not_meet_on_loopback(loopback_name, monkeypatch):
-    monkeypatch.setattr(rendezvous, "_source_address", lambda _: "10.1.2.3")
+    monkeypatch.setattr(rendezvous, "source_address", lambda _: "10.1.2.3")
     assert rendezvous.offer({}, one_host=False)["MASTER_ADDR"] == "10.1.2.3"
-    monkeypatch.setattr(rendezvous, "_source_address", lambda _: None)
+    monkeypatch.setattr(rendezvous, "source_address", lambda _: None)
     with pytest.raises(UserError, match=r"no address but loopback.*export MASTER_ADDR"):
         rendezvous.offer({}, one_host=False)
 
@@ -56,7 +56,7 @@ def test_several_hosts_do_not_meet_on_loopback(loopback_name, monkeypatch):
 def test_gloo_is_told_the_interface_where_the_own_name_is_loopback(loopback_name, monkeypatch):
     import psutil
 
-    monkeypatch.setattr(rendezvous, "_source_address", lambda _: "10.1.2.3")
+    monkeypatch.setattr(rendezvous, "source_address", lambda _: "10.1.2.3")
     monkeypatch.setattr(
         psutil,
         "net_if_addrs",
@@ -67,10 +67,10 @@ def test_gloo_is_told_the_interface_where_the_own_name_is_loopback(loopback_name
     )
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
-    rendezvous._choose_interface("10.1.2.1")
+    rendezvous.choose_interface("10.1.2.1")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")  # on purpose
-    rendezvous._choose_interface("10.1.2.1")
+    rendezvous.choose_interface("10.1.2.1")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
 
 

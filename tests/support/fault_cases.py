@@ -38,8 +38,8 @@ LAYOUTS = {  # of two processes
 class SplitEngine(Engine):
     """At ZeRO-3 small parameters, too, are split and gathered for each pass, as a large model's are."""
 
-    def _settings(self) -> dict:
-        settings = super()._settings()
+    def settings(self) -> dict:
+        settings = super().settings()
         if self.config.parallel.zero_stage == 3:
             settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return settings

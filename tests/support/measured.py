@@ -55,7 +55,7 @@ def lane_states_bytes(config, lanes_window: dict) -> int:
         _lane_states()
     )  # an earlier run in the same process; held, so that no address is used twice
     engine, found = Engine(config, "cpu"), []
-    plain = engine._update
+    plain = engine.update
 
     def update(last: bool) -> float:
         if last:
@@ -63,7 +63,7 @@ def lane_states_bytes(config, lanes_window: dict) -> int:
             found.append(_bytes((t for s in new for t in s.named().values()), set()))
         return plain(last)
 
-    engine._update = update
+    engine.update = update
     for _ in range(2):  # the first begins with states that no pass has made
         engine.step(_window(lanes_window, engine.lanes))
     return found[-1]

@@ -104,7 +104,7 @@ def main() -> NoReturn:
         code = _say("stopped", exit_codes.INTERRUPTED)
     except Exception as error:
         code = _explain(error)
-    _end(code)
+    end(code)
 
 
 def _explain(error: Exception) -> int:
@@ -152,7 +152,7 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def _end(code: int) -> NoReturn:
+def end(code: int) -> NoReturn:
     """Leave at once when process groups are up: another rank may never come, and gloo can abort a teardown."""
     sys.stdout.flush()
     sys.stderr.flush()

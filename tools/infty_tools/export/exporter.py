@@ -91,7 +91,7 @@ class Exporter:
         try:
             partial.mkdir(parents=True)
             self._fill(partial)
-            report = self._verify(partial)
+            report = self.verify(partial)
             size = _size(partial)
             _put_in_place(partial, output)
         finally:
@@ -152,7 +152,7 @@ class Exporter:
             for d in range(min(3, len(documents.lengths)))
         ]
 
-    def _verify(self, folder: Path) -> str:
+    def verify(self, folder: Path) -> str:
         self.tell(
             "verifying: loading the export in a process that cannot import infty, deepspeed or megatron"
         )
@@ -164,9 +164,9 @@ class Exporter:
                 raise UserError(
                     f"the exported tokenizer reads {text[:40]!r} differently. Nothing was exported"
                 )
-        return export_verify.compare(self._reference(), tokens, got)
+        return export_verify.compare(self.reference(), tokens, got)
 
-    def _reference(self) -> InftyLM:
+    def reference(self) -> InftyLM:
         """The training model, with weights rounded as the export's are, computing in float32."""
         model = InftyLM(self.config.model)
         with torch.no_grad():
