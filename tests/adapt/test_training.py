@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from infty.errors import UserError
-from infty.models.build import build
+from infty.models.lm import InftyLM
 from infty_pretrain import config as configs
 from infty_pretrain.checkpoint import Reader
 from infty_pretrain.engine import is_gate
@@ -144,7 +144,7 @@ def test_gates_have_their_own_rate_and_do_not_decay(root, single_process):
 
     values = originals.run_values(root / "run", root / "data", root / "adapted", **MEMORY)
     config = configs.from_dict(values)
-    model = build(config.model, seed=1)
+    model = InftyLM(config.model)
     groups = _parameter_groups(model, config)
     gates = {id(p) for n, p in model.named_parameters() if n.endswith("memories.memory.gate")}
     [its] = [g for g in groups if gates & {id(p) for p in g["params"]}]

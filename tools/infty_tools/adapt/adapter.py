@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from infty.models.outline import outline
 from infty.parallel import groups
 from infty_pretrain import checkpoint as checkpoints
 from infty_pretrain import config as configs
-from infty_pretrain.config import Config
+from infty_pretrain.config import BatchConfig, Config
 from infty_pretrain.origin import ORIGINAL
 from infty_tools.adapt.families import Parts
 from infty_tools.adapt.original import Original
@@ -41,6 +42,8 @@ FREE = (
     "memories",
 )
 """Keys of `model:` that are the user's to choose; the others are the original's."""
+MANY = 2**20
+"""Segments of a window, as long as it is not known how many the memory needs to learn from."""
 KINDS: dict[str, dict[str, Any]] = {
     "continuation": {"kind": "continuation"},
     "associative": {"kind": "associative"},
@@ -87,9 +90,15 @@ class Adapter:
                 chosen["layers"] = [shape["layers"] - 1]
         else:
             raise UserError(f"--memory {memory}: choose one of none, {', '.join(KINDS)}")
-        values = {"run": {"folder": "adapted", "steps": 1}, "model": shape | {"memory": chosen}}
+        values = {
+            "run": {"folder": "adapted", "steps": 1},
+            "batch": {"window_segments": MANY},
+            "model": shape | {"memory": chosen},
+        }
         configs.change(values, changes)
-        return configs.from_dict(values, "the adapted model")
+        config = configs.from_dict(values, "the adapted model")
+        needed = config.model.stm_length // config.model.segment_length + 2
+        return replace(config, batch=BatchConfig(window_segments=max(needed, 4)))
 
     def _check_window(self) -> None:
         """The local window must be one that the original knows."""
