@@ -141,9 +141,7 @@ class ModelConfig:
             "stm_length",
             f"{self.stm_length} is not a multiple of segment_length {self.segment_length} (0 means none)",
         )
-        _require(
-            self.window is None or self.window > 0, "window", f"{self.window} must be > 0"
-        )
+        _require(self.window is None or self.window > 0, "window", f"{self.window} must be > 0")
         _require(0 <= self.dropout < 1, "dropout", f"{self.dropout} must lie in [0, 1)")
         self._validate_layers("stm_layers", self.stm_layers)
         self._validate_layers("window_layers", self.window_layers)

@@ -136,7 +136,9 @@ class Tokenizer(ABC):
         if path.is_dir():
             # As transformers chooses where both are there.
             kinds = (HUGGING_FACE, SENTENCEPIECE)
-            names = [f"{inner}{kind}" for inner in ("", "tokenizer/", "original/") for kind in kinds]
+            names = [
+                f"{inner}{kind}" for inner in ("", "tokenizer/", "original/") for kind in kinds
+            ]
             found = [path / n for n in names if (path / n).is_file()]
             if not found:
                 raise UserError(f"{path} holds no tokenizer ({SENTENCEPIECE} or {HUGGING_FACE})")

@@ -35,7 +35,9 @@ def validate(config: Config, world: int) -> Config:
     """Everything that can be known to be wrong before any process is connected. Returns the resolved config."""
     documents = Documents.open(config.data.train)
     config = config.with_vocab(documents.vocab_size)
-    if config.init.from_ is not None and not checkpoint.candidates(config.run.folder / "checkpoints"):
+    if config.init.from_ is not None and not checkpoint.candidates(
+        config.run.folder / "checkpoints"
+    ):
         origin.check(config, origin.find(config.init.from_), documents.info.tokenizer_fingerprint)
     if config.data.validation is not None:
         held_out = Documents.open(config.data.validation)
@@ -369,8 +371,8 @@ class Trainer:
             else f", {self.engine.trained_count:,} of them learning (train: {c.train}),"
         )
         self.monitor.say(
-            f"{self.engine.parameter_count:,} parameters{learning} on {groups.data_size() * groups.tensor_size()} process(es) "
-            f"({layout}, ZeRO-{c.parallel.zero_stage}, {c.precision}, {self.device.split(':')[0]}); "
+            f"{self.engine.parameter_count:,} parameters{learning} on "
+            f"{groups.data_size() * groups.tensor_size()} process(es) ({layout}, ZeRO-{c.parallel.zero_stage}, {c.precision}, {self.device.split(':')[0]}); "
             f"{c.batch.lanes} lanes x {c.batch.window_segments} segments x {c.model.segment_length} tokens = "
             f"{c.tokens_per_step:,} tokens per step; {len(self.train_data)} documents, "
             f"{self.train_data.info.tokens:,} tokens"

@@ -220,7 +220,7 @@ def written_name(field: dataclasses.Field) -> str:
 
 
 def pythonic(values: Any) -> Any:
-    """A config's values with the keys of its sections that are words of Python called as fields are (`written_name`)."""
+    """A config's values, keys that are words of Python called as their fields are (`written_name`)."""
     if not isinstance(values, dict):
         return values
     return {

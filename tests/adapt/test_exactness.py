@@ -29,7 +29,9 @@ def folders(tmp_path_factory):
     return {name: (folder, originals.write(folder, name)) for name, folder in made.items()}
 
 
-def adapted(folder: Path, output: Path, memory: str = "none", changes: list[str] = WINDOW) -> InftyLM:
+def adapted(
+    folder: Path, output: Path, memory: str = "none", changes: list[str] = WINDOW
+) -> InftyLM:
     """The training model of an adapted folder."""
     Adapter(folder, memory, changes).write(output)
     return load(output)

@@ -40,7 +40,9 @@ def test_a_silent_memory_generates_what_the_original_generates(name, tmp_path, m
     ids = originals.tokens(1, 9)
     for how in ({}, {"repetition_penalty": 1.0}):
         expected = original.generate(ids, max_new_tokens=count, min_new_tokens=count, **how)
-        assert torch.equal(twin.generate(ids, max_new_tokens=count, min_new_tokens=count, **how), expected)
+        assert torch.equal(
+            twin.generate(ids, max_new_tokens=count, min_new_tokens=count, **how), expected
+        )
 
 
 def test_what_the_family_brought_comes_along_byte_for_byte(tmp_path):
@@ -52,7 +54,10 @@ def test_what_the_family_brought_comes_along_byte_for_byte(tmp_path):
     )
     _, report = Exporter(tmp_path / "adapted").write(tmp_path / "exported")
     assert report.startswith("Verified")
-    kept = {p.name for p in (tmp_path / "original").iterdir()} - {"config.json", "model.safetensors"}
+    kept = {p.name for p in (tmp_path / "original").iterdir()} - {
+        "config.json",
+        "model.safetensors",
+    }
     assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE"} <= kept
     for name in kept:
         original = (tmp_path / "original" / name).read_bytes()

@@ -55,7 +55,9 @@ def test_the_pages_commands(place):
         said[step.split()[1]] = done.stdout
     assert list(said) == ["adapt", "prepare", "pretrain", "evaluate", "export", "generate"]
     assert "local window 32 tokens" in said["adapt"]
-    assert "began with" in said["pretrain"] and "of them learning (train: memory)" in said["pretrain"]
+    assert (
+        "began with" in said["pretrain"] and "of them learning (train: memory)" in said["pretrain"]
+    )
     assert "Verified" in said["export"]
     assert "Call me Ishmael" in said["generate"]
     assert (place / "exported/adapted/chat_template.jinja").is_file()

@@ -62,7 +62,9 @@ def train(root: Path, name: str, changes: dict) -> tuple[list[float], int]:
 
         run.engine.step = step
         assert run.run() == 0
-        optimizer = getattr(run.engine.deepspeed.optimizer, "optimizer", run.engine.deepspeed.optimizer)
+        optimizer = getattr(
+            run.engine.deepspeed.optimizer, "optimizer", run.engine.deepspeed.optimizer
+        )
         held = sum(s["exp_avg"].numel() for s in optimizer.state.values())
         gradients = [
             n for n, p in run.engine.model.named_parameters() if p.grad is not None and p.grad.any()
@@ -101,9 +103,7 @@ def weights(root: Path, name: str) -> dict[str, torch.Tensor]:
 
 def test_every_layout_trains_alike(results):
     for kind in ("memory", "zero"):
-        names = [
-            n for n in results if ("memory" in n) == (kind == "memory") and "bf16" not in n
-        ]
+        names = [n for n in results if ("memory" in n) == (kind == "memory") and "bf16" not in n]
         assert len(names) >= 2
         for name in names[1:]:
             assert results[name][0] == pytest.approx(results[names[0]][0], rel=1e-4), name

@@ -138,9 +138,7 @@ class Adapter:
                 f"of its config does not have, such as {min(over)}"
             )
         expected = {
-            p.name: p.shape
-            for p in outline(self.model).parameters
-            if ".memories." not in p.name
+            p.name: p.shape for p in outline(self.model).parameters if ".memories." not in p.name
         }
         for target, part in parts.items():
             shapes = [tensors.shape(s) for s in part.sources]
@@ -223,7 +221,10 @@ class Adapter:
             "format": checkpoints.FORMAT,
             "tokenizer": ORIGINAL,
             "tokenizer_fingerprint": tokenizer.fingerprint,
-            "adapted": {"model_type": self.original.kind, "name": self.original.folder.resolve().name},
+            "adapted": {
+                "model_type": self.original.kind,
+                "name": self.original.folder.resolve().name,
+            },
         }
         if self.end_token is not None:
             run["end_token"] = self.end_token

@@ -104,9 +104,7 @@ class GPT2(Family):
         parts = _norm(f"{target}.attention_norm", f"{source}.ln_1")
         parts |= _norm(f"{target}.mlp_norm", f"{source}.ln_2")
         for kind in ("weight", "bias"):
-            parts[f"{target}.attention.qkv.{kind}"] = Part(
-                (f"{source}.attn.c_attn.{kind}",), fused
-            )
+            parts[f"{target}.attention.qkv.{kind}"] = Part((f"{source}.attn.c_attn.{kind}",), fused)
             for ours, theirs in (
                 ("attention.out", "attn.c_proj"),
                 ("mlp.up", "mlp.c_fc"),
@@ -169,7 +167,9 @@ class Llama(Family):
                     names, lambda *x: interleaved(model, *x)
                 )
             if out:
-                parts[f"{target}.attention.out.{kind}"] = Part((f"{attention}.o_proj.{kind}",), same)
+                parts[f"{target}.attention.out.{kind}"] = Part(
+                    (f"{attention}.o_proj.{kind}",), same
+                )
             if ffn:
                 parts[f"{target}.mlp.up.{kind}"] = Part(
                     (f"{mlp}.gate_proj.{kind}", f"{mlp}.up_proj.{kind}"), side_by_side

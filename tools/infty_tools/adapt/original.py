@@ -66,8 +66,14 @@ class Original:
         if not isinstance(kind, str):
             raise UserError(f"{path} names no model_type: {self.folder} is no Hugging Face model")
         for key, why in (
-            ("auto_map", "brings its own code (auto_map), so that nobody can know what it computes"),
-            ("quantization_config", "is quantised (quantization_config): give its unquantised weights"),
+            (
+                "auto_map",
+                "brings its own code (auto_map), so that nobody can know what it computes",
+            ),
+            (
+                "quantization_config",
+                "is quantised (quantization_config): give its unquantised weights",
+            ),
         ):
             if kind in FAMILIES and values.get(key):
                 raise UserError(f"{self.folder} cannot be adapted: it {why}")

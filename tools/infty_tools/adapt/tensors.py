@@ -113,7 +113,9 @@ def _opened(path: Path) -> Any:
         return safe_open(path, "pt")
     except (SafetensorError, ValueError) as error:
         problem = " ".join(str(error).split())
-        raise UserError(f"{path} is damaged or only half of it is there ({problem}): {AGAIN}") from error
+        raise UserError(
+            f"{path} is damaged or only half of it is there ({problem}): {AGAIN}"
+        ) from error
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -157,5 +159,3 @@ def _refuse_pointer(path: Path) -> None:
         raise UserError(
             f"{path} is only a pointer to the weights (git LFS): run git lfs pull in {path.parent}"
         )
-
-

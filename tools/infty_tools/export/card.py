@@ -98,10 +98,10 @@ Limits: what was read long ago is remembered in outline, not word for word.
 """
 
 
-OWN = """There is no token that begins a text (no bos): in training a document began with its own first token, and ended with
-`{end}`"""
-FAMILYS = """Tokenizer, chat template, special tokens and generation settings are those of the model that was adapted, byte for
-byte. In training a document began with its own first token, and ended with `{end}`"""
+OWN = """There is no token that begins a text (no bos): in training a document began with its own first
+token, and ended with `{end}`"""
+FAMILYS = """Tokenizer, chat template, special tokens and generation settings are those of the model that was
+adapted, byte for byte. In training a document began with its own first token, and ended with `{end}`"""
 
 
 def write_card(
