@@ -37,7 +37,7 @@ def frequencies(size: int, theta: float, scaling: RopeScaling | None = None) -> 
 
 def _llama3(plain: Tensor, scaling: RopeScaling) -> Tensor:
     """float32 [size / 2]: 1 for frequencies that stay, 0 for those that are divided."""
-    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
+    turns = (scaling.original_max_position_embeddings or 0) * plain / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     return ((turns - low) / (high - low)).clamp(0, 1)
 
@@ -47,13 +47,16 @@ def _yarn(size: int, theta: float, scaling: RopeScaling) -> Tensor:
 
     def channel(turns: float) -> float:
         """The channel that turns so often over the original length."""
-        wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+        wavelength = (scaling.original_max_position_embeddings or 0) / (turns * 2 * math.pi)
         return size * math.log(wavelength) / (2 * math.log(theta))
 
-    first, last = channel(scaling.beta_fast), channel(scaling.beta_slow)
+    first = channel(scaling.beta_fast)
+    last = channel(scaling.beta_slow)
     if scaling.truncate:
-        first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, size - 1)
+        first = math.floor(first)
+        last = math.ceil(last)
+    first = max(first, 0)
+    last = min(last, size - 1)
     width = last - first or 0.001
     return 1 - ((torch.arange(size // 2, dtype=torch.float32) - first) / width).clamp(0, 1)
 

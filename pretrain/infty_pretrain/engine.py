@@ -59,7 +59,7 @@ class Engine:
         self.parameter_count = _count(model.parameters())
         self.trained_count = _count(p for p in model.parameters() if p.requires_grad)
         optimizer = torch.optim.AdamW(
-            _parameter_groups(model, config),
+            parameter_groups(model, config),
             lr=config.optimizer.lr,
             betas=config.optimizer.betas,
             eps=config.optimizer.eps,
@@ -278,7 +278,7 @@ def is_gate(name: str) -> bool:
     return MEMORIES in name and name.rpartition(".")[2].split("_")[-1] == "gate"
 
 
-def _parameter_groups(model: InftyLM, config: Config) -> list[dict]:
+def parameter_groups(model: InftyLM, config: Config) -> list[dict]:
     """Matrices decay, vectors and gates do not; the memories' parameters, and their gates, may have learning rates of
     their own."""
     given = config.optimizer

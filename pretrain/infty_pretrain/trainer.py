@@ -361,18 +361,15 @@ class Trainer:
         self.engine.set_lane_state(state)
 
     def _greet(self) -> None:
-        c, layout = (
-            self.config,
-            f"{groups.data_size()} data x {groups.tensor_size()} tensor parallel",
-        )
-        learning = (
-            ""
-            if c.train == "everything"
-            else f", {self.engine.trained_count:,} of them learning (train: {c.train}),"
-        )
+        c = self.config
+        layout = f"{groups.data_size()} data x {groups.tensor_size()} tensor parallel"
+        learning = ""
+        if c.train != "everything":
+            learning = f", {self.engine.trained_count:,} of them learning (train: {c.train}),"
         self.monitor.say(
             f"{self.engine.parameter_count:,} parameters{learning} on "
-            f"{groups.data_size() * groups.tensor_size()} process(es) ({layout}, ZeRO-{c.parallel.zero_stage}, {c.precision}, {self.device.split(':')[0]}); "
+            f"{groups.data_size() * groups.tensor_size()} process(es) ({layout}, "
+            f"ZeRO-{c.parallel.zero_stage}, {c.precision}, {self.device.split(':')[0]}); "
             f"{c.batch.lanes} lanes x {c.batch.window_segments} segments x {c.model.segment_length} tokens = "
             f"{c.tokens_per_step:,} tokens per step; {len(self.train_data)} documents, "
             f"{self.train_data.info.tokens:,} tokens"

@@ -214,7 +214,7 @@ class Adapter:
             )
         for i, recipe in enumerate(self.files):
             tell(f"writing weights, file {i + 1} of {len(self.files)}")
-            _save(self._made(recipe, i - 1), folder / f"weights-{i:05d}.safetensors")
+            save(self._made(recipe, i - 1), folder / f"weights-{i:05d}.safetensors")
         run = {
             "step": 0,
             "tokens": 0,
@@ -281,7 +281,7 @@ def _shape_of(make: Callable[..., Tensor], shapes: list[tuple[int, ...]]) -> tup
         return None
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def save(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file with the permissions of any new file. Raises OSError."""
     path.touch()
     mode = path.stat().st_mode
