@@ -101,9 +101,10 @@ def check(config: Config, checkpoint: Path, tokenizer: str) -> None:
     there = configs.load(checkpoint / CONFIG)
     run = _run(checkpoint)
     if run.get("tokenizer_fingerprint") != tokenizer:
+        there_is = original_of(checkpoint) or run.get("tokenizer")
         raise UserError(
             f"init.from: {checkpoint} knows another tokenizer than data.train ({config.data.train}): prepare "
-            f"the data with --tokenizer {shlex.quote(str(checkpoint / str(run.get('tokenizer', ''))))}"
+            f"the data with --tokenizer {shlex.quote(str(there_is))}"
         )
     odd = [
         change

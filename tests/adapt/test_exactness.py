@@ -128,7 +128,9 @@ def test_gpt2_counts_positions_anew_in_each_segment(folders, tmp_path):
     close(read(model, ids), expected)
 
 
-@pytest.mark.parametrize("save", [{"max_shard_size": "20KB"}, {"bin": True}, {"base": True}])
+@pytest.mark.parametrize(
+    "save", [{"max_shard_size": "20KB"}, {"bin": True}, {"bin": False}, {"base": True}]
+)
 def test_whatever_file_the_weights_lie_in(save, folders, tmp_path):
     _, original = folders["gpt2"]
     folder = tmp_path / "original"
@@ -138,7 +140,11 @@ def test_whatever_file_the_weights_lie_in(save, folders, tmp_path):
     elif "bin" in save:
         originals.write(folder, "gpt2")
         (folder / "model.safetensors").unlink()
-        torch.save(original.state_dict(), folder / "pytorch_model.bin")
+        torch.save(
+            original.state_dict(),
+            folder / "pytorch_model.bin",
+            _use_new_zipfile_serialization=save["bin"],  # false: as the files of 2019 are
+        )
     else:
         originals.write(folder, "gpt2")
         original.transformer.save_pretrained(folder)

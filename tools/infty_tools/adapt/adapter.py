@@ -183,7 +183,7 @@ class Adapter:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            self._fill(partial, tell)
+            self._fill(partial, output, tell)
             files.sync_tree(partial)
             if output.is_dir():
                 output.rmdir()
@@ -203,7 +203,7 @@ class Adapter:
                 f"{free / 1e9:.2f} GB are free"
             )
 
-    def _fill(self, folder: Path, tell: Callable[[str], None]) -> None:
+    def _fill(self, folder: Path, output: Path, tell: Callable[[str], None]) -> None:
         tell("copying the tokenizer")
         self.original.copy_files(folder / ORIGINAL)
         tokenizer = Tokenizer.load(folder / ORIGINAL, self.end_token)
@@ -219,7 +219,7 @@ class Adapter:
             "step": 0,
             "tokens": 0,
             "format": checkpoints.FORMAT,
-            "tokenizer": ORIGINAL,
+            "tokenizer": str(output.resolve() / ORIGINAL),
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "adapted": {
                 "model_type": self.original.kind,

@@ -64,7 +64,7 @@ class Exporter:
 
     def _find_tokenizer(self, given: Path | None) -> Tokenizer:
         run = self.reader.run
-        path = given or self.folder / run["tokenizer"]
+        path = given or Path(run["tokenizer"])
         if given is None and not path.exists() and self.family is not None:
             path = self.family.folder
         if given is None and not path.exists():
