@@ -127,15 +127,14 @@ class Tokenizer(ABC):
     @staticmethod
     def load(path: str | Path, end_token: str | None = None) -> Tokenizer:
         """Load a sentencepiece `.model`, a Hugging Face `tokenizer.json`, or a folder that holds one of them (a
-        prepared dataset's folder too). `end_token` names the token that ends a document; left out, what the
-        tokenizer's files say. Raises UserError."""
+        prepared dataset's or an adapted model's folder too). `end_token` names the token that ends a document; left
+        out, what the tokenizer's files say. Raises UserError."""
         path = Path(path)
         if path.is_dir():
+            # As transformers chooses where both are there.
+            kinds = (HUGGING_FACE, SENTENCEPIECE)
             names = [
-                SENTENCEPIECE,
-                HUGGING_FACE,
-                f"tokenizer/{SENTENCEPIECE}",
-                f"tokenizer/{HUGGING_FACE}",
+                f"{inner}{kind}" for inner in ("", "tokenizer/", "original/") for kind in kinds
             ]
             found = [path / n for n in names if (path / n).is_file()]
             if not found:

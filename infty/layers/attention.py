@@ -32,7 +32,7 @@ class HeadNorm(nn.Module):
         """[..., d] -> [..., d]. `frozen`: without gradients for the weight."""
         # Each rank sees its heads only: the gradients of all are summed.
         weight = self.weight.detach() if frozen else collectives.copy(self.weight)
-        return F.rms_norm(x, weight.shape, weight, self.eps)
+        return F.rms_norm(x, [len(weight)], weight, self.eps)
 
 
 class LocalAttention(nn.Module):

@@ -82,6 +82,8 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """`frozen`: without gradients for the weights."""
+        if not self.weight.requires_grad:  # megatron's own form for this is another product
+            return F.linear(x, self.weight, self.bias)
         if frozen:
             return F.linear(
                 x, self.weight.detach(), None if self.bias is None else self.bias.detach()

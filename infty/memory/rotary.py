@@ -50,10 +50,13 @@ def _yarn(size: int, theta: float, scaling: RopeScaling) -> Tensor:
         wavelength = scaling.original_length / (turns * 2 * math.pi)
         return size * math.log(wavelength) / (2 * math.log(theta))
 
-    first, last = channel(scaling.beta_fast), channel(scaling.beta_slow)
+    first = channel(scaling.beta_fast)
+    last = channel(scaling.beta_slow)
     if scaling.truncate:
-        first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, size - 1)
+        first = math.floor(first)
+        last = math.ceil(last)
+    first = max(first, 0)
+    last = min(last, size - 1)
     width = last - first or 0.001
     return 1 - ((torch.arange(size // 2, dtype=torch.float32) - first) / width).clamp(0, 1)
 

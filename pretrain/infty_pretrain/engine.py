@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import deepspeed
@@ -53,11 +54,10 @@ class Engine:
             partition=config.parallel.zero_stage == 3,
             bf16=config.precision == "bf16",
         )
-        self.parameter_count = sum(
-            shape_of(p).numel()
-            * (groups.tensor_size() if getattr(p, "tensor_model_parallel", False) else 1)
-            for p in model.parameters()
-        )
+        if config.train == "memory":
+            _freeze_all_but_memories(model)
+        self.parameter_count = _count(model.parameters())
+        self.trained_count = _count(p for p in model.parameters() if p.requires_grad)
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config),
             lr=config.optimizer.lr,
@@ -251,17 +251,56 @@ def shape_of(p: torch.nn.Parameter) -> torch.Size:
     return getattr(p, "ds_shape", p.shape)
 
 
-def parameter_groups(model: InftyLM, config: Config) -> list[dict]:
-    """Matrices decay, vectors do not; the long-term memory's parameters may have a learning rate of their own."""
-    given = config.optimizer.memory_lr
-    rates = {True: config.optimizer.lr if given is None else given, False: config.optimizer.lr}
-    buckets: dict[tuple[bool, bool], list] = {}
+def whole_shape(p: torch.nn.Parameter) -> tuple[int, ...]:
+    """The shape of a parameter with the parts of all tensor-parallel ranks."""
+    shape = list(shape_of(p))
+    if getattr(p, "tensor_model_parallel", False):
+        shape[p.partition_dim] *= groups.tensor_size()
+    return tuple(shape)
+
+
+def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Numbers in parameters, of all tensor-parallel ranks together."""
+    return sum(math.prod(whole_shape(p)) for p in parameters)
+
+
+def _freeze_all_but_memories(model: InftyLM) -> None:
     for name, p in model.named_parameters():
-        buckets.setdefault((".memories." in name, len(shape_of(p)) >= 2), []).append(p)
-    decay = {True: config.optimizer.weight_decay, False: 0.0}
+        p.requires_grad_(MEMORIES in name)
+
+
+MEMORIES = ".memories."
+"""In the name of every parameter of a memory, and of no other."""
+
+
+def is_gate(name: str) -> bool:
+    """Whether a parameter is the gate of a memory: what it adds is multiplied by it, and it begins at zero."""
+    return MEMORIES in name and name.rpartition(".")[2].split("_")[-1] == "gate"
+
+
+def parameter_groups(model: InftyLM, config: Config) -> list[dict]:
+    """Matrices decay, vectors and gates do not; the memories' parameters, and their gates, may have learning rates of
+    their own."""
+    given = config.optimizer
+    memory = given.lr if given.memory_lr is None else given.memory_lr
+    rates = {"base": given.lr, "memory": memory, "gate": given.gate_lr}
+    if given.gate_lr is None:
+        rates["gate"] = memory
+    buckets: dict[tuple[bool, bool, bool], list] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            gate = is_gate(name) and given.gate_lr is not None
+            decays = len(shape_of(p)) >= 2 and not is_gate(name)
+            buckets.setdefault((gate, MEMORIES in name, decays), []).append(p)
     return [
-        {"params": parameters, "lr": rates[memory], "weight_decay": decay[matrix]}
-        for (memory, matrix), parameters in sorted(buckets.items())
+        {
+            "params": parameters,
+            "lr": rates["gate" if gate else "memory" if remembers else "base"],
+            "weight_decay": given.weight_decay if decays else 0.0,
+        }
+        for (gate, remembers, decays), parameters in sorted(
+            buckets.items(), key=lambda item: item[0]
+        )
     ]
 
 

@@ -6,17 +6,23 @@ not depend on. A memory that the checkpoint does not have, or has in another sha
 
 from __future__ import annotations
 
-import dataclasses
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infty.config import ModelConfig
 from infty.errors import UserError
+from infty.files import read_json
 from infty_pretrain import typed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor
+
+    from infty_pretrain.checkpoint import Reader
     from infty_pretrain.config import Config
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
@@ -27,6 +33,10 @@ FREE = re.compile(
     r"model\.(vocab_size|dropout|init_std|segment_length|stm_length|stm_layers|memory|memories)\b"
 )
 """Keys that may differ between a checkpoint and a run that begins with it."""
+
+
+STRUCTURE = {"hidden_size", "layers", "heads", "kv_heads", "ffn_size", "vocab_size"}
+"""Keys of `model:` that a resolved config has all of."""
 
 
 def find(path: Path) -> Path:
@@ -49,16 +59,18 @@ def find(path: Path) -> Path:
 def with_its_model(values: dict[str, Any]) -> dict[str, Any]:
     """A config's plain values, in which `model:` is that of the checkpoint at `init.from` wherever it is not given.
 
-    A resolved config says everything, and is left as it is, whether the checkpoint is still there or not. Raises
-    UserError.
+    A resolved config says everything: it can be read when the checkpoint is no longer there. Raises UserError.
     """
     path = (values.get("init") or {}).get("from_")
     given = values.get("model") or {}
     if path is None or not isinstance(given, dict):
         return values
-    if {f.name for f in dataclasses.fields(ModelConfig)} <= given.keys():
-        return values
-    model = its_model(find(Path(str(path))))
+    try:
+        model = its_model(find(Path(str(path))))
+    except UserError:
+        if given.keys() >= STRUCTURE:
+            return values
+        raise
     merged = model | given
     for key in ("memory", "memories"):
         merged[key] = _laid_over(model.get(key), given[key]) if key in given else model.get(key)
@@ -81,11 +93,19 @@ def _laid_over(there: Any, given: Any) -> Any:
     return there | given
 
 
-def check(config: Config, checkpoint: Path) -> None:
-    """Raise UserError where a run's model is not that of the checkpoint which it begins with."""
+def check(config: Config, checkpoint: Path, tokenizer: str) -> None:
+    """Raise UserError where a run's model is not that of the checkpoint which it begins with, or its data are written
+    in other tokens; `tokenizer` is the fingerprint of theirs."""
     from infty_pretrain import config as configs
 
     there = configs.load(checkpoint / CONFIG)
+    run = _run(checkpoint)
+    if run.get("tokenizer_fingerprint") != tokenizer:
+        there_is = original_of(checkpoint) or run.get("tokenizer")
+        raise UserError(
+            f"init.from: {checkpoint} knows another tokenizer than data.train ({config.data.train}): prepare "
+            f"the data with --tokenizer {shlex.quote(str(there_is))}"
+        )
     odd = [
         change
         for change in configs.differences(there, config)
@@ -96,6 +116,42 @@ def check(config: Config, checkpoint: Path) -> None:
             f"init.from: {checkpoint} holds another model than this config: {'; '.join(odd)}. Leave these "
             "keys out: they are taken from there"
         )
+
+
+def _run(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "run.json"
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"init.from: {path} cannot be read: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def weights_for(reader: Reader, model: torch.nn.Module) -> Callable[[str], Tensor | None]:
+    """A function from a parameter's name to its weight in a checkpoint; None for those of memories which are not there
+    in their shape. Raises UserError where anything else is missing."""
+    from infty_pretrain.engine import whole_shape
+
+    there = {name: tuple(reader.shape(name)) for name in reader.names()}
+    wanted = {name: whole_shape(p) for name, p in model.named_parameters()}
+    memory = re.compile(r"(.*\.memories\.[^.]+)\.")
+    unlike = {
+        found[1]
+        for name in wanted
+        if (found := memory.match(name)) and there.get(name) != wanted[name]
+    }
+    for name, shape in wanted.items():
+        if not memory.match(name) and there.get(name) != shape:
+            raise UserError(
+                f"init.from: {reader.folder} holds another model than this config: {name} has shape "
+                f"{list(there.get(name, ()))} there, {list(shape)} here"
+            )
+
+    def read(name: str) -> Tensor | None:
+        found = memory.match(name)
+        return None if found and found[1] in unlike else reader.parameter(name)
+
+    return read
 
 
 def keep_original(checkpoint: Path, folder: Path) -> None:

@@ -20,9 +20,9 @@ from infty.data.lanes import LaneReader, LaneSchedule
 from infty.errors import UserError
 from infty.exit_codes import STOPPED
 from infty.parallel import groups
-from infty_pretrain import checkpoint, curriculum, evaluation, lock, memory_modes, schedule
+from infty_pretrain import checkpoint, curriculum, evaluation, lock, memory_modes, origin, schedule
 from infty_pretrain import config as configs
-from infty_pretrain.checkpoint import Saved, Saver
+from infty_pretrain.checkpoint import Saved, Saver, canonical
 from infty_pretrain.config import Config
 from infty_pretrain.engine import Engine, StepResult
 from infty_pretrain.faults.watchdog import REPORT, Watchdog
@@ -35,6 +35,10 @@ def validate(config: Config, world: int) -> Config:
     """Everything that can be known to be wrong before any process is connected. Returns the resolved config."""
     documents = Documents.open(config.data.train)
     config = config.with_vocab(documents.vocab_size)
+    if config.init.from_ is not None and not checkpoint.candidates(
+        config.run.folder / "checkpoints"
+    ):
+        origin.check(config, origin.find(config.init.from_), documents.info.tokenizer_fingerprint)
     if config.data.validation is not None:
         held_out = Documents.open(config.data.validation)
         if held_out.info.tokenizer_fingerprint != documents.info.tokenizer_fingerprint:
@@ -64,10 +68,15 @@ def _check_folder(folder: Path) -> None:
     """Refuse a run's folder that is something else or cannot be written; make nothing yet."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run.folder: {folder} is a file")
+    if (folder / checkpoint.MANIFEST).exists():
+        raise UserError(
+            f"run.folder: {folder} is a checkpoint, which a run would spoil: give a new folder (and "
+            "init.from for the checkpoint to begin with)"
+        )
     if folder.is_dir() and not (folder / "config.yaml").exists():
         others = {
             p.name for p in folder.iterdir() if not p.name.startswith("config.yaml" + files.PARTIAL)
-        } - {lock.NAME, REPORT, "stop"}
+        } - {lock.NAME, REPORT, "stop", origin.ORIGINAL}
         if others:
             raise UserError(f"run.folder: {folder} holds other files; give a new or empty folder")
     above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -213,6 +222,8 @@ class Trainer:
             "faults": self.engine.faults.state(),
             checkpoint.EPHEMERAL: ephemeral,
         }
+        if (self.folder / origin.ORIGINAL).is_dir():
+            run["original"] = str((self.folder / origin.ORIGINAL).resolve())
         self.watchdog.tick(f"saving step {self.step}")
         self._saved(self.saver.start(run))
         if not self.config.checkpoint.overlap:
@@ -240,9 +251,11 @@ class Trainer:
         path = next((p for p in found if self._whole(p)), None)
         self._on_first(lambda: checkpoint.set_aside(self.checkpoints, path))
         if path is None:
+            self._begin()
             return 0, 0
         run = checkpoint.Reader(path).run
         self._check_data(run, path)
+        self._check_trained(path)
         kept = self.reader.schedule.restore(run["lanes"])
         checkpoint.load(self.engine, path, kept)
         self.engine.faults.restore(run.get("faults"))
@@ -254,6 +267,20 @@ class Trainer:
             if changes:
                 print(f"changed since then: {'; '.join(changes)}", flush=True)
         return run["step"], run["tokens"]
+
+    def _begin(self) -> None:
+        """Take the weights of the checkpoint that the run is to begin with, if it names one."""
+        if self.config.init.from_ is None:
+            return
+        path = self._on_first(lambda: origin.find(self.config.init.from_))
+        if not self._whole(path):
+            raise UserError(f"init.from: {path} is not a whole checkpoint (see above)")
+        self._on_first(lambda: origin.keep_original(path, self.folder))
+        read = origin.weights_for(checkpoint.Reader(path), self.engine.model)
+        filled, fresh = canonical.load_weights(self.engine.deepspeed, read)
+        if self.rank == 0:
+            words = f", {fresh} of the memories begin fresh" if fresh else ""
+            print(f"began with {filled} weights of {path}{words}", flush=True)
 
     def _on_first(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on rank 0, on every rank; what it finds wrong there is raised on every rank."""
@@ -308,6 +335,15 @@ class Trainer:
                     "give the one the run began with, or another run.folder"
                 )
 
+    def _check_trained(self, path: Path) -> None:
+        """What began to learn later would have no optimizer state to go on from."""
+        before = configs.load(path / checkpoint.CONFIG).train
+        if before != self.config.train:
+            raise UserError(
+                f"train: {path} was trained with {before}, this config says {self.config.train}: begin a new "
+                f"run from it (init.from: {path}, and another run.folder)"
+            )
+
     def _replay(self) -> None:
         self.engine.deepspeed.eval()
         state = evaluation.replay(
@@ -322,13 +358,15 @@ class Trainer:
         self.engine.set_lane_state(state)
 
     def _greet(self) -> None:
-        c, layout = (
-            self.config,
-            f"{groups.data_size()} data x {groups.tensor_size()} tensor parallel",
-        )
+        c = self.config
+        layout = f"{groups.data_size()} data x {groups.tensor_size()} tensor parallel"
+        learning = ""
+        if c.train != "everything":
+            learning = f", {self.engine.trained_count:,} of them learning (train: {c.train}),"
         self.monitor.say(
-            f"{self.engine.parameter_count:,} parameters on {groups.data_size() * groups.tensor_size()} process(es) "
-            f"({layout}, ZeRO-{c.parallel.zero_stage}, {c.precision}, {self.device.split(':')[0]}); "
+            f"{self.engine.parameter_count:,} parameters{learning} on "
+            f"{groups.data_size() * groups.tensor_size()} process(es) ({layout}, "
+            f"ZeRO-{c.parallel.zero_stage}, {c.precision}, {self.device.split(':')[0]}); "
             f"{c.batch.lanes} lanes x {c.batch.window_segments} segments x {c.model.segment_length} tokens = "
             f"{c.tokens_per_step:,} tokens per step; {len(self.train_data)} documents, "
             f"{self.train_data.info.tokens:,} tokens"

@@ -10,6 +10,8 @@ import torch
 from infty.models.lm import InftyLM
 from infty_pretrain import checkpoint as checkpoints
 from infty_pretrain import config as configs
+from infty_pretrain.canonical import slice_for_rank
+from infty_tools import processes
 from infty_tools.adapt.adapter import Adapter
 from support import originals
 from support.twins import close
@@ -62,6 +64,29 @@ def test_without_a_memory(name, folders, tmp_path):
     close(read(adapted(folder, tmp_path / "out"), ids), originals.logits(original, ids))
 
 
+def halves(checkpoint: Path, ids: torch.Tensor) -> torch.Tensor:
+    """This rank's share of the logits of a model that is split over two."""
+    reader = checkpoints.Reader(checkpoint)
+    model = InftyLM(configs.load(checkpoint / checkpoints.CONFIG).model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(slice_for_rank(reader.parameter(name), p))
+    segments = ids.unflatten(1, (-1, 8))
+    reset = torch.zeros(segments.shape[:2], dtype=torch.bool)
+    with torch.no_grad():
+        return model.eval()(segments, reset, model.initial_state(len(ids)))[0].flatten(1, 2)
+
+
+def test_split_over_two_ranks(folders, tmp_path):
+    """Norms of heads, biases, wide heads, a window and yarn, all under tensor parallelism."""
+    folder, original = folders["qwen3"]
+    Adapter(folder, "associative", WINDOW).write(tmp_path / "out")
+    ids = originals.tokens(2, 24)
+    parts = processes.run(2, halves, tmp_path / "out", ids, tensor=2)
+    vocabulary = original.config.vocab_size
+    close(torch.cat(parts, -1)[..., :vocabulary], originals.logits(original, ids))
+
+
 def memories(name: str) -> list[list[str]]:
     config = originals.CONFIGS[name]()
     kinds = [["associative"], ["continuous", "model.memory.basis=16", "model.memory.bins=16"]]
@@ -103,7 +128,9 @@ def test_gpt2_counts_positions_anew_in_each_segment(folders, tmp_path):
     close(read(model, ids), expected)
 
 
-@pytest.mark.parametrize("save", [{"max_shard_size": "20KB"}, {"bin": True}, {"base": True}])
+@pytest.mark.parametrize(
+    "save", [{"max_shard_size": "20KB"}, {"bin": True}, {"bin": False}, {"base": True}]
+)
 def test_whatever_file_the_weights_lie_in(save, folders, tmp_path):
     _, original = folders["gpt2"]
     folder = tmp_path / "original"
@@ -113,7 +140,11 @@ def test_whatever_file_the_weights_lie_in(save, folders, tmp_path):
     elif "bin" in save:
         originals.write(folder, "gpt2")
         (folder / "model.safetensors").unlink()
-        torch.save(original.state_dict(), folder / "pytorch_model.bin")
+        torch.save(
+            original.state_dict(),
+            folder / "pytorch_model.bin",
+            _use_new_zipfile_serialization=save["bin"],  # false: as the files of 2019 are
+        )
     else:
         originals.write(folder, "gpt2")
         original.transformer.save_pretrained(folder)

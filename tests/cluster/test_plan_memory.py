@@ -157,6 +157,18 @@ def test_activations(name, precision, single_process):
     assert planned == pytest.approx(_activations(config, precision=precision), rel=TOLERANCE)
 
 
+def test_what_is_frozen_has_no_gradients_and_no_optimizer_state():
+    """A test of training (tests/adapt) sees the same of real runs."""
+    config = replace(VARIANTS["continuation"], hidden_size=96, head_size=24)
+    memory = sum(p.size for p in plan_memory.parameters(config) if ".memories." in p.name)
+    whole = plan_memory.total(config)
+    layout = Layout(1, 1, 0, False, False, 2, 1, 4, "fp32", train="memory")
+    states = plan_memory.model_states(config, layout)
+    assert (states["weights"], states["moments"]) == (4 * whole, 8 * memory)
+    assert states["gradients"] == 4 * memory
+    assert plan_memory.checkpoint_bytes(config, layout)["moments"] == 8 * memory
+
+
 def test_deepspeeds_defaults_are_the_ones_assumed():
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from infty.data.documents import INFO
+from support import small_run
 from support.runs import TEXT
 
 VOCABULARY = 300
@@ -140,3 +143,21 @@ def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 def tokens(rows: int, count: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(5, VOCABULARY, (rows, count), generator=generator)
+
+
+def write_data(folder: Path, checkpoint: Path) -> Path:
+    """A dataset in the tokens of an adapted checkpoint."""
+    small_run.write_dataset(folder, vocabulary=VOCABULARY)
+    info = json.loads((folder / INFO).read_text())
+    run = json.loads((checkpoint / "run.json").read_text())
+    info["tokenizer_fingerprint"] = run["tokenizer_fingerprint"]
+    (folder / INFO).write_text(json.dumps(info))
+    return folder
+
+
+def run_values(folder: Path, data: Path, origin: Path, **changes: Any) -> dict[str, Any]:
+    """A run's config that begins with a checkpoint and says nothing of its model."""
+    values: dict[str, Any] = small_run.values(folder, data, **changes)
+    given = {key.split("__")[1] for key in changes if key.startswith("model__")}
+    values["model"] = {key: value for key, value in values["model"].items() if key in given}
+    return values | {"init": {"from": str(origin)}}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -25,10 +26,12 @@ from torch import Tensor
 from infty.parallel import groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+AVAILABLE = ZeroParamStatus.AVAILABLE
 
 
 def export(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """(name, {"weight", "exp_avg", "exp_avg_sq"}) of every parameter, whole, on this rank's device.
+    """(name, {"weight", "exp_avg", "exp_avg_sq"}) of every parameter, whole, on this rank's device; of one that is
+    frozen the weight alone.
 
     A collective: every rank must go through it to the end.
     """
@@ -36,7 +39,7 @@ def export(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, dict[str, T
         _make_moments(engine)
     _link_moments(engine)
     for name, p in engine.module.named_parameters():
-        parts = {"weight": _weight(engine, p)} | {m: _moment(engine, p, m) for m in MOMENTS}
+        parts = {"weight": _weight(engine, p)} | {m: _moment(engine, p, m) for m in _moments_of(p)}
         yield name, {k: _join(v, p) for k, v in parts.items()}
 
 
@@ -45,9 +48,33 @@ def load(engine: deepspeed.DeepSpeedEngine, read: Callable[[str, str], Tensor], 
     _make_moments(engine)
     with torch.no_grad():
         for name, p in engine.module.named_parameters():
-            for part in ("weight", *MOMENTS):
+            for part in ("weight", *_moments_of(p)):
                 _put(engine, p, part, slice_for_rank(read(name, part), p))
     _set_step(engine, step)
+
+
+def load_weights(
+    engine: deepspeed.DeepSpeedEngine, read: Callable[[str], Tensor | None]
+) -> tuple[int, int]:
+    """Put `read(name)` into every parameter for which it gives something, and leave the optimizer as it is.
+
+    Returns how many parameters were filled, and how many were left.
+    """
+    filled = left = 0
+    with torch.no_grad():
+        for name, p in engine.module.named_parameters():
+            weight = read(name)
+            if weight is None:
+                left += 1
+            else:
+                _put(engine, p, "weight", slice_for_rank(weight, p))
+                filled += 1
+    return filled, left
+
+
+def _moments_of(p: torch.nn.Parameter) -> tuple[str, ...]:
+    """A frozen parameter has none."""
+    return MOMENTS if p.requires_grad else ()
 
 
 def optimizer_step(engine: deepspeed.DeepSpeedEngine) -> int:
@@ -64,7 +91,7 @@ def _optimizer(engine: deepspeed.DeepSpeedEngine) -> torch.optim.Optimizer:
 def _make_moments(engine: deepspeed.DeepSpeedEngine) -> None:
     """Give the optimizer the state that it would make in its first step."""
     optimizer, wrapper = _optimizer(engine), engine.optimizer
-    held = list(engine.module.parameters())
+    held = [p for p in engine.module.parameters() if p.requires_grad]
     for attribute in (
         "fp32_partitioned_groups_flat",
         "single_partition_of_fp32_groups",
@@ -95,7 +122,12 @@ def _set_step(engine: deepspeed.DeepSpeedEngine, step: int) -> None:
 
 
 def _weight(engine: deepspeed.DeepSpeedEngine, p: torch.nn.Parameter) -> Tensor:
-    return p.detach() if engine.zero_optimization_stage() == 0 else safe_get_full_fp32_param(p)
+    if p.requires_grad and engine.zero_optimization_stage() > 0:
+        return safe_get_full_fp32_param(p)
+    if getattr(p, "ds_status", AVAILABLE) == AVAILABLE:
+        return p.detach()
+    with deepspeed.zero.GatheredParameters([p]):  # frozen, split by ZeRO-3: it has no master
+        return p.detach().clone()
 
 
 def _moment(engine: deepspeed.DeepSpeedEngine, p: torch.nn.Parameter, moment: str) -> Tensor:
@@ -131,6 +163,8 @@ def _put(
     stage, value = engine.zero_optimization_stage(), value.to(engine.device)
     if stage == 3:
         _put_partition(p, part, value)
+    elif not p.requires_grad:
+        p.data.copy_(value)
     elif stage == 0:
         (p.data if part == "weight" else engine.optimizer.state[p][part]).copy_(value)
     elif part == "weight":
@@ -142,14 +176,15 @@ def _put(
 
 def _put_partition(p: torch.nn.Parameter, part: str, value: Tensor) -> None:
     """ZeRO-3: this rank's partition, padded as DeepSpeed pads; DeepSpeed's own setter does not pad."""
-    size = safe_get_local_fp32_param(p).numel()
+    size = (safe_get_local_fp32_param(p) if p.requires_grad else p.ds_tensor).numel()
     flat = torch.zeros(size * groups.data_size(), device=value.device)
     flat[: value.numel()] = value.flatten()
     mine = flat[size * groups.data_rank() : size * (groups.data_rank() + 1)]
     if part != "weight":
         safe_set_local_optimizer_state(p, mine, part)
         return
-    safe_set_local_fp32_param(p, mine)
+    if p.requires_grad:
+        safe_set_local_fp32_param(p, mine)
     p.ds_tensor.data.copy_(mine[: p.ds_tensor.numel()])
     if p.numel() == value.numel():  # small parameters stay gathered
         p.data.copy_(value.view_as(p))

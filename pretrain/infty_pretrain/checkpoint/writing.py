@@ -125,7 +125,7 @@ def _shards(engine: Engine) -> dict[str, dict[str, Tensor]]:
     for i, (name, parts) in enumerate(canonical.export(engine.deepspeed)):
         if i % world == rank:
             weights[name] = parts["weight"].cpu().clone()
-            moments |= {f"{name}.{m}": parts[m].cpu().clone() for m in canonical.MOMENTS}
+            moments |= {f"{name}.{m}": parts[m].cpu().clone() for m in parts if m != "weight"}
     suffix = f"{rank:05d}.safetensors"
     shards = {
         f"weights-{suffix}": weights,

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from infty.models.outline import outline
 from infty.parallel import groups
 from infty_pretrain import checkpoint as checkpoints
 from infty_pretrain import config as configs
-from infty_pretrain.config import Config
+from infty_pretrain.config import BatchConfig, Config
 from infty_pretrain.origin import ORIGINAL
 from infty_tools.adapt.families import Parts
 from infty_tools.adapt.original import Original
@@ -41,6 +42,8 @@ FREE = (
     "memories",
 )
 """Keys of `model:` that are the user's to choose; the others are the original's."""
+MANY = 2**20
+"""Segments of a window, as long as it is not known how many the memory needs to learn from."""
 KINDS: dict[str, dict[str, Any]] = {
     "continuation": {"kind": "continuation"},
     "associative": {"kind": "associative"},
@@ -87,9 +90,15 @@ class Adapter:
                 chosen["layers"] = [shape["layers"] - 1]
         else:
             raise UserError(f"--memory {memory}: choose one of none, {', '.join(KINDS)}")
-        values = {"run": {"folder": "adapted", "steps": 1}, "model": shape | {"memory": chosen}}
+        values = {
+            "run": {"folder": "adapted", "steps": 1},
+            "batch": {"window_segments": MANY},
+            "model": shape | {"memory": chosen},
+        }
         configs.change(values, changes)
-        return configs.from_dict(values, "the adapted model")
+        config = configs.from_dict(values, "the adapted model")
+        needed = config.model.stm_length // config.model.segment_length + 2
+        return replace(config, batch=BatchConfig(window_segments=max(needed, 4)))
 
     def _check_window(self) -> None:
         """The local window must be one that the original knows."""
@@ -174,7 +183,7 @@ class Adapter:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            self._fill(partial, tell)
+            self._fill(partial, output, tell)
             files.sync_tree(partial)
             if output.is_dir():
                 output.rmdir()
@@ -194,7 +203,7 @@ class Adapter:
                 f"{free / 1e9:.2f} GB are free"
             )
 
-    def _fill(self, folder: Path, tell: Callable[[str], None]) -> None:
+    def _fill(self, folder: Path, output: Path, tell: Callable[[str], None]) -> None:
         tell("copying the tokenizer")
         self.original.copy_files(folder / ORIGINAL)
         tokenizer = Tokenizer.load(folder / ORIGINAL, self.end_token)
@@ -205,12 +214,12 @@ class Adapter:
             )
         for i, recipe in enumerate(self.files):
             tell(f"writing weights, file {i + 1} of {len(self.files)}")
-            _save(self._made(recipe, i - 1), folder / f"weights-{i:05d}.safetensors")
+            save(self._made(recipe, i - 1), folder / f"weights-{i:05d}.safetensors")
         run = {
             "step": 0,
             "tokens": 0,
             "format": checkpoints.FORMAT,
-            "tokenizer": ORIGINAL,
+            "tokenizer": str(output.resolve() / ORIGINAL),
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "adapted": {
                 "model_type": self.original.kind,
@@ -272,7 +281,7 @@ def _shape_of(make: Callable[..., Tensor], shapes: list[tuple[int, ...]]) -> tup
         return None
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def save(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file with the permissions of any new file. Raises OSError."""
     path.touch()
     mode = path.stat().st_mode

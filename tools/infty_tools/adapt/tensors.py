@@ -124,9 +124,12 @@ def _pickled(files: list[Path]) -> StateDict:
     tensors: dict[str, Any] = {}
     for path in files:
         _refuse_pointer(path)
+        with open(path, "rb") as f:
+            archive = (
+                f.read(2) == b"PK"
+            )  # files of the years before were none, and cannot be mapped
         try:
-            # Zip archives only: older ones cannot be mapped.
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"{path} holds more than weights, or something else: it was not loaded, since that "

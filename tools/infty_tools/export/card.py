@@ -16,7 +16,7 @@ tags: [infty, continuous-memory, long-context]
 ---
 # {title}
 
-A decoder language model with an unbounded continuous memory, pretrained with infty {version} on whole books. Its
+A decoder language model with an unbounded continuous memory, {how} with infty {version} on whole books. Its
 memory has a fixed size, however long the text: {memory}.
 
 ```python
@@ -70,8 +70,7 @@ makes them), where `seq_idx` changes, or where `cu_seq_lens_q` says so; its row 
 `cache.start_document(rows)` does the same between calls. `model(..., memory_enabled=False)` switches the long-term
 memory off. Arguments that would have no effect (`output_attentions`, `cache_implementation`, ...) are refused.
 
-There is no token that begins a text (no bos): in training a document began with its own first token, and ended with
-`{end}`. The length is not limited; `config.max_position_embeddings` is a number that no text reaches.
+{special}. The length is not limited; `config.max_position_embeddings` is a number that no text reaches.
 
 ## Training, quantisation, evaluation
 
@@ -99,15 +98,29 @@ Limits: what was read long ago is remembered in outline, not word for word.
 """
 
 
+OWN = """There is no token that begins a text (no bos): in training a document began with its own first
+token, and ended with `{end}`"""
+FAMILYS = """Tokenizer, chat template, special tokens and generation settings are those of the model that was
+adapted, byte for byte. In training a document began with its own first token, and ended with `{end}`"""
+
+
 def write_card(
-    folder: Path, config: Config, run: dict[str, Any], dtype: str, files: list[str], end: str
+    folder: Path,
+    config: Config,
+    run: dict[str, Any],
+    dtype: str,
+    files: list[str],
+    end: str,
+    source: str | None = None,
 ) -> None:
-    """Write README.md. end: the token that ends a document."""
+    """Write README.md. end: the token that ends a document. source: the pretrained model that was adapted, if any."""
     model, tokens = config.model, run.get("tokens")
     (folder / "README.md").write_text(
         CARD.format(
             title=config.run.folder.name,
             version=__version__,
+            how="pretrained" if source is None else f"made of {source} and trained",
+            special=(OWN if source is None else FAMILYS).format(end=end),
             memory=_memory(config),
             files=len(files),
             family=model.family,

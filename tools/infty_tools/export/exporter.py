@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from infty import __version__, files
@@ -23,6 +24,7 @@ from infty_tools.export import verify as export_verify
 from infty_tools.export.card import write_card
 from infty_tools.export.code import write_code
 from infty_tools.export.dtypes import DTYPES
+from infty_tools.export.family import FamilyFiles
 from infty_tools.export.tokenizer import SAMPLES, fast_tokenizer
 from infty_tools.export.weights import convert_config, convert_weights
 
@@ -55,15 +57,18 @@ class Exporter:
         )
         self.config = configs.load(self.folder / checkpoints.CONFIG)
         self.reader = checkpoints.Reader(self.folder)
+        self.family = FamilyFiles.of(self.folder, self.reader.run)
         self.tokenizer = self._find_tokenizer(tokenizer)
         self._check_shapes()
 
     def _find_tokenizer(self, given: Path | None) -> Tokenizer:
         run = self.reader.run
         path = given or Path(run["tokenizer"])
+        if given is None and not path.exists() and self.family is not None:
+            path = self.family.folder
         if given is None and not path.exists():
             raise UserError(f"the run's tokenizer is no longer at {path}: name it with --tokenizer")
-        found = Tokenizer.load(path)
+        found = Tokenizer.load(path, run.get("end_token"))
         if found.fingerprint != run["tokenizer_fingerprint"]:
             raise UserError(f"{path} is not the tokenizer that {self.folder} was trained with")
         return found
@@ -100,28 +105,36 @@ class Exporter:
 
     def _fill(self, folder: Path) -> None:
         self.tell("converting the tokenizer")
-        fast = fast_tokenizer(self.tokenizer, self._book_texts())
-        fast.bos_token = (
-            None  # documents began with their first token in training: no other tool is to add one
-        )
+        fast = None if self.family else self._fast_tokenizer()
         self.tell("converting the weights")
         model = self._twin()
         self.tell("writing the weights")
         logging.disable_progress_bar()
         model.save_pretrained(folder, max_shard_size=self.max_shard)
-        fast.save_pretrained(folder)
+        if fast is not None:
+            fast.save_pretrained(folder)
+        if self.family is not None:
+            self.family.copy(folder)
         names = write_code(folder)
-        write_card(folder, self.config, self.reader.run, self.dtype, names, fast.eos_token)
+        source = self.family and self.family.name
+        end = self.tokenizer.end_token
+        write_card(folder, self.config, self.reader.run, self.dtype, names, end, source)
         for path in folder.glob("*.safetensors"):  # written for their owner's eyes only
             path.chmod((folder / "config.json").stat().st_mode)
+
+    def _fast_tokenizer(self) -> PreTrainedTokenizerFast:
+        fast = fast_tokenizer(self.tokenizer, self._book_texts())
+        # Documents began with their first token in training: no other tool is to add one.
+        fast.bos_token = None
+        return fast
 
     def _twin(self) -> InftyForCausalLM:
         """The transformers model with the checkpoint's weights, in the export's dtype."""
         end = self.tokenizer.eos_id
+        special = {"eos_token_id": end, "pad_token_id": end}
         config = convert_config(
             self.config.model,
-            eos_token_id=end,
-            pad_token_id=end,
+            **(self.family.special_ids() if self.family else special),
             auto_map=AUTO_MAP,
             infty_version=__version__,
         )
@@ -160,7 +173,8 @@ class Exporter:
         got, ids = export_verify.run_alone(folder, tokens, list(SAMPLES))
         self.tell("verifying: comparing with the trained model")
         for text, its in zip(SAMPLES, ids):
-            if its != [int(i) for i in self.tokenizer.encode(text)]:
+            own = self.family.encode(text) if self.family else self.tokenizer.encode(text).tolist()
+            if its != own:
                 raise UserError(
                     f"the exported tokenizer reads {text[:40]!r} differently. Nothing was exported"
                 )

@@ -5,6 +5,7 @@ The rules are those of DeepSpeed 0.19 and of this model's own code; tests compar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ class Layout:
     """Segments of a window [S]."""
     precision: str
     """fp32 or bf16."""
+    train: str = "everything"
+    """What learns (`train:` of the config)."""
 
     @property
     def world(self) -> int:
@@ -56,23 +59,30 @@ class Layout:
 def model_states(config: ModelConfig, layout: Layout) -> dict[str, float]:
     """Weights, float32 masters, optimizer moments and gradients between backward and update."""
     weights = parameters(config)
+    learning = learned(weights, layout)
     size = sum(p.local(layout.tensor) for p in weights)
+    trained = sum(p.local(layout.tensor) for p in learning)
     w, stage = layout.width, layout.zero_stage
     share = 1 / layout.data
     out = {
         "weights": size * w * (share if stage == 3 else 1),
-        "masters": 0.0 if stage == 0 else 4 * size * share,
-        "moments": 8 * size * (1 if stage == 0 else share),
+        "masters": 0.0 if stage == 0 else 4 * trained * share,
+        "moments": 8 * trained * (1 if stage == 0 else share),
     }
     if stage == 3 and layout.data > 1:
         out["weights"] += w * sum(
             p.local(layout.tensor) for p in weights if p.local(layout.tensor) < PERSISTENT
         )
     if stage in (1, 2):
-        out["gradients"] = w * _largest_share(weights, layout)
+        out["gradients"] = w * _largest_share(learning, layout)
     else:
-        out["gradients"] = w * size * (share if stage == 3 else 1)
+        out["gradients"] = w * trained * (share if stage == 3 else 1)
     return out
+
+
+def learned(weights: Sequence[Parameter], layout: Layout) -> list[Parameter]:
+    """Those that have gradients and optimizer state."""
+    return [p for p in weights if layout.train == "everything" or ".memories." in p.name]
 
 
 def _largest_share(weights: list[Parameter], layout: Layout) -> float:
@@ -144,10 +154,11 @@ def lane_states(config: ModelConfig, layout: Layout) -> float:
 def checkpoint_bytes(config: ModelConfig, layout: Layout) -> dict[str, float]:
     """A checkpoint on disk, all ranks together: whole float32 weights and moments, and every lane."""
     size = sum(p.size for p in parameters(config))
+    trained = sum(p.size for p in learned(parameters(config), layout))
     lanes = layout.data * layout.micro_lanes * layout.micro_batches
     return {
         "weights": 4.0 * size,
-        "moments": 8.0 * size,
+        "moments": 8.0 * trained,
         "lanes": lanes * lane_bytes(config, layout.width),
     }
 

@@ -56,6 +56,7 @@ def of_config(config: Config, world: int) -> Layout:
         count,
         config.batch.window_segments,
         config.precision,
+        config.train,
     )
 
 
@@ -113,6 +114,7 @@ def _layouts(config: Config, world: int, gpus_per_node: int) -> Iterator[Layout]
                                 lanes // micro,
                                 config.batch.window_segments,
                                 config.precision,
+                                config.train,
                             )
 
 
