@@ -71,8 +71,9 @@ def data(tmp_path):
 
 
 def tallied(data, wrong=(), lanes=3, count=None, **options) -> AnswerTally:
-    documents = limited(Documents.open(data), count, None)
-    tally = AnswerTally(Answers.open(data, documents.lengths), documents.lengths, "cpu")
+    whole = Documents.open(data)
+    documents = limited(whole, count, None)
+    tally = AnswerTally(Answers.open(data, whole.lengths), documents.lengths, "cpu")
     evaluation.evaluate(Knows(set(wrong)), documents, lanes=lanes, beside=tally, **options)
     return tally
 
