@@ -148,8 +148,13 @@ def found(data):
     return {
         "data": {"path": "d"},
         "models": [
-            {"model": "a", "what": "checkpoint", "memory": {"none": figures}},
-            {"model": "b", "what": "checkpoint", "memory": {"on": figures, "off": figures}},
+            {"name": "a", "model": "x/a", "what": "checkpoint", "memory": {"none": figures}},
+            {
+                "name": "b",
+                "model": "[red]x/b",
+                "what": "checkpoint",
+                "memory": {"on": figures, "off": figures},
+            },
         ],
         "comparisons": [ratio],
     }
@@ -182,6 +187,7 @@ def test_tables(found, capsys, monkeypatch):
         "83.3% of 6",
         "64 to 128",
         "WITHOUT WITH",
+        "[red]x/b: checkpoint",
     ):
         assert words in said, words
 

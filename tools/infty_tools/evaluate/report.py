@@ -11,21 +11,21 @@ from rich.table import Table
 from infty_tools.evaluate.plots import label
 
 SWITCHED_OFF = (
-    "[dim]A model that was trained with its memory has leaned on it: without one it does worse than a model that "
-    "never had one. What a memory is worth is seen beside a model trained without: infty evaluate WITHOUT WITH.[/dim]"
+    "A model that was trained with its memory has leaned on it: without one it does worse than a model that "
+    "never had one. What a memory is worth is seen beside a model trained without: infty evaluate WITHOUT WITH."
 )
 
 
 def show(found: dict[str, Any]) -> None:
     """Print everything that was found."""
-    console = Console()
+    console = Console(markup=False, highlight=False, emoji=False)  # paths may look like markup
     for model in found["models"]:
-        console.print(f"{model['model']}: {model['what']}", highlight=False, soft_wrap=True)
+        console.print(f"{model['model']}: {model['what']}", soft_wrap=True)
     console.print(_whole(found))
     console.print("nats a token, by position in the document")
     console.print(_by_position(found))
     if found["comparisons"]:
-        console.print(f"perplexity ÷ that of {found['models'][0]['model']}", soft_wrap=True)
+        console.print(f"perplexity ÷ that of {found['models'][0]['name']}", soft_wrap=True)
         console.print(_comparisons(found))
     for name, figures in _readings(found):
         answers = figures.get("answers", {})
@@ -33,8 +33,9 @@ def show(found: dict[str, Any]) -> None:
             share = f"{answers['accuracy']:.1%} of {answers['answers']:,}"
             console.print(f"right answers, {name}: {share}", soft_wrap=True)
             console.print(_answers(answers))
+            console.print(_by_age(answers))
     if any({"on", "off"} <= model["memory"].keys() for model in found["models"]):
-        console.print(SWITCHED_OFF)
+        console.print(SWITCHED_OFF, style="dim")
 
 
 def _readings(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -79,9 +80,29 @@ def _by_position(found: dict[str, Any]) -> Table:
 
 
 def _comparisons(found: dict[str, Any]) -> Table:
-    table = Table("model", "ratio", "95 %, paired over documents")
+    interval = "95 %, paired over documents"
+    table = Table("model", "ratio", interval, "right answers, difference", interval)
     for row in found["comparisons"]:
-        table.add_row(row["model"], _number(row, "ratio", ".4f"), _interval(row, ".4f"))
+        answers = row.get("answers", {})
+        table.add_row(
+            row["model"],
+            _number(row, "ratio", ".4f"),
+            _interval(row, ".4f"),
+            _number(answers, "difference", "+.1%"),
+            _interval(answers, "+.1%"),
+        )
+    return table
+
+
+def _by_age(answers: dict[str, Any]) -> Table:
+    table = Table("age, tokens", "answers", "right", "95 % over documents")
+    for row in answers["by_age"]:
+        table.add_row(
+            f"{row['age'][0]:,} to {row['age'][1]:,}",
+            f"{row['answers']:,}",
+            _number(row, "accuracy", ".1%"),
+            _interval(row, ".1%"),
+        )
     return table
 
 
