@@ -113,7 +113,7 @@ def test_answers_that_were_not_read_do_not_count(data):
     assert none == {"answers": 0, "by_length_and_depth": [], "by_age": [], "by_kind": []}
 
 
-def test_resamples_are_pairs():
+def test_resamples_are_pairs(monkeypatch):
     """Of two columns that differ by a constant share, every resample's ratio is that share."""
     sums = torch.rand(7, 1, dtype=torch.float64)
     drawn = bootstrap.resampled(torch.cat([sums, 2 * sums, torch.ones_like(sums)], 1))
@@ -121,6 +121,8 @@ def test_resamples_are_pairs():
     assert torch.allclose(drawn[:, 1], 2 * drawn[:, 0])
     assert (drawn[:, 2] == 7).all() and len(set(drawn[:, 0].tolist())) > 500
     assert torch.equal(drawn, bootstrap.resampled(torch.cat([sums, 2 * sums, sums * 0 + 1], 1)))
+    monkeypatch.setattr(bootstrap, "AT_ONCE", 16)  # as little at once as can be changes nothing
+    assert torch.equal(drawn[:, 0], bootstrap.resampled(sums)[:, 0])
     low, high = bootstrap.interval(drawn[:, 0] / drawn[:, 2])
     assert low < sums.mean() < high
     assert bootstrap.interval(torch.full((9,), torch.nan)) is None
