@@ -42,6 +42,7 @@ def _curves(found: dict[str, Any], path: Path) -> Path:
             band = [[math.exp(min(pair[i], 700)) for pair in ends] for i in (0, 1)]
             _line(axes, rows, middle, band, label(model, mode))
     axes.set_yscale("log")
+    plots.plain_numbers(axes.yaxis)
     axes.legend()
     plots.save(figure, path)
     return path
@@ -64,6 +65,7 @@ def _ratios(found: dict[str, Any], path: Path) -> Path:
 def _by_position(what: str) -> tuple[Any, Any]:
     figure, axes = plots.pyplot().subplots(figsize=(7, 4.5), layout="constrained")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("position in the document (tokens)")
     axes.set_ylabel(what)
     axes.grid(alpha=0.3)
