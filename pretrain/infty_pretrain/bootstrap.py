@@ -9,7 +9,8 @@ from torch import Tensor
 
 RESAMPLES = 2000
 LEVEL = 0.95
-AT_ONCE = 100
+AT_ONCE = 2**22
+"""Draws that are held in memory."""
 
 
 def resampled(sums: Tensor) -> Tensor:
@@ -22,11 +23,13 @@ def resampled(sums: Tensor) -> Tensor:
 
 
 def _draws(documents: int) -> Iterator[Tensor]:
-    """How often each document is drawn: float64 [AT_ONCE, documents], RESAMPLES rows in all."""
+    """How often each document is drawn: float64 [some, documents], RESAMPLES rows in all."""
     generator = torch.Generator().manual_seed(0)
-    for _ in range(RESAMPLES // AT_ONCE):
-        chosen = torch.randint(documents, (AT_ONCE, documents), generator=generator)
-        counts = torch.zeros(AT_ONCE, documents, dtype=torch.float64)
+    most = max(1, AT_ONCE // documents)
+    for first in range(0, RESAMPLES, most):
+        rows = min(most, RESAMPLES - first)
+        chosen = torch.randint(documents, (rows, documents), generator=generator)
+        counts = torch.zeros(rows, documents, dtype=torch.float64)
         yield counts.scatter_add_(1, chosen, torch.ones_like(counts))
 
 

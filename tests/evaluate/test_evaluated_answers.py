@@ -71,8 +71,9 @@ def data(tmp_path):
 
 
 def tallied(data, wrong=(), lanes=3, count=None, **options) -> AnswerTally:
-    documents = limited(Documents.open(data), count, None)
-    tally = AnswerTally(Answers.open(data, documents.lengths), documents.lengths, "cpu")
+    whole = Documents.open(data)
+    documents = limited(whole, count, None)
+    tally = AnswerTally(Answers.open(data, whole.lengths), documents.lengths, "cpu")
     evaluation.evaluate(Knows(set(wrong)), documents, lanes=lanes, beside=tally, **options)
     return tally
 
@@ -112,7 +113,7 @@ def test_answers_that_were_not_read_do_not_count(data):
     assert none == {"answers": 0, "by_length_and_depth": [], "by_age": [], "by_kind": []}
 
 
-def test_resamples_are_pairs():
+def test_resamples_are_pairs(monkeypatch):
     """Of two columns that differ by a constant share, every resample's ratio is that share."""
     sums = torch.rand(7, 1, dtype=torch.float64)
     drawn = bootstrap.resampled(torch.cat([sums, 2 * sums, torch.ones_like(sums)], 1))
@@ -120,6 +121,8 @@ def test_resamples_are_pairs():
     assert torch.allclose(drawn[:, 1], 2 * drawn[:, 0])
     assert (drawn[:, 2] == 7).all() and len(set(drawn[:, 0].tolist())) > 500
     assert torch.equal(drawn, bootstrap.resampled(torch.cat([sums, 2 * sums, sums * 0 + 1], 1)))
+    monkeypatch.setattr(bootstrap, "AT_ONCE", 16)  # as little at once as can be changes nothing
+    assert torch.allclose(drawn[:, 0], bootstrap.resampled(sums)[:, 0])
     low, high = bootstrap.interval(drawn[:, 0] / drawn[:, 2])
     assert low < sums.mean() < high
     assert bootstrap.interval(torch.full((9,), torch.nan)) is None
@@ -147,8 +150,13 @@ def found(data):
     return {
         "data": {"path": "d"},
         "models": [
-            {"model": "a", "what": "checkpoint", "memory": {"none": figures}},
-            {"model": "b", "what": "checkpoint", "memory": {"on": figures, "off": figures}},
+            {"name": "a", "model": "x/a", "what": "checkpoint", "memory": {"none": figures}},
+            {
+                "name": "b",
+                "model": "[red]x/b",
+                "what": "checkpoint",
+                "memory": {"on": figures, "off": figures},
+            },
         ],
         "comparisons": [ratio],
     }
@@ -181,6 +189,7 @@ def test_tables(found, capsys, monkeypatch):
         "83.3% of 6",
         "64 to 128",
         "WITHOUT WITH",
+        "[red]x/b: checkpoint",
     ):
         assert words in said, words
 

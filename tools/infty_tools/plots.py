@@ -26,6 +26,14 @@ def pyplot() -> Any:
     return plt
 
 
+def plain_numbers(axis: Any) -> None:
+    """Write the numbers of a logarithmic axis as they are: 90, not 9 x 10^1."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG and close it. The same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,7 @@ def preload() -> None:
 
     torch.set_num_threads(1)
     for module in (
-        "infty_pretrain.evaluator",
+        "infty_tools.evaluate.run",
         "infty_pretrain.trainer",
         "infty_tools.cli",
         "infty_tools.export.exporter",

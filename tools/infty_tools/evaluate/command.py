@@ -10,7 +10,7 @@ import typer
 
 from infty import files
 from infty.errors import UserError
-from infty_tools.options import any_path, check_new_file, printable, whole
+from infty_tools.options import any_path, any_text_prints, check_new_file, printable, whole
 
 MODES = ("on", "off", "emptied", "other")
 """The names in `infty_pretrain.memory_modes.MODES`, which is not imported for a command line."""
@@ -111,6 +111,7 @@ def evaluate(
     """
     from infty_pretrain import launch
 
+    any_text_prints()
     _check(models, output, plots)
     here = launch.detect()
     launch.quiet()

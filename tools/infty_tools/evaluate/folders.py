@@ -17,6 +17,8 @@ from infty.errors import UserError
 from infty_tools.writer import first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+TRUSTED = {"local_files_only": True, "trust_remote_code": False}
+"""Nothing is fetched, no code of the folder's own is run, and nobody is asked whether it may."""
 SAMPLED = 3
 """Documents whose beginnings are compared."""
 SAMPLE = 2000
@@ -48,7 +50,7 @@ def check_tokens(folder: Path, vocabulary: int, documents: Documents) -> None:
     theirs = any((folder / name).is_file() for name in TOKENIZER_FILES)
     if not theirs or not (documents.folder / TOKENIZER).is_dir():
         return
-    tokenizer = loaded(folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    tokenizer = loaded(folder, lambda: AutoTokenizer.from_pretrained(folder, **TRUSTED))
     for document in range(min(SAMPLED, len(documents))):
         count = min(SAMPLE, int(documents.lengths[document]) - 1)
         text = as_read(documents.tokenizer.decode(documents.read(document, 0, count)))

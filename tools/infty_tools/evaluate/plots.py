@@ -19,16 +19,16 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
         for mode, figures in model["memory"].items():
             rows = figures.get("answers", {}).get("by_length_and_depth")
             if rows:
-                name = re.sub(r"\W+", "-", Path(model["model"]).name, flags=re.ASCII)
+                name = re.sub(r"\W+", "-", model["name"], flags=re.ASCII)
                 path = folder / f"answers-{number}-{name}-{mode}.png"
-                paths.append(_answers(rows, f"{label(model, mode)}", path))
+                paths.append(_answers(rows, label(model, mode), path))
     return paths
 
 
 def label(model: dict[str, Any], mode: str) -> str:
     """A model in a mode, in words."""
-    name = Path(model["model"]).name or model["model"]
-    return f"{name}, no memory" if mode == "none" else f"{name}, memory {mode}"
+    how = "no memory" if mode == "none" else f"memory {mode}"
+    return f"{model['name']}, {how}"
 
 
 def _curves(found: dict[str, Any], path: Path) -> Path:
@@ -42,6 +42,7 @@ def _curves(found: dict[str, Any], path: Path) -> Path:
             band = [[math.exp(min(pair[i], 700)) for pair in ends] for i in (0, 1)]
             _line(axes, rows, middle, band, label(model, mode))
     axes.set_yscale("log")
+    plots.plain_numbers(axes.yaxis)
     axes.legend()
     plots.save(figure, path)
     return path
@@ -49,12 +50,12 @@ def _curves(found: dict[str, Any], path: Path) -> Path:
 
 def _ratios(found: dict[str, Any], path: Path) -> Path:
     """Perplexity of each further model ÷ that of the first."""
-    figure, axes = _by_position(f"perplexity ÷ that of {Path(found['models'][0]['model']).name}")
+    figure, axes = _by_position(f"perplexity ÷ that of {found['models'][0]['name']}")
     for comparison in found["comparisons"]:
         rows = [row for row in comparison["by_position"] if "ratio" in row]
         middle = [row["ratio"] for row in rows]
         ends = [row.get("interval", [row["ratio"]] * 2) for row in rows]
-        _line(axes, rows, middle, list(zip(*ends)), Path(comparison["model"]).name)
+        _line(axes, rows, middle, list(zip(*ends)), comparison["model"])
     axes.axhline(1, color="gray", linewidth=0.8)
     axes.legend()
     plots.save(figure, path)
@@ -64,6 +65,7 @@ def _ratios(found: dict[str, Any], path: Path) -> Path:
 def _by_position(what: str) -> tuple[Any, Any]:
     figure, axes = plots.pyplot().subplots(figsize=(7, 4.5), layout="constrained")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("position in the document (tokens)")
     axes.set_ylabel(what)
     axes.grid(alpha=0.3)

@@ -11,21 +11,24 @@ from rich.table import Table
 from infty_tools.evaluate.plots import label
 
 SWITCHED_OFF = (
-    "[dim]A model that was trained with its memory has leaned on it: without one it does worse than a model that "
-    "never had one. What a memory is worth is seen beside a model trained without: infty evaluate WITHOUT WITH.[/dim]"
+    "A model that was trained with its memory has leaned on it: without one it usually does worse than a model that "
+    "never had one. What a memory is worth is seen beside a model trained without: infty evaluate WITHOUT WITH."
 )
 
 
 def show(found: dict[str, Any]) -> None:
     """Print everything that was found."""
-    console = Console()
+    console = Console(markup=False, highlight=False, emoji=False)  # paths may look like markup
     for model in found["models"]:
-        console.print(f"{model['model']}: {model['what']}", highlight=False, soft_wrap=True)
+        console.print(f"{model['model']}: {model['what']}", soft_wrap=True)
+    _, figures = next(_readings(found))
+    read = f"{figures['tokens']:,} tokens of {figures['documents']:,} documents"
+    console.print(f"perplexity of {read}; 95 % is an interval over documents")
     console.print(_whole(found))
     console.print("nats a token, by position in the document")
     console.print(_by_position(found))
     if found["comparisons"]:
-        console.print(f"perplexity ÷ that of {found['models'][0]['model']}", soft_wrap=True)
+        console.print(f"perplexity ÷ that of {found['models'][0]['name']}", soft_wrap=True)
         console.print(_comparisons(found))
     for name, figures in _readings(found):
         answers = figures.get("answers", {})
@@ -33,8 +36,9 @@ def show(found: dict[str, Any]) -> None:
             share = f"{answers['accuracy']:.1%} of {answers['answers']:,}"
             console.print(f"right answers, {name}: {share}", soft_wrap=True)
             console.print(_answers(answers))
+            console.print(_by_age(answers))
     if any({"on", "off"} <= model["memory"].keys() for model in found["models"]):
-        console.print(SWITCHED_OFF)
+        console.print(SWITCHED_OFF, style="dim", soft_wrap=True)
 
 
 def _readings(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -44,21 +48,12 @@ def _readings(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _whole(found: dict[str, Any]) -> Table:
-    table = Table(
-        "model",
-        "tokens",
-        "nats a token",
-        "perplexity",
-        "95 % over documents",
-        "a word",
-        "a byte",
-        "right",
-    )
+    table = Table("model")
+    for heading in ("perplexity", "95 %", "a word", "a byte", "right"):
+        table.add_column(heading, no_wrap=True)
     for name, f in _readings(found):
         table.add_row(
             name,
-            f"{f['tokens']:,}",
-            f"{f['nll']:.4f}",
             _number(f, "perplexity", ",.2f"),
             _interval(f, ",.2f"),
             _number(f, "word_perplexity", ",.1f"),
@@ -70,7 +65,7 @@ def _whole(found: dict[str, Any]) -> Table:
 
 def _by_position(found: dict[str, Any]) -> Table:
     names = [name for name, _ in _readings(found)]
-    table = Table("tokens of a document", *names)
+    table = Table("position", *names)
     curves = [figures["by_position"] for _, figures in _readings(found)]
     for rows in zip(*curves, strict=True):
         start, end = rows[0]["from"], rows[0]["to"]
@@ -79,9 +74,30 @@ def _by_position(found: dict[str, Any]) -> Table:
 
 
 def _comparisons(found: dict[str, Any]) -> Table:
-    table = Table("model", "ratio", "95 %, paired over documents")
-    for row in found["comparisons"]:
-        table.add_row(row["model"], _number(row, "ratio", ".4f"), _interval(row, ".4f"))
+    rows = found["comparisons"]
+    interval = "95 %, paired over documents"
+    answered = any(row.get("answers") for row in rows)
+    table = Table("model", "ratio", interval)
+    for heading in ("right answers, difference", interval) if answered else ():
+        table.add_column(heading)
+    for row in rows:
+        cells = [_number(row, "ratio", ".4f"), _interval(row, ".4f")]
+        if answered:
+            answers = row.get("answers", {})
+            cells += [_number(answers, "difference", "+.1%"), _interval(answers, "+.1%")]
+        table.add_row(row["model"], *cells)
+    return table
+
+
+def _by_age(answers: dict[str, Any]) -> Table:
+    table = Table("age, tokens", "answers", "right", "95 % over documents")
+    for row in answers["by_age"]:
+        table.add_row(
+            f"{row['age'][0]:,} to {row['age'][1]:,}",
+            f"{row['answers']:,}",
+            _number(row, "accuracy", ".1%"),
+            _interval(row, ".1%"),
+        )
     return table
 
 

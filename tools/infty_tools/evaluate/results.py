@@ -24,6 +24,8 @@ class Result:
     """One model's readings of the documents, by mode of its memory."""
 
     path: Path
+    name: str
+    """What tables and plots call it: no two are called alike."""
     description: str
     tallies: dict[str, Tally] = field(default_factory=dict)
     answers: dict[str, AnswerTally] = field(default_factory=dict)
@@ -40,7 +42,12 @@ class Result:
             modes[mode] = evaluation.figures(tally, documents, text_bytes)
             if mode in self.answers:
                 modes[mode]["answers"] = self.answers[mode].figures()
-        return {"model": str(self.path), "what": self.description, "memory": modes}
+        return {
+            "model": str(self.path),
+            "name": self.name,
+            "what": self.description,
+            "memory": modes,
+        }
 
 
 def compared(first: Result, other: Result) -> dict[str, Any]:
@@ -51,9 +58,9 @@ def compared(first: Result, other: Result) -> dict[str, Any]:
     read = one.read
     both = torch.stack([one.sums[read], two.sums[read]], 1)  # [documents, 2, BINS, 3]
     found: dict[str, Any] = {
-        "model": str(other.path),
+        "model": other.name,
         "memory": other.main,
-        "beside": str(first.path),
+        "beside": first.name,
         "beside_memory": first.main,
     }
     found |= _ratio(both.sum(2))

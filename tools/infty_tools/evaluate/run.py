@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
+from torch import Tensor
 
 from infty.data.answers import Answers
 from infty.data.documents import Documents
@@ -17,6 +18,7 @@ from infty_tools.evaluate.answers import AnswerTally
 from infty_tools.evaluate.data import limited, text_bytes
 from infty_tools.evaluate.models import Opened, check_paths, open_models
 from infty_tools.evaluate.results import NO_MEMORY, Result, compared
+from infty_tools.options import printable
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,22 @@ def run(request: Request, launch: Launch) -> dict[str, Any]:
     answers = Answers.open(request.data, whole.lengths)
     documents = limited(whole, request.documents, request.tokens)
     opened = open_models(request.models, documents, request.window, request.stride)
+    sizes = text_bytes(documents) if launch.rank == 0 else None
     tensor = max(model.tensor for model in opened)
     device = connect(launch, tensor if launch.world % tensor == 0 else 1)
     results = []
-    for path, model in zip(request.models, opened):
-        result = Result(path, model.description)
+    for path, name, model in zip(request.models, names(request.models), opened):
+        result = Result(path, name, model.description)
         _read(result, model, request, documents, answers, device, launch.rank != 0)
         results.append(result)
-    return _found(results, documents, request) if launch.rank == 0 else {}
+    return _found(results, documents, sizes, request) if launch.rank == 0 else {}
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """A short name for each model: the last part of its path, or all of it where two end alike."""
+    short = [path.name for path in paths]
+    alone = [bool(name) and short.count(name) == 1 for name in short]
+    return [printable(name if one else path) for name, one, path in zip(short, alone, paths)]
 
 
 def _read(
@@ -63,7 +73,7 @@ def _read(
     model = opened.load(device)
     with Progress(disable=silent, transient=True) as progress:
         for mode in modes:
-            task = progress.add_task(f"{result.path.name}, memory {mode}", total=None)
+            task = progress.add_task(f"{result.name}, memory {mode}", total=None)
             beside = None
             if answers is not None:
                 beside = result.answers[mode] = AnswerTally(answers, documents.lengths, device)
@@ -78,8 +88,9 @@ def _read(
             )
 
 
-def _found(results: list[Result], documents: Documents, request: Request) -> dict[str, Any]:
-    sizes = text_bytes(documents)
+def _found(
+    results: list[Result], documents: Documents, sizes: Tensor | None, request: Request
+) -> dict[str, Any]:
     first, *others = results
     return {
         "data": {

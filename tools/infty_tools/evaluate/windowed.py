@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from infty.data.documents import Documents
 from infty.data.lanes import Window
 from infty.errors import UserError
-from infty_tools.evaluate.folders import check_tokens, judged, loaded
+from infty_tools.evaluate.folders import TRUSTED, check_tokens, judged, loaded
 
 LARGEST = 2**24
 """Tokens of a window: a config that says more says that there is no limit."""
@@ -30,7 +30,7 @@ class WindowedModel:
         """`window` left out: all that the model's positions allow; `stride` left out: half the window."""
         self.folder = folder
         config = loaded(
-            folder, lambda: AutoConfig.from_pretrained(folder, local_files_only=True)
+            folder, lambda: AutoConfig.from_pretrained(folder, **TRUSTED)
         ).get_text_config()
         check_tokens(folder, config.vocab_size, documents)
         self.window = _window(folder, getattr(config, "max_position_embeddings", None), window)
@@ -45,7 +45,7 @@ class WindowedModel:
     def load(self, device: str) -> Windowed:
         model = loaded(
             self.folder,
-            lambda: AutoModelForCausalLM.from_pretrained(self.folder, local_files_only=True),
+            lambda: AutoModelForCausalLM.from_pretrained(self.folder, **TRUSTED),
         )
         return Windowed(model.to(device).eval(), self.window, self.stride, device)
 
