@@ -16,13 +16,13 @@ from infty.errors import UserError
 def initialize(tensor: int = 1, timeout: timedelta = timedelta(minutes=30)) -> None:
     """Split the world into tensor-parallel groups of neighbouring ranks; the rest is data parallelism.
 
-    torch.distributed must be initialised. Groups of another layout are given up, those of the same are kept: gloo's
-    are never freed, and each has a thread that works. A collective waits for `timeout`. Raises UserError when the world
-    is not a multiple of `tensor`.
+    torch.distributed must be initialised. Groups of another layout are ended, those of the same are kept. A collective,
+    which waits for `timeout`. Raises UserError when the world is not a multiple of `tensor`.
     """
     if ps.model_parallel_is_initialized():
         if tensor_size() == tensor:
             return
+        dist.barrier()  # nobody is still in a collective of a group that ends
         destroy()
     world = dist.get_world_size()
     if world % tensor:
@@ -57,7 +57,14 @@ def alone() -> Iterator[None]:
 
 
 def destroy() -> None:
-    """Forget the groups, before torch.distributed itself is ended."""
+    """End the groups, before torch.distributed itself is ended.
+
+    megatron-core itself only forgets most of them. A forgotten group of gloo keeps three threads, one of which wakes up
+    again and again: after a dozen layouts a process does little else.
+    """
+    for group in ps._global_process_group_list or ():
+        if group is not None:
+            dist.destroy_process_group(group)
     ps.destroy_model_parallel()
 
 
