@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from infty.data.build import DatasetWriter
-from infty.data.tokenizer import Tokenizer, train_sentencepiece
+from infty.data.tokenizer import Tokenizer
+from infty.data.vocabulary import train_sentencepiece
 from support.small_data import text, write_books
 
 
