@@ -114,7 +114,8 @@ class ModelConfig:
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.head_size is None:
-            ranges.check(self, {"heads": RANGES["heads"]}, "model.")  # before it divides
+            first = {name: RANGES[name] for name in ("hidden_size", "heads")}  # before they divide
+            ranges.check(self, first, "model.")
             _require(
                 self.hidden_size % self.heads == 0,
                 "heads",

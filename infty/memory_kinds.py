@@ -26,6 +26,11 @@ class MemorySection(Protocol):
         """Whether parameters of the memory are trained only where a window reads what it has written."""
         ...
 
+    @property
+    def silent(self) -> bool:
+        """Whether a fresh memory changes nothing: a model that has one is the model without."""
+        ...
+
     def of(self, layer: int) -> Any:
         """The section as it is for one layer."""
         ...

@@ -238,6 +238,11 @@ class MemoryConfig:
         """Whether parameters of the memory are trained only where a window reads what it has written."""
         return self.gate
 
+    @property
+    def silent(self) -> bool:
+        """Whether a fresh memory changes nothing: behind an output gate, which starts at zero."""
+        return self.output_gate and not self.family.attends
+
     def of(self, layer: int) -> MemoryConfig:
         """The memory of one layer: this one, changed by the layer's overrides. Raises UserError."""
         changes = dict((self.overrides or {}).get(layer, {}))

@@ -48,6 +48,11 @@ class CompressiveConfig:
         """No: the reconstruction loss trains the compression in every window."""
         return False
 
+    @property
+    def silent(self) -> bool:
+        """No: its compressed memories are attended to from the start."""
+        return False
+
     def of(self, layer: int) -> CompressiveConfig:
         """The section for one layer."""
         return self
@@ -93,6 +98,11 @@ class AssociativeConfig:
         """Yes: strength and decay."""
         return True
 
+    @property
+    def silent(self) -> bool:
+        """Yes: its output starts at zero."""
+        return True
+
     def of(self, layer: int) -> AssociativeConfig:
         """The section for one layer."""
         return self
@@ -118,6 +128,11 @@ class ContinuationConfig:
     @property
     def learns_to_write(self) -> bool:
         """Yes: keys, strength and decay."""
+        return True
+
+    @property
+    def silent(self) -> bool:
+        """Yes: its gate starts at zero."""
         return True
 
     def of(self, layer: int) -> ContinuationConfig:

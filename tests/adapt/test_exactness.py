@@ -10,7 +10,7 @@ import torch
 from infty.models.lm import InftyLM
 from infty_pretrain import checkpoint as checkpoints
 from infty_pretrain import config as configs
-from infty_pretrain.canonical import slice_for_rank
+from infty_pretrain.checkpoint.canonical import slice_for_rank
 from infty_tools import processes
 from infty_tools.adapt.adapter import Adapter
 from support import originals

@@ -23,7 +23,7 @@ MODES = tuple(memory_modes.MODES)
 @pytest.fixture(params=["paper with stm", "gist and facts", "continuation", "no memory"])
 def places(request, tmp_path, vocabulary, monkeypatch):
     """A run's folder, its checkpoint, and its export."""
-    monkeypatch.setattr(Exporter, "_verify", lambda *_: "tested elsewhere")
+    monkeypatch.setattr(Exporter, "verify", lambda *_: "tested elsewhere")
     checkpoint, _ = make_run(tmp_path / "run", VARIANTS[request.param], vocabulary, 0.3)
     Exporter(checkpoint).write(tmp_path / "export")
     return tmp_path / "run", checkpoint, tmp_path / "export"

@@ -53,7 +53,7 @@ print(json.dumps({
 @pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
 def test_a_needle_is_asked_for_in_the_whole_text(tmp_path, monkeypatch):
     """What lm-eval is answered is what the model says after all of the text, memory and all."""
-    monkeypatch.setattr(Exporter, "_verify", lambda *_: "tested elsewhere")
+    monkeypatch.setattr(Exporter, "verify", lambda *_: "tested elsewhere")
     vocabulary = tokenizer(tmp_path)
     make_run(tmp_path / "run", VARIANTS["continuation"], vocabulary, 0.3)
     Exporter(tmp_path / "run").write(tmp_path / "export")

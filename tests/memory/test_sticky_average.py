@@ -97,7 +97,7 @@ def test_a_constant_share_goes_by_the_last_segment():
 
 
 def test_a_span_below_one_segment_is_refused():
-    with pytest.raises(UserError, match="attention_span: 0 must be at least 1"):
+    with pytest.raises(UserError, match="attention_span: 0 must be a whole number from 1 to"):
         MemoryConfig(attention_span=0)
 
 

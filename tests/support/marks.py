@@ -27,6 +27,7 @@ STARTERS = {
     "prepare",
     "Harness",
     "Exporter",
+    "League",
     "bench_faults",
     "bench_layouts",
     "bench",

@@ -103,6 +103,7 @@ CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end
 def write_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer with a chat template and special tokens of its own."""
     import tokenizers
+    from tokenizers import Tokenizer
 
     made = tokenizers.ByteLevelBPETokenizer()
     special = ["<unk>", "<s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -110,7 +111,7 @@ def write_tokenizer(folder: Path) -> None:
         TEXT.splitlines(), vocab_size=VOCABULARY, special_tokens=special, show_progress=False
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=made._tokenizer,
+        tokenizer_object=Tokenizer.from_str(made.to_str()),
         bos_token="<s>",
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",

@@ -244,7 +244,7 @@ def said(*arguments: object) -> str:
         (["facts", "--filler", 100], "from 0"),
         (["facts", "--told-segments", 1, "--facts", 17], "give 2 or more"),
         (["facts", "--segments", 10**8], "is the most"),
-        (["sorting", "--length", 30], "the answer alone"),
+        (["sorting", "--length", 30], "30 is not a"),
         (["stories", "--length", 100], "--text gives"),
         (["stories", "--kind", "one-fact,four-facts"], "four-facts is not one of"),
         (["needle", "--text", "none", "--form", "passkey"], "not a prepared dataset"),

@@ -31,9 +31,9 @@ def any_path(text: str) -> Path:
     return Path(text)
 
 
-def new_folder(text: str) -> Path:
-    """A folder to make: its name is text, since it is written into what is made."""
-    path = any_path(utf8(text))
+def new_folder(text: str | Path) -> Path:
+    """A folder to make: its name is text, since it is written into what is made. (A default is a path already.)"""
+    path = any_path(utf8(str(text)))
     if path.name in ("", ".."):
         raise typer.BadParameter(f"{path} is not a name for a new folder: give one")
     return path

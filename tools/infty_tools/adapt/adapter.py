@@ -42,7 +42,7 @@ FREE = (
     "memories",
 )
 """Keys of `model:` that are the user's to choose; the others are the original's."""
-MANY = 2**20
+MANY = 2**16
 """Segments of a window, as long as it is not known how many the memory needs to learn from."""
 KINDS: dict[str, dict[str, Any]] = {
     "continuation": {"kind": "continuation"},
@@ -165,15 +165,7 @@ class Adapter:
     @property
     def audible(self) -> list[str]:
         """Names of the memories that change what the model says before they are trained."""
-        return [
-            name
-            for name, section in self.model.sections().items()
-            if section.kind == "compressive"
-            or (
-                section.kind == "continuous"
-                and (section.density == "joint" or not section.output_gate)
-            )
-        ]
+        return [name for name, section in self.model.sections().items() if not section.silent]
 
     def write(self, output: Path, tell: Callable[[str], None] = lambda text: None) -> int:
         """Make `output`: whole or not at all. Returns its size in bytes. Raises UserError."""
