@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from statistics import fmean
@@ -26,3 +27,35 @@ def test_the_demo(system):
     ratios = [run["perplexity"] / baseline[run["seed"]] for run in DEMO["systems"][system]["runs"]]
     assert figures[: len(perplexities)] == [round(x, 1) for x in perplexities]
     assert figures[len(perplexities)] == round(fmean(ratios), 2)
+
+
+def table(data: str) -> list[list[str]]:
+    """The rows, cell by cell, of the table of docs/memory.md whose figures are those of docs/results/`data`."""
+    page = (DOCS / "memory.md").read_text()
+    lines = page.split(f"<!-- figures of docs/results/{data};")[1].splitlines()[3:]
+    rows = lines[: lines.index("")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_novels():
+    systems = json.loads((DOCS / "results" / "novels.json").read_text())["systems"]
+    plain, memory = systems["none"], systems["continuation"]
+    curves = {
+        f"{a['from']:,} to {a['to']:,}": (math.exp(a["nll"]), math.exp(b["nll"]))
+        for a, b in zip(plain["by_position"], memory["by_position"])
+    }
+    curves["all"] = plain["perplexity"], memory["perplexity"]
+    for place, without, with_memory, ratio in table("novels.json"):
+        a, b = curves[place]
+        assert (without, with_memory, ratio) == (f"{a:.2f}", f"{b:.2f}", f"{b / a:.3f}")
+
+
+def test_recall():
+    systems = json.loads((DOCS / "results" / "recall.json").read_text())["systems"]
+    found = {row["system"]: row for row in systems}
+    rows = table("recall.json")
+    assert {row[0] for row in rows} == found.keys()
+    for name, state, *shares, seeds in rows:
+        row = found[name]
+        assert state == f"{row['state_floats']:,}" and seeds == str(len(row["seeds"]))
+        assert shares == [f"{100 * row['right'][n]['mean']:.1f} %" for n in ("1", "2", "4")]
