@@ -233,3 +233,11 @@ def test_a_wheel_holds_three_packages(tmp_path):
         )
     ]
     assert not missing
+
+
+def test_the_command_line_starts_without_what_only_some_verbs_need():
+    """`infty --help` answers at once; a verb imports torch when it runs."""
+    heavy = "torch", "transformers", "deepspeed", "megatron", "matplotlib"
+    code = f"import sys, infty_tools.cli; print([n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -53,7 +53,7 @@ def test_the_command_writes_a_table_and_json(tmp_path, capsys):
     [
         (("tripling", "gaussian", "off", "1e-3"), "tripling"),
         (("0.5", "cauchy", "off", "1e-3"), "cauchy"),
-        (("0.5", "gaussian", "on", "1e-3"), "sticky: 'on'"),
+        (("0.5", "gaussian", "on", "1e-3"), "--warps: on"),
         (("uniform", "gaussian", "multinomial", "1e-3"), "--warps"),
     ],
 )

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infty.errors import UserError
-from infty.memory.config import WARPS
 from infty_tools.bench import figures
 from infty_tools.options import (
     SEED,
     check_folder,
     listed,
     new_folder,
-    one_of,
     real,
     several,
     utf8,
@@ -48,13 +46,15 @@ def growth(
         ),
     ] = "uniform,doubling,learned,0.5",
     densities: Annotated[
-        str,
-        typer.Option(parser=several(utf8), help="Comma-separated.", show_default="every family"),
-    ] = "",
+        str | None,
+        typer.Option(
+            parser=several(utf8), help="Comma-separated; left out: every family that reads."
+        ),
+    ] = None,
     warps: Annotated[
         str,
         typer.Option(
-            parser=several(one_of(*WARPS)),
+            parser=several(utf8),
             help="Comma-separated: off, quantile, multinomial (which needs a share).",
         ),
     ] = "off,quantile,multinomial",
@@ -277,10 +277,13 @@ def _difference(logits: Tensor, reference: Tensor) -> Tensor:
     return (logits - reference).square().mean((1, 2)).sqrt() / reference.square().mean().sqrt()
 
 
-def _cases(policies: str, densities: str, warps: str) -> Any:
+def _cases(policies: str, densities: str | None, warps: str) -> Any:
     """Every combination that exists: (policy, density, warp). Raises UserError when there is none."""
-    from infty.memory.config import POLICIES
+    from infty.memory.config import POLICIES, WARPS
 
+    for warp in listed(warps):
+        if warp not in WARPS:
+            raise UserError(f"--warps: {warp} is not one of {', '.join(WARPS)}")
     families = listed(densities) if densities else _families()
     found = [(p, d, w) for p in listed(policies) for d in families for w in listed(warps)]
     found = [case for case in found if not (case[0] in POLICIES and case[2] == "multinomial")]
