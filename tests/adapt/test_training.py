@@ -137,6 +137,8 @@ def test_what_is_frozen_has_no_optimizer_state(root, results):
         reader = Reader(folder)
         alone = "memory" in name or "bf16" in name
         assert with_moments == {n for n in reader.names() if ".memories." in n or not alone}, name
+        read = {key for key in reader.everything() if key.endswith("/exp_avg_sq")}
+        assert read == {f"{n}/exp_avg_sq" for n in with_moments}, name
     memory = sum(w.numel() for n, w in weights(root, "one-zero0").items() if ".memories." in n)
     assert results["one-memory-zero0"][1] == memory
     assert results["one-memory-zero1"][1] == pytest.approx(memory, abs=16)

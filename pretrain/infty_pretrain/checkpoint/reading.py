@@ -73,11 +73,12 @@ class Reader:
 
     def everything(self) -> dict[str, Tensor]:
         """All but the random streams, to compare checkpoints: `<parameter>/weight`, `<parameter>/exp_avg`,
-        `<parameter>/exp_avg_sq`, `lane <id>/<name>`."""
+        `<parameter>/exp_avg_sq` (not of a frozen one), `lane <id>/<name>`."""
         out = {
             f"{name}/{part}": self.parameter(name, part)
             for name in self.names()
             for part in ("weight", *MOMENTS)
+            if part == "weight" or ("optimizer", f"{name}.{part}") in self._where
         }
         names = {key for f in self._files["lanes"] for key in f.keys()} - {"id"}  # noqa: SIM118
         return out | {
