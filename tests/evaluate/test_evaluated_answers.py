@@ -201,7 +201,7 @@ def test_what_is_missing_for_plots_is_named_before_anything_is_read(tmp_path, mo
     for words in (
         ["evaluate", "a", "--data", "b", "--plots", str(tmp_path / "plots")],
         ["bench", "retention", "--out", str(tmp_path / "out")],
-        ["bench", "sorting", "--out", str(tmp_path / "out")],
+        ["bench", "recall", "--out", str(tmp_path / "out")],
     ):
         result = CliRunner().invoke(app, words)
         assert isinstance(result.exception, UserError), words
