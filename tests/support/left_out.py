@@ -13,8 +13,8 @@ import pytest
 def attention_in_bf16() -> Iterator[None]:
     """Skip where torch's attention fails.
 
-    With ATEN_CPU_CAPABILITY=default on a machine that has AVX-512 in bf16, torch 2.13 chooses a kernel by the machine and
-    compiles it without its instructions. Machines that have none are not concerned.
+    With ATEN_CPU_CAPABILITY=default on a machine that has AVX-512 in bf16, torch 2.13 chooses a kernel by the machine
+    and compiles it without its instructions. Machines that have none are not concerned.
     """
     try:
         yield
