@@ -29,7 +29,9 @@ class InftyContinuationMemory(InftyMemory):
     def __init__(self, config: InftyConfig, layer: int, memory: ContinuationConfig) -> None:
         super().__init__(config, layer, memory)
         self.heads = config.num_attention_heads
-        e, told = config.hidden_size, memory.key_size + self.head_size
+        e = config.hidden_size
+        self.value_size = e // self.heads
+        told = memory.key_size + self.value_size
         self.key = nn.Linear(e, self.heads * memory.key_size, bias=False)
         self.strength_weight = nn.Parameter(torch.zeros(self.heads, told))
         self.strength_bias = nn.Parameter(torch.zeros(self.heads))
@@ -63,11 +65,11 @@ class InftyContinuationMemory(InftyMemory):
         """A matrix a head; keys and values in the short-term memory, and the key before them."""
         stm = self.delay * self.segment_length
         fields = {
-            "matrix": Field((self.heads, self.memory.key_size, self.head_size), torch.float32),
+            "matrix": Field((self.heads, self.memory.key_size, self.value_size), torch.float32),
             "keys": Field((self.heads, stm + 1, self.memory.key_size), dtype),
         }
         if stm:
-            fields["values"] = Field((self.heads, stm, self.head_size), dtype)
+            fields["values"] = Field((self.heads, stm, self.value_size), dtype)
         return Tree(fields)
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:

@@ -142,10 +142,10 @@ class ContinuationConfig:
     def check(self, model: Any) -> None:
         """Refuse a model (`infty.config.ModelConfig`) that cannot have this memory. Raises UserError."""
         _require(
-            model.heads * model.head_size == model.hidden_size,
+            model.hidden_size % model.heads == 0,
             "kind",
-            f"continuation shares a row of the output matrix out over the heads: needs heads {model.heads} x "
-            f"head_size {model.head_size} = hidden_size {model.hidden_size}",
+            f"continuation shares a row of the output matrix out over the heads: {model.heads} heads do not divide "
+            f"hidden_size {model.hidden_size}",
         )
 
 

@@ -87,11 +87,11 @@ def test_split_over_two_ranks(folders, tmp_path):
     close(torch.cat(parts, -1)[..., :vocabulary], originals.logits(original, ids))
 
 
-def memories(name: str) -> list[list[str]]:
-    config = originals.CONFIGS[name]()
-    kinds = [["associative"], ["continuous", "model.memory.basis=16", "model.memory.bins=16"]]
-    narrow = getattr(config, "head_dim", None) in (None, 8)
-    return kinds + ([["continuation"]] if config.tie_word_embeddings and narrow else [])
+MEMORIES = (
+    ["associative"],
+    ["continuous", "model.memory.basis=16", "model.memory.bins=16"],
+    ["continuation"],
+)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama tied", "mistral", "qwen2", "qwen3 tied"])
@@ -99,7 +99,7 @@ def test_behind_a_zero_gate(name, folders, tmp_path):
     folder, original = folders[name]
     ids = originals.tokens(2, 24)
     expected = originals.logits(original, ids)
-    for kind, *changes in memories(name):
+    for kind, *changes in MEMORIES:
         model = adapted(folder, tmp_path / kind, kind, [*WINDOW, *changes])
         assert any(len(block.memories) for block in model.blocks)
         close(read(model, ids), expected)

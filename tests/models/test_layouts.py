@@ -51,6 +51,7 @@ TWO |= {
         "gist and facts",
         "continuation",
         "continuation untied",
+        "continuation wide",
         "wide heads",
     )
 }

@@ -112,6 +112,9 @@ VARIANTS = {
         memories={"next": ContinuationConfig(key_size=12, layers=(1,))},
     ),
     "continuation without stm": replace(GPT2, memory=ContinuationConfig(key_size=8)),
+    "continuation wide": replace(
+        LLAMA, head_size=12, memory=ContinuationConfig(key_size=8, layers=(1,))
+    ),
     "continuation untied": replace(LLAMA, memory=ContinuationConfig(key_size=12, layers=(1,))),
     "compressive as published": replace(
         GPT2,

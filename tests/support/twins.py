@@ -111,6 +111,7 @@ VARIANTS = {
             "continuation",
             "continuation without stm",
             "continuation untied",
+            "continuation wide",
         )
     },
     "gist and facts": replace(TRAINED["gist and facts"], init_std=0.1, memory=MEMORY),

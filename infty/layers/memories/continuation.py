@@ -47,13 +47,13 @@ class Continuation(Memory):
         self.stm = config.stm_of(layer)
         self.delay = self.stm // config.segment_length
         self.heads = config.heads // groups.tensor_size()
-        self.head_size = config.head_size
+        self.value_size = config.hidden_size // config.heads
         e, H, k = config.hidden_size, config.heads, self.memory.key_size
         self.key = ColumnParallelLinear(e, H * k, normal(f"{layer}.{name}.key", e**-0.5))
-        self.strength_weight = sharded_parameter(torch.zeros(H, k + self.head_size))
+        self.strength_weight = sharded_parameter(torch.zeros(H, k + self.value_size))
         strength, decay = initial_biases(H)
         self.strength_bias = sharded_parameter(strength)
-        self.decay_weight = sharded_parameter(torch.zeros(H, k + self.head_size))
+        self.decay_weight = sharded_parameter(torch.zeros(H, k + self.value_size))
         self.decay_bias = sharded_parameter(decay)
         self.gate = sharded_parameter(torch.zeros(H))
         self.out = RowParallelLinear(e, e, eye)
@@ -61,7 +61,7 @@ class Continuation(Memory):
     def fields(self, dtype: torch.dtype) -> Tree:
         """A matrix a head, and what is in the STM: the keys of one token more, since a token goes with the key before
         it."""
-        H, k, d = self.heads, self.memory.key_size, self.head_size
+        H, k, d = self.heads, self.memory.key_size, self.value_size
         fields = {
             "matrix": Field((H, k, d), torch.float32, split=True),
             "keys": Field((H, self.stm + 1, k), dtype, split=True),
@@ -133,7 +133,7 @@ def costs(config: ModelConfig, layer: int, memory: ContinuationConfig, layout: L
     """See `Memory.costs`."""
     e, d, L, H, k = (
         config.hidden_size,
-        config.head_size,
+        config.hidden_size // config.heads,
         config.segment_length,
         config.heads,
         memory.key_size,
