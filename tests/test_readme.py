@@ -25,7 +25,7 @@ def commands(page: str) -> list[str]:
 def write_books(folder: Path) -> None:
     """Stand-ins for the books that the first command would download."""
     rng = random.Random(0)
-    for i, part in enumerate(("train", "train", "train", "validation")):
+    for i, part in enumerate(("train", "train", "train", "validation", "validation")):
         path = folder / part / f"book{i}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         verses = (" ".join(rng.choices(WORDS, k=8)).capitalize() for _ in range(700))

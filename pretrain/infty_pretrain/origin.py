@@ -61,9 +61,12 @@ def with_its_model(values: dict[str, Any]) -> dict[str, Any]:
 
     A resolved config says everything: it can be read when the checkpoint is no longer there. Raises UserError.
     """
-    path = (values.get("init") or {}).get("from_")
+    begins = values.get("init") or {}
     given = values.get("model") or {}
-    if path is None or not isinstance(given, dict):
+    if not isinstance(begins, dict) or not isinstance(given, dict):
+        return values  # to be refused by name with the other keys
+    path = begins.get("from_")
+    if path is None:
         return values
     try:
         model = its_model(find(Path(str(path))))

@@ -371,3 +371,10 @@ def test_an_override_of_several_lines_is_refused_in_one(tmp_path, text):
     path.write_text(yaml.safe_dump(small_run.values(tmp_path / "run", tmp_path / "data")))
     with pytest.raises(UserError, match=r"^[^\n]+$"):
         configs.load(path, [text])
+
+
+def test_a_section_that_is_none_is_refused_by_name(tmp_path):
+    for name in ("init", "model", "run"):
+        values = small_run.values(tmp_path / "run", tmp_path / "data") | {name: "on"}
+        with pytest.raises(UserError, match=name):
+            configs.from_dict(values)

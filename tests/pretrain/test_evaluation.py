@@ -146,7 +146,7 @@ def test_what_tensorboard_and_the_console_show(tmp_path, data, capsys):
             logging__tensorboard=True,
             data__validation=str(data),
             evaluation__every=3,
-            logging__peak_tflops=0.001,
+            logging__peak_tflops=1.0,
         )
         == 0
     )

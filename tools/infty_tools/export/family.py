@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
+from infty import files
 from infty.errors import UserError
 from infty_pretrain import origin
 
@@ -67,7 +68,7 @@ class FamilyFiles:
 
     def _name_class(self, path: Path) -> None:
         """transformers finds a tokenizer's class by the model's type where its file does not name it: here it must."""
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        values = files.read_json(path) if path.is_file() else {}
         if "tokenizer_class" not in values:
             values["tokenizer_class"] = type(self._tokenizer).__name__
             path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
