@@ -162,7 +162,7 @@ def test_a_full_disk_and_ctrl_c_leave_nothing(folder, monkeypatch):
         def fail(*_, stop=stop):
             raise stop
 
-        monkeypatch.setattr(adapting, "save", fail)
+        monkeypatch.setattr(adapting, "save_file", fail)
         with pytest.raises(type(stop)):
             adapter.write(output)
         assert not list(llama.parent.glob("output*"))
@@ -171,13 +171,13 @@ def test_a_full_disk_and_ctrl_c_leave_nothing(folder, monkeypatch):
 def test_streaming_holds_one_layer(folder, monkeypatch):
     """Of all the tensors that are made, those of one file are alive at a time."""
     alive = []
-    plain = adapting.save
+    plain = adapting.save_file
 
     def save(tensors, path):
         alive.append(sum(t.numel() for t in tensors.values()))
         plain(tensors, path)
 
-    monkeypatch.setattr(adapting, "save", save)
+    monkeypatch.setattr(adapting, "save_file", save)
     llama = folder()
     adapter = Adapter(llama)
     adapter.write(llama.parent / "output")

@@ -91,15 +91,9 @@ VARIANTS = {
     ),
     "no memory": replace(LLAMA, memory=None),
     "wide heads": replace(
-        LLAMA,
-        head_size=12,
-        qkv_bias=True,
-        mlp_bias=True,
-        qk_norm=True,
-        window=11,
-        window_layers=(1,),
+        TRAINED["wide heads"],
+        init_std=LLAMA.init_std,
         rope_scaling=RopeScaling("yarn", 4.0, 32),
-        memory=AssociativeConfig(),
         memories={"joint": replace(TRAINED["joint"].memory)},
     ),
     **{

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +22,8 @@ from infty.models.outline import outline
 from infty.parallel import groups
 from infty_pretrain import checkpoint as checkpoints
 from infty_pretrain import config as configs
+from infty_pretrain.checkpoint.format import digest
+from infty_pretrain.checkpoint.writing import write_file
 from infty_pretrain.config import BatchConfig, Config
 from infty_pretrain.origin import ORIGINAL
 from infty_tools.adapt.families import Parts
@@ -206,7 +204,7 @@ class Adapter:
             )
         for i, recipe in enumerate(self.files):
             tell(f"writing weights, file {i + 1} of {len(self.files)}")
-            save(self._made(recipe, i - 1), folder / f"weights-{i:05d}.safetensors")
+            self._write_weights(recipe, i - 1, folder / f"weights-{i:05d}.safetensors")
         run = {
             "step": 0,
             "tokens": 0,
@@ -223,10 +221,15 @@ class Adapter:
         files.write_json(folder / checkpoints.RUN, run)
         files.write_whole(folder / checkpoints.CONFIG, self.config.to_yaml())
         written = sorted(p for p in folder.rglob("*") if p.is_file())
-        manifest = {str(p.relative_to(folder)): _digest(p) for p in written}
+        manifest = {str(p.relative_to(folder)): digest(p) for p in written}
         files.write_json(
             folder / checkpoints.MANIFEST, {"format": checkpoints.FORMAT, "files": manifest}
         )
+
+    def _write_weights(self, recipe: Parts, layer: int, path: Path) -> None:
+        """One file; its tensors are gone before those of the next are made. Raises OSError."""
+        made = self._made(recipe, layer)
+        write_file(path, lambda path: save_file(made, path))
 
     def _made(self, recipe: Parts, layer: int) -> dict[str, Tensor]:
         """A file's parameters, float32: made of the original's; and those of a layer's memories, fresh."""
@@ -271,27 +274,6 @@ def _shape_of(make: Callable[..., Tensor], shapes: list[tuple[int, ...]]) -> tup
         return tuple(make(*(torch.empty(s, device="meta") for s in shapes)).shape)
     except (RuntimeError, ValueError, IndexError):
         return None
-
-
-def save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file with the permissions of any new file. Raises OSError."""
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
-        raise OSError(code, str(error), str(path)) from error
-    path.chmod(mode)
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 24):
-            digest.update(block)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def describe(adapter: Adapter, size: int) -> str:

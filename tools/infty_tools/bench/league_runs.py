@@ -43,10 +43,13 @@ class League:
         from rich.progress import Progress
 
         wanted = [(task, system, seed) for task in tasks for seed in seeds for system in systems]
-        done = {key: row for row in self._rows() if (key := self._key(row)) is not None}
+        done = {key: row for row in _lines(self.ledger) if (key := self._key(row)) is not None}
         self.ledger.touch()
         with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
             configs = {task: self._configs(task, systems) for task in tasks}
+            for task in tasks:  # before runs side by side ask for them
+                for times in TASKS[task].lengths:
+                    self._data(task, times)
             bar = progress.add_task("runs", total=len(wanted), completed=0)
             running = []
             for key in wanted:
@@ -86,12 +89,6 @@ class League:
         if row["task"] not in TASKS or row["settings"] != self._settings(row["task"]):
             return None
         return row["task"], row["system"], row["seed"]
-
-    def _rows(self) -> list[Row]:
-        if not self.ledger.exists():
-            return []
-        lines = self.ledger.read_text().splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
 
     def _separator(self) -> str:
         """A line end, where the last row was cut off."""
