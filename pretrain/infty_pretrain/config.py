@@ -16,6 +16,7 @@ import yaml
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty_pretrain import curriculum, origin, typed
+from infty_pretrain.agreement import check_agreement
 from infty_pretrain.memory_sections import with_memories
 from infty_pretrain.ranges import check_ranges
 
@@ -171,7 +172,8 @@ class Config:
     faults: FaultsConfig = field(default_factory=FaultsConfig)
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        check_ranges(self)
+        check_agreement(self)
 
     @property
     def tokens_per_step(self) -> int:
@@ -326,83 +328,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _check_values(config: Config) -> None:
-    """What concerns more than a type: ranges, and keys that contradict each other."""
-    check_ranges(config)
-    for holds, key, problem in _agreement(config):
-        if not holds:
-            raise UserError(f"{key}: {problem}")
-
-
-def _agreement(config: Config) -> list[tuple[bool, str, str]]:
-    """(holds, key, what is wrong if not) of values that depend on each other."""
-    batch, parallel = config.batch, config.parallel
-    length = "run.steps" if config.run.tokens is None else "run.tokens"
-    checks = [
-        (
-            (config.run.steps is None) != (config.run.tokens is None),
-            length,
-            "give either run.steps or run.tokens",
-        ),
-        (
-            config.precision == "fp32" or parallel.zero_stage > 0,
-            "parallel.zero_stage",
-            "bf16 needs a stage of 1 or more (stage 0 computes a wrong gradient norm under tensor parallelism)",
-        ),
-        (
-            not (parallel.sequence and parallel.tensor == 1),
-            "parallel.sequence",
-            "true needs parallel.tensor > 1",
-        ),
-        (
-            not parallel.sequence
-            or all(
-                segments * config.model.segment_length % parallel.tensor == 0
-                for segments, _ in curriculum.stages(batch)
-            ),
-            "parallel.sequence",
-            "the tokens of a window must be divisible by parallel.tensor",
-        ),
-        (
-            config.evaluation.every is None or config.data.validation is not None,
-            "evaluation.every",
-            "needs data.validation",
-        ),
-        (
-            config.train == "everything" or config.model.remembers,
-            "train",
-            "memory alone cannot learn: the model has none (model.memory)",
-        ),
-    ]
-    if wrong := curriculum.problem(batch):
-        checks.append((False, "batch.window_stages", wrong))
-    for name, section in config.model.sections().items():
-        if section.learns_to_write:
-            needed = config.model.stm_length // config.model.segment_length + 2
-            checks.append(
-                (
-                    batch.window_segments >= needed,
-                    "batch.window_segments",
-                    f"must be at least {needed}: how model.{name} writes is learned only where a window reads "
-                    "what it has written",
-                )
-            )
-    for name in ("heads", "kv_heads", "ffn_size"):
-        value = getattr(config.model, name)
-        checks.append(
-            (
-                value % parallel.tensor == 0,
-                f"model.{name}",
-                f"{value} is not divisible by parallel.tensor {parallel.tensor}",
-            )
-        )
-    checks.append(
-        (
-            config.model.vocab_multiple % parallel.tensor == 0,
-            "model.vocab_multiple",
-            f"{config.model.vocab_multiple} is not divisible by parallel.tensor {parallel.tensor}",
-        )
-    )
-    return checks

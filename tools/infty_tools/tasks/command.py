@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from infty_tools.options import any_text_prints, new_folder, whole
+from infty_tools.options import any_path, any_text_prints, whole
 from infty_tools.progress import Progress, orderly_end
 from infty_tools.tasks.base import MOST, Task
 
@@ -20,12 +20,18 @@ TASKS = {
     "copy": ("tasks.copying", "copy"),
 }
 
-Output = Annotated[
+Text = Annotated[
     Path,
     typer.Option(
-        parser=new_folder,
+        parser=any_path, metavar="PATH", help="Prose: a prepared output or dataset, or text files"
+    ),
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        parser=any_path,
         metavar="PATH",
-        help="Folder to create: output/train and output/validation",
+        help="Sentencepiece .model, tokenizer.json or dataset; left out: that of --text",
     ),
 ]
 Samples = Annotated[

@@ -14,9 +14,9 @@ import numpy as np
 import typer
 
 from infty.errors import UserError
-from infty_tools.options import any_path, listed, several, whole
+from infty_tools.options import DatasetsOutput, listed, several, whole
 from infty_tools.tasks.base import MOST, Sample, Task, answer_row
-from infty_tools.tasks.command import Output, Samples, Seed, ValidationSamples, run
+from infty_tools.tasks.command import Samples, Seed, Text, TokenizerOption, ValidationSamples, run
 from infty_tools.tasks.prose import Prose, open_prose
 
 if TYPE_CHECKING:
@@ -128,23 +128,9 @@ def _places(ids: np.ndarray, cue: np.ndarray) -> list[int]:
 
 
 def copy(
-    output: Output,
-    text: Annotated[
-        Path,
-        typer.Option(
-            parser=any_path,
-            metavar="PATH",
-            help="Prose: a prepared output or dataset, or text files",
-        ),
-    ],
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            parser=any_path,
-            metavar="PATH",
-            help="Sentencepiece .model, tokenizer.json or dataset; left out: that of --text",
-        ),
-    ] = None,
+    output: DatasetsOutput,
+    text: Text,
+    tokenizer: TokenizerOption = None,
     length: Annotated[
         str,
         typer.Option(

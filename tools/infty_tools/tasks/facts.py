@@ -16,9 +16,9 @@ import numpy as np
 import typer
 
 from infty.errors import UserError
-from infty_tools.options import whole
+from infty_tools.options import DatasetsOutput, whole
 from infty_tools.tasks.base import MOST, Sample, Task, answer_row, save_words
-from infty_tools.tasks.command import Output, Samples, Seed, ValidationSamples, run
+from infty_tools.tasks.command import Samples, Seed, ValidationSamples, run
 
 if TYPE_CHECKING:
     from infty.data.tokenizer import Tokenizer
@@ -95,7 +95,7 @@ class Facts(Task):
 
 
 def facts(
-    output: Output,
+    output: DatasetsOutput,
     facts: Annotated[
         int, typer.Option(parser=whole(1, 10**6), metavar="N", help="Facts of a document")
     ] = 16,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 import typer
 
-from infty_tools.options import any_path, listed, one_of, several, whole
+from infty_tools.options import DatasetsOutput, listed, one_of, several, whole
 from infty_tools.tasks.base import MOST, Sample, Task, answer_row
-from infty_tools.tasks.command import Output, Samples, Seed, ValidationSamples, run
+from infty_tools.tasks.command import Samples, Seed, Text, TokenizerOption, ValidationSamples, run
 from infty_tools.tasks.haystack import Layout, check_length, in_prose
 from infty_tools.tasks.page import Page
 from infty_tools.tasks.prose import Prose, open_prose
@@ -217,23 +217,9 @@ def _question(names: list[str], answers: tuple[int, ...]) -> Question:
 
 
 def needle(
-    output: Output,
-    text: Annotated[
-        Path,
-        typer.Option(
-            parser=any_path,
-            metavar="PATH",
-            help="Prose: a prepared output or dataset, or text files",
-        ),
-    ],
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            parser=any_path,
-            metavar="PATH",
-            help="Sentencepiece .model, tokenizer.json or dataset; left out: that of --text",
-        ),
-    ] = None,
+    output: DatasetsOutput,
+    text: Text,
+    tokenizer: TokenizerOption = None,
     form: Annotated[
         str,
         typer.Option(

@@ -14,9 +14,9 @@ import numpy as np
 import typer
 
 from infty.errors import UserError
-from infty_tools.options import whole
+from infty_tools.options import DatasetsOutput, whole
 from infty_tools.tasks.base import MOST, Sample, Task, answer_row, save_words, word_tokenizer
-from infty_tools.tasks.command import Output, Samples, Seed, ValidationSamples, run
+from infty_tools.tasks.command import Samples, Seed, ValidationSamples, run
 
 if TYPE_CHECKING:
     import tokenizers
@@ -62,7 +62,7 @@ class Sorting(Task):
 
 
 def sorting(
-    output: Output,
+    output: DatasetsOutput,
     length: Annotated[
         int,
         typer.Option(

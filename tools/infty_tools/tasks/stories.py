@@ -17,10 +17,10 @@ import numpy as np
 import typer
 
 from infty.errors import UserError
-from infty_tools.options import any_path, listed, one_of, several, whole
+from infty_tools.options import DatasetsOutput, any_path, listed, one_of, several, whole
 from infty_tools.tasks import worlds
 from infty_tools.tasks.base import MOST, Sample, Task, answer_row, save_words
-from infty_tools.tasks.command import Output, Samples, Seed, ValidationSamples, run
+from infty_tools.tasks.command import Samples, Seed, TokenizerOption, ValidationSamples, run
 from infty_tools.tasks.haystack import Layout, check_length, in_prose, without_prose
 from infty_tools.tasks.page import Page
 from infty_tools.tasks.prose import Prose, open_prose
@@ -172,7 +172,7 @@ def _own_tokenizer() -> Tokenizer:
 
 
 def stories(
-    output: Output,
+    output: DatasetsOutput,
     kind: Annotated[
         str,
         typer.Option(
@@ -196,14 +196,7 @@ def stories(
             help="Prose between the sentences: a prepared output or dataset, or text files",
         ),
     ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            parser=any_path,
-            metavar="PATH",
-            help="Sentencepiece .model, tokenizer.json or dataset; left out: that of --text",
-        ),
-    ] = None,
+    tokenizer: TokenizerOption = None,
     length: Annotated[
         str | None,
         typer.Option(
