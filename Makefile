@@ -11,7 +11,7 @@ STAMP  := $(VENV)/.infty-installed
 .PHONY: help demo test test-fast check format lint types env machine clean
 
 help:
-	@echo "make demo          books in, trained model out, in about 10 minutes on 2 CPU cores"
+	@echo "make demo          books in, trained model out, in about 5 minutes on 2 CPU cores"
 	@echo "                   BOOKS=folder  use your own .txt books;  DEMO=folder  where results go"
 	@echo "make test          run all tests"
 	@echo "make test-fast     run those that start no processes and no Slurm, in about 2 minutes"

@@ -59,3 +59,14 @@ def test_recall():
         row = found[name]
         assert state == f"{row['state_floats']:,}" and seeds == str(len(row["seeds"]))
         assert shares == [f"{100 * row['right'][n]['mean']:.1f} %" for n in ("1", "2", "4")]
+
+
+def test_the_demo_by_position():
+    found = json.loads((DOCS / "results" / "demo-positions.json").read_text())["models"]
+    curves = [next(iter(model["memory"].values()))["by_position"] for model in found]
+    figures = {
+        f"{a['from']:,} to {a['to']:,}": [f"{a['nll']:.3f}", f"{b['nll']:.3f}"]
+        for a, b in zip(*curves)
+    }
+    for place, *nats in table("demo-positions.json"):
+        assert figures[place] == nats
