@@ -29,10 +29,10 @@ def test_the_demo(system):
     assert figures[len(perplexities)] == round(fmean(ratios), 2)
 
 
-def table(data: str) -> list[list[str]]:
-    """The rows, cell by cell, of the table of docs/memory.md whose figures are those of docs/results/`data`."""
-    page = (DOCS / "memory.md").read_text()
-    lines = page.split(f"<!-- figures of docs/results/{data};")[1].splitlines()[3:]
+def table(data: str, page: str = "memory.md") -> list[list[str]]:
+    """The rows, cell by cell, of the table of a page whose figures are those of docs/results/`data`."""
+    text = (DOCS / page).read_text()
+    lines = text.split(f"<!-- figures of docs/results/{data};")[1].splitlines()[3:]
     rows = lines[: lines.index("")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
@@ -70,3 +70,13 @@ def test_the_demo_by_position():
     }
     for place, *nats in table("demo-positions.json"):
         assert figures[place] == nats
+
+
+def test_a_pretrained_model():
+    systems = json.loads((DOCS / "results" / "adapt.json").read_text())["systems"]
+    rows = table("adapt.json", "adapting.md")
+    assert [row[0] for row in rows] == [row["what"] for row in systems.values()]
+    for (_, *cells), row in zip(rows, systems.values()):
+        ends = " to ".join(f"{x:.3f}" for x in row["ratio_interval"])
+        assert cells == [f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}", ends]
+    assert systems["untrained"]["nll"] == systems["window"]["nll"]
