@@ -51,6 +51,30 @@ RANGES: dict[str, Range] = {
 }
 
 
+LORA: dict[str, Range] = {"rank": whole(1, 2**16), "alpha": Range(0, 1e6, above=True)}
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates of projections that do not learn themselves (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """Updates are multiplied by alpha / rank."""
+    projections: tuple[Literal["qkv", "attention_out", "mlp_up", "mlp_out"], ...] = (
+        "qkv",
+        "attention_out",
+    )
+    """Which have one: queries, keys and values in one; what attention gives; and the two of the feed-forward branch."""
+    layers: tuple[int, ...] | None = None
+    """Layers (from 0) in which they have one; left out: all."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError."""
+        ranges.check(self, LORA, "model.lora.")
+        _require(bool(self.projections), "lora.projections", "names no projection")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A pre-norm decoder with a short-term and a long-term memory. Validated when made; never changed after."""
@@ -106,6 +130,8 @@ class ModelConfig:
     """The memory beyond the short-term one, of the kind that it names (infty.memory_kinds); null: none."""
     memories: dict[str, Any] | None = None
     """Further memories beside it, by name."""
+    lora: LoraConfig | None = None
+    """Low-rank updates that learn beside the memories (`train: memory+lora`); null: none."""
 
     def __post_init__(self) -> None:
         """Fill in what the family decides and refuse what cannot work. Raises UserError."""
@@ -164,6 +190,8 @@ class ModelConfig:
             "need positions other than relative",
         )
         self._validate_layers("window_layers", self.window_layers)
+        if self.lora is not None:
+            self._validate_layers("lora.layers", self.lora.layers)
         for name in self.memories or ():
             _require(
                 name != "memory" and name.isidentifier(),
@@ -222,6 +250,13 @@ class ModelConfig:
         in_sight = self.stm_of(layer) + self.segment_length
         return self.window if chosen and self.window and self.window < in_sight else None
 
+    def lora_of(self, layer: int, projection: str) -> LoraConfig | None:
+        """The update of one projection of a layer; None where it has none."""
+        lora = self.lora
+        if lora is None or projection not in lora.projections:
+            return None
+        return lora if lora.layers is None or layer in lora.layers else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, for YAML and JSON."""
         return _plain(self)
@@ -232,6 +267,11 @@ class ModelConfig:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if isinstance(values.get("rope_scaling"), dict):
             values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+        if isinstance(values.get("lora"), dict):
+            given = values["lora"].items()
+            values["lora"] = LoraConfig(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in given}
+            )
         if values.get("memory") is not None:
             values["memory"] = section_of(values["memory"])
         if values.get("memories") is not None:

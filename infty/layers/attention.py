@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from infty.config import ModelConfig
 from infty.errors import UserError
-from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal
+from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, lora_of, normal
 from infty.layers.memories.base import Attended
 from infty.layers.relative import RelativePositions
 from infty.memory.attending import in_front
@@ -62,6 +62,7 @@ class LocalAttention(nn.Module):
             width,
             normal(f"{layer}.qkv", config.init_std),
             bias=config.qkv_bias,
+            lora=lora_of(config, layer, "qkv", config.hidden_size),
         )
         self.query_norm = HeadNorm(config) if config.qk_norm else None
         self.key_norm = HeadNorm(config) if config.qk_norm else None
@@ -70,6 +71,7 @@ class LocalAttention(nn.Module):
             config.hidden_size,
             normal(f"{layer}.attention.out", config.init_std / math.sqrt(2 * config.layers)),
             bias=config.attention_out_bias,
+            lora=lora_of(config, layer, "attention_out", config.heads * self.head_size),
         )
 
     def fields(self, dtype: torch.dtype) -> Tree:

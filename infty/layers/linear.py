@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from megatron.core import ModelParallelConfig, tensor_parallel
@@ -16,7 +17,8 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infty.parallel import groups, region
+from infty.config import ModelConfig
+from infty.parallel import collectives, groups, region
 
 Initializer = Callable[[Tensor], Tensor]
 
@@ -63,13 +65,41 @@ def _settings() -> ModelParallelConfig:
     )
 
 
+class Lora(NamedTuple):
+    """The low-rank update of one projection: x -> scale * B A x.
+
+    A [rank, in] is random at first, B [out, rank] zero: a fresh update changes nothing.
+    """
+
+    rank: int
+    scale: float
+    initial: Initializer
+    """Of A."""
+
+
+def lora_of(config: ModelConfig, layer: int, projection: str, inputs: int) -> Lora | None:
+    """That of a projection with so many inputs; None where the config gives it none."""
+    lora = config.lora_of(layer, projection)
+    if lora is None:
+        return None
+    initial = normal(f"{layer}.{projection}.lora", inputs**-0.5)
+    return Lora(lora.rank, lora.alpha / lora.rank, initial)
+
+
 class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
     """[..., in] (whole) -> [..., out / tp]. Enter the shards first: this layer does not reduce gradients."""
 
     # Without this, state_dict carries a None entry for each layer that DeepSpeed's tools choke on.
     get_extra_state = nn.Module.get_extra_state
 
-    def __init__(self, inputs: int, outputs: int, init: Initializer, bias: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        init: Initializer,
+        bias: bool = False,
+        lora: Lora | None = None,
+    ) -> None:
         super().__init__(
             inputs,
             outputs,
@@ -79,9 +109,22 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
             gather_output=False,
             disable_grad_reduce=True,
         )
+        self.lora = lora
+        if lora is not None:
+            self.lora_a = nn.Parameter(lora.initial(torch.empty(lora.rank, inputs)))
+            self.lora_b = sharded_parameter(torch.zeros(outputs, lora.rank))
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """`frozen`: without gradients for the weights."""
+        y = self._plain(x, frozen)
+        if self.lora is None:
+            return y
+        # A is whole on every rank and feeds this rank's rows of B: its gradients are summed.
+        a = self.lora_a.detach() if frozen else collectives.copy(self.lora_a)
+        b = self.lora_b.detach() if frozen else self.lora_b
+        return y + self.lora.scale * F.linear(F.linear(x, a), b)
+
+    def _plain(self, x: Tensor, frozen: bool) -> Tensor:
         if not self.weight.requires_grad:  # megatron's own form for this is another product
             return F.linear(x, self.weight, self.bias)
         if frozen:
@@ -96,7 +139,14 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
 
     get_extra_state = nn.Module.get_extra_state
 
-    def __init__(self, inputs: int, outputs: int, init: Initializer, bias: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        init: Initializer,
+        bias: bool = False,
+        lora: Lora | None = None,
+    ) -> None:
         super().__init__(
             inputs,
             outputs,
@@ -107,9 +157,18 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
             skip_bias_add=True,
         )
         region.mark_stream([self.bias])
+        self.lora = lora
+        if lora is not None:
+            self.lora_a = sharded_parameter(lora.initial(torch.empty(lora.rank, inputs)), dim=1)
+            self.lora_b = nn.Parameter(torch.zeros(outputs, lora.rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        y = F.linear(x, self.weight)
+        if self.lora is None:
+            return y
+        # B is whole on every rank and sees this rank's part of A x: its gradients are summed.
+        b = collectives.copy(self.lora_b)
+        return y + self.lora.scale * F.linear(F.linear(x, self.lora_a), b)
 
 
 class VocabParallelEmbedding(tensor_parallel.VocabParallelEmbedding):
@@ -133,8 +192,8 @@ class PositionEmbedding(nn.Module):
         return F.embedding(place, self.weight)
 
 
-def sharded_parameter(full: Tensor) -> nn.Parameter:
-    """This rank's rows of a parameter that is split along dimension 0, with the marks DeepSpeed's norm reads."""
-    part = nn.Parameter(full.chunk(groups.tensor_size())[groups.tensor_rank()].clone())
-    set_tensor_model_parallel_attributes(part, True, 0, 1)
+def sharded_parameter(full: Tensor, dim: int = 0) -> nn.Parameter:
+    """This rank's part of a parameter that is split along a dimension, with the marks DeepSpeed's norm reads."""
+    part = nn.Parameter(full.chunk(groups.tensor_size(), dim)[groups.tensor_rank()].clone())
+    set_tensor_model_parallel_attributes(part, True, dim, 1)
     return part

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infty.config import ModelConfig
-from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal
+from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, lora_of, normal
 
 
 class MLP(nn.Module):
@@ -24,12 +24,14 @@ class MLP(nn.Module):
             ffn * (2 if self.gated else 1),
             normal(f"{layer}.mlp.up", config.init_std),
             bias=config.mlp_bias,
+            lora=lora_of(config, layer, "mlp_up", e),
         )
         self.out = RowParallelLinear(
             ffn,
             e,
             normal(f"{layer}.mlp.out", config.init_std / math.sqrt(2 * config.layers)),
             bias=config.mlp_bias,
+            lora=lora_of(config, layer, "mlp_out", ffn),
         )
 
     def forward(self, h: Tensor) -> Tensor:

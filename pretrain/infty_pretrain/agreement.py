@@ -35,9 +35,19 @@ def _run(config: Config) -> Iterator[Check]:
         "needs data.validation",
     )
     yield (
-        config.train == "everything" or config.model.remembers,
+        config.train != "memory" or config.model.remembers,
         "train",
         "memory alone cannot learn: the model has none (model.memory)",
+    )
+    yield (
+        config.train != "memory+lora" or config.model.lora is not None,
+        "train",
+        "memory+lora needs model.lora, such as {rank: 8}",
+    )
+    yield (
+        config.train != "everything" or config.model.lora is None,
+        "model.lora",
+        "its updates are for projections that do not learn themselves: give train: memory+lora",
     )
 
 

@@ -157,9 +157,9 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     init: InitConfig = field(default_factory=InitConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    train: Literal["everything", "memory"] = "everything"
-    """What learns: the whole model, or its memories alone. What does not learn keeps its bits, and has no gradient and
-    no optimizer state."""
+    train: Literal["everything", "memory", "memory+lora"] = "everything"
+    """What learns: the whole model; its memories alone; or these and the low-rank updates of `model.lora`. What does
+    not learn keeps its bits, and has no gradient and no optimizer state."""
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

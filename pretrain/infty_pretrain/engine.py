@@ -19,6 +19,7 @@ from infty.tree import Tree
 from infty_pretrain.config import Config
 from infty_pretrain.faults import quarantine
 from infty_pretrain.faults.spikes import FaultHistory
+from infty_pretrain.learning import MEMORIES, is_gate, learns
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Engine:
             partition=config.parallel.zero_stage == 3,
             bf16=config.precision == "bf16",
         )
-        if config.train == "memory":
-            _freeze_all_but_memories(model)
+        for name, p in model.named_parameters():
+            p.requires_grad_(learns(name, config.train))
         self.parameter_count = _count(model.parameters())
         self.trained_count = _count(p for p in model.parameters() if p.requires_grad)
         optimizer = torch.optim.AdamW(
@@ -262,20 +263,6 @@ def whole_shape(p: torch.nn.Parameter) -> tuple[int, ...]:
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
     """Numbers in parameters, of all tensor-parallel ranks together."""
     return sum(math.prod(whole_shape(p)) for p in parameters)
-
-
-def _freeze_all_but_memories(model: InftyLM) -> None:
-    for name, p in model.named_parameters():
-        p.requires_grad_(MEMORIES in name)
-
-
-MEMORIES = ".memories."
-"""In the name of every parameter of a memory, and of no other."""
-
-
-def is_gate(name: str) -> bool:
-    """Whether a parameter is the gate of a memory: what it adds is multiplied by it, and it begins at zero."""
-    return MEMORIES in name and name.rpartition(".")[2].split("_")[-1] == "gate"
 
 
 def parameter_groups(model: InftyLM, config: Config) -> list[dict]:

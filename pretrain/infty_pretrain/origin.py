@@ -1,7 +1,8 @@
 """`init.from`: a run that begins with the weights of a checkpoint, its own or those that `infty adapt` makes.
 
 The model is the checkpoint's: a config need not repeat it. What it says otherwise must be something that weights do
-not depend on. A memory that the checkpoint does not have, or has in another shape, begins fresh.
+not depend on. A memory that the checkpoint does not have, or has in another shape, begins fresh; so do low-rank updates
+(`model.lora`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ORIGINAL = "original"
 """In a checkpoint that `infty adapt` made, and in the folder of a run that began with one: the original's tokenizer,
 generation config and license."""
 FREE = re.compile(
-    r"model\.(vocab_size|dropout|init_std|segment_length|stm_length|stm_layers|sinks|memory|memories)\b"
+    r"model\.(vocab_size|dropout|init_std|segment_length|stm_length|stm_layers|sinks|memory|memories|lora)\b"
 )
 """Keys that may differ between a checkpoint and a run that begins with it."""
 
@@ -120,6 +121,12 @@ def check(config: Config, checkpoint: Path, tokenizer: str) -> None:
             "keys out: they are taken from there"
         )
 
+    if there.model.lora is not None and config.model.lora != there.model.lora:
+        raise UserError(
+            f"init.from: {checkpoint} has trained low-rank updates, which would be lost under another model.lora: "
+            "leave it out"
+        )
+
 
 def _run(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "run.json"
@@ -131,27 +138,28 @@ def _run(checkpoint: Path) -> dict[str, Any]:
 
 
 def weights_for(reader: Reader, model: torch.nn.Module) -> Callable[[str], Tensor | None]:
-    """A function from a parameter's name to its weight in a checkpoint; None for those of memories which are not there
-    in their shape. Raises UserError where anything else is missing."""
+    """A function from a parameter's name to its weight in a checkpoint; None for those of memories and low-rank updates
+    which are not there in their shape. Raises UserError where anything else is missing."""
     from infty_pretrain.engine import whole_shape
 
     there = {name: tuple(reader.shape(name)) for name in reader.names()}
     wanted = {name: whole_shape(p) for name, p in model.named_parameters()}
-    memory = re.compile(r"(.*\.memories\.[^.]+)\.")
+    # What may begin fresh, each as a whole.
+    added = re.compile(r"(.*\.memories\.[^.]+|.*\.lora)(?:\.|_[ab]$)")
     unlike = {
         found[1]
         for name in wanted
-        if (found := memory.match(name)) and there.get(name) != wanted[name]
+        if (found := added.match(name)) and there.get(name) != wanted[name]
     }
     for name, shape in wanted.items():
-        if not memory.match(name) and there.get(name) != shape:
+        if not added.match(name) and there.get(name) != shape:
             raise UserError(
                 f"init.from: {reader.folder} holds another model than this config: {name} has shape "
                 f"{list(there.get(name, ()))} there, {list(shape)} here"
             )
 
     def read(name: str) -> Tensor | None:
-        found = memory.match(name)
+        found = added.match(name)
         return None if found and found[1] in unlike else reader.parameter(name)
 
     return read

@@ -279,7 +279,7 @@ class Trainer:
         read = origin.weights_for(checkpoint.Reader(path), self.engine.model)
         filled, fresh = canonical.load_weights(self.engine.deepspeed, read)
         if self.rank == 0:
-            words = f", {fresh} of the memories begin fresh" if fresh else ""
+            words = f"; {fresh} that are not there begin fresh" if fresh else ""
             print(f"began with {filled} weights of {path}{words}", flush=True)
 
     def _on_first(self, work: Callable[[], Any]) -> Any:

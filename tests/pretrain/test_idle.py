@@ -37,7 +37,7 @@ ALWAYS = {
     "faults": "patience quarantine",
     "model": "vocab_size hidden_size layers heads kv_heads head_size ffn_size segment_length window norm activation "
     "positions bias qkv_bias attention_out_bias mlp_bias qk_norm tie_embeddings norm_eps dropout init_std "
-    "vocab_multiple memory memories",
+    "vocab_multiple memory memories lora",
 }
 ALWAYS_IN_MEMORY = {
     "continuous": "kind basis widths ridge signal contraction sticky samples precision density gate output_gate "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from infty_tools.export.card import write_card
 from infty_tools.export.code import write_code
 from infty_tools.export.dtypes import DTYPES
 from infty_tools.export.family import FamilyFiles
+from infty_tools.export.merged import Merged
 from infty_tools.export.tokenizer import SAMPLES, fast_tokenizer
 from infty_tools.export.weights import convert_config, convert_weights
 
@@ -56,7 +58,13 @@ class Exporter:
             tell,
         )
         self.config = configs.load(self.folder / checkpoints.CONFIG)
-        self.reader = checkpoints.Reader(self.folder)
+        self.reader: checkpoints.Reader | Merged = checkpoints.Reader(self.folder)
+        if (lora := self.config.model.lora) is not None:
+            self.reader = Merged(self.reader, lora)
+            model = replace(self.config.model, lora=None)
+            self.config = replace(
+                self.config, model=model, train="memory" if model.remembers else "everything"
+            )
         self.family = FamilyFiles.of(self.folder, self.reader.run)
         self.tokenizer = self._find_tokenizer(tokenizer)
         self._check_shapes()

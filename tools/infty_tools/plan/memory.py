@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infty.config import ModelConfig
+from infty_pretrain.learning import MEMORIES, learns
 
 if TYPE_CHECKING:
     from infty.layers.memories.base import Costs
@@ -82,14 +83,14 @@ def model_states(config: ModelConfig, layout: Layout) -> dict[str, float]:
 
 def learned(weights: Sequence[Parameter], layout: Layout) -> list[Parameter]:
     """Those that have gradients and optimizer state."""
-    return [p for p in weights if layout.train == "everything" or ".memories." in p.name]
+    return [p for p in weights if learns(p.name, layout.train)]
 
 
 def _largest_share(weights: list[Parameter], layout: Layout) -> float:
     """Elements of the gradients that a rank keeps in stages 1 and 2: a parameter that straddles a border is whole."""
     groups: dict[tuple[bool, bool], list[int]] = {}
     for p in weights:  # the optimizer's groups, in each the model's order
-        groups.setdefault((".memories." in p.name, len(p.shape) >= 2), []).append(
+        groups.setdefault((MEMORIES in p.name, len(p.shape) >= 2), []).append(
             p.local(layout.tensor)
         )
     kept = [0.0] * layout.data
