@@ -243,6 +243,11 @@ class MemoryConfig:
         """Whether a fresh memory changes nothing: behind an output gate, which starts at zero."""
         return self.output_gate and not self.family.attends
 
+    @property
+    def everywhere(self) -> bool:
+        """Yes: where `layers` is left out, all layers have one."""
+        return True
+
     def of(self, layer: int) -> MemoryConfig:
         """The memory of one layer: this one, changed by the layer's overrides. Raises UserError."""
         changes = dict((self.overrides or {}).get(layer, {}))
