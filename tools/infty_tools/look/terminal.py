@@ -13,9 +13,11 @@ from torch import Tensor
 from infty_tools.look.reading import Look
 from infty_tools.options import printable
 
-STRIP = 48
+STRIP = 36
 SHADES = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 EXCERPT = 56
+LEAST = 0.005
+"""Weights below it are not listed."""
 WHAT_WEIGHTS_ARE = (
     "A weight is how much of what a head read is the value of the passage's tokens: attention's are shares, a "
     "delta rule's can be negative (taken away). How strongly a layer used what it read is its share of the stream."
@@ -26,6 +28,9 @@ def show(look: Look, top: int) -> None:
     """Print it to standard output."""
     console = Console(highlight=False, markup=False)
     console.print(Text(printable(look.question + "".join(look.written)), style="bold"))
+    console.print(
+        f"The book: {look.passages.tokens:,} tokens, in {len(look.passages):,} passages of {look.passages.size}."
+    )
     console.print()
     console.print(_strips(look))
     for source in look.unmeasured:
@@ -42,7 +47,7 @@ def _strips(look: Look) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("layer", "reads", "in the book", "of stream"):
         table.add_column(column, justify="right" if column != "reads" else "left")
-    table.add_column(f"the book, {len(look.passages):,} passages from beginning to end")
+    table.add_column("the book, beginning to end", no_wrap=True)
     for source in look.sources:
         weights = torch.stack(source.weights).abs().mean((0, 1))
         whole = float(weights.sum())
@@ -73,7 +78,8 @@ def _tokens(look: Look, top: int) -> Table:
             column, justify="left" if column in ("wrote", "reads", "passage") else "right"
         )
     for token, text in enumerate(look.written):
-        for row, (source, head, passage, weight) in enumerate(look.strongest(token, top)):
+        rows = [row for row in look.strongest(token, top) if abs(row[3]) >= LEAST]
+        for row, (source, head, passage, weight) in enumerate(rows):
             table.add_row(
                 quoted(text) if row == 0 else "",
                 str(source.layer),
