@@ -95,8 +95,8 @@ class MemoryConfig:
     precision: Literal["float32", "float64"] = "float32"
     """Arithmetic of a write. The basis is ill-conditioned: float32 costs about 5e-5 of what is read back."""
     density: str = "gaussian"
-    """The family of read densities: `gaussian` (the paper), `truncated`, `sparsemax` or `gibbs`; or `joint`, where local
-    attention reads the signal in its own softmax."""
+    """The family of read densities: `gaussian` (the paper), `truncated`, `sparsemax` or `gibbs`; or `joint`, where
+    local attention reads the signal in its own softmax."""
     maps: Literal["per_head", "shared"] = "per_head"
     """The maps from scores to the density's mean and variance: one a head, or one a layer (the paper)."""
     map_bias: bool = True
@@ -118,8 +118,8 @@ class MemoryConfig:
     layers: tuple[int, ...] | None = None
     """Layers (from 0) that have it; left out: all."""
     overrides: dict[int, dict[str, Any]] | None = None
-    """What is different in some layers, such as {0: {basis: 128, contraction: 0.75}}; these keys can differ: basis, widths,
-    ridge, contraction, sticky, samples, bins, explore, attention_span."""
+    """What is different in some layers, such as {0: {basis: 128, contraction: 0.75}}; these keys can differ: basis,
+    widths, ridge, contraction, sticky, samples, bins, explore, attention_span."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot work, naming the key as it is written in a config."""

@@ -32,8 +32,8 @@ from infty_pretrain.ranges import RANGES
 HEAD = """# Configuration
 
 Made from the code by `python -m infty_tools.reference > docs/configuration.md`; a test says when that is due. A config
-is a YAML file with these sections; every key can also be given on the command line, `section.key=value`, which wins. An unknown
-key is refused and the nearest one named. `null` and leaving a key out are the same where the default is null.
+is a YAML file with these sections; every key can also be given on the command line, `section.key=value`, which wins. An
+unknown key is refused and the nearest one named. `null` and leaving a key out are the same where the default is null.
 """
 MEMORY = """
 ## model.memory, model.memories
