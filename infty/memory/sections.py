@@ -31,6 +31,7 @@ class CompressiveConfig:
     """The compressed memory of a compressive transformer (Rae et al., arXiv 1911.05507), in layers with an STM."""
 
     kind: Literal["compressive"] = "compressive"
+    """Which memory."""
     length: int = 512
     """Compressed memories kept and attended to; a multiple of what a segment is compressed to."""
     ratio: int = 4
@@ -101,6 +102,7 @@ class AssociativeConfig:
     """An associative memory: a matrix a head, written by the gated delta rule (Yang et al., arXiv 2412.06464)."""
 
     kind: Literal["associative"] = "associative"
+    """Which memory."""
     backprop: bool = True
     """Let gradients flow through the memory from segment to segment inside a window."""
     layers: tuple[int, ...] | None = None
@@ -134,6 +136,7 @@ class ContinuationConfig:
     """A memory of what followed: from the hidden state before a token to the token, by the gated delta rule."""
 
     kind: Literal["continuation"] = "continuation"
+    """Which memory."""
     key_size: int = 128
     """Channels of a head's keys: how many contexts a head keeps apart."""
     layers: tuple[int, ...] | None = None

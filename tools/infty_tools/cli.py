@@ -42,6 +42,7 @@ VERBS = {
     "adapt": ("adapt.command", "adapt"),
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
+    "look": ("look.command", "look"),
     "plan": ("plan.command", "plan"),
     "submit": ("slurm.submit", "submit"),
     "doctor": ("doctor.command", "doctor"),
