@@ -39,6 +39,7 @@ VERBS = {
     "books": ("data.books", "books"),
     "pretrain": ("pretrain", "pretrain"),
     "evaluate": ("evaluate.command", "evaluate"),
+    "report": ("report.command", "report"),
     "adapt": ("adapt.command", "adapt"),
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
