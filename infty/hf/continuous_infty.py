@@ -11,8 +11,9 @@ from transformers import initialization as init
 
 from infty.hf.joint_infty import InftyJointMemory
 from infty.hf.memory_infty import Ended, InftyMemory, InftyModule, Inputs, Reading
+from infty.hf.room_infty import InftyRoom
 from infty.hf.state_infty import PartState
-from infty.memory import reading, signals
+from infty.memory import reading, room, signals
 from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
 from infty.memory.reading import Density
@@ -61,9 +62,9 @@ class InftyProjections(signals.Projections):
 class InftyContinuousMemory(InftyMemory):
     """`infty.layers.memories.continuous`, a piece at a time.
 
-    Of a segment it holds hidden states, if its signal stores them, and for the sticky histogram
-    what its densities make of each token, [b, H, w, ...] each. Of its state it makes keys and
-    values.
+    Of a segment it holds hidden states, if its signal stores them, for the sticky histogram
+    what its densities make of each token, [b, H, w, ...] each, and the weights of its room. Of its
+    state it makes keys and values.
     """
 
     def __init__(self, config: InftyConfig, layer: int, memory: MemoryConfig) -> None:
@@ -73,6 +74,7 @@ class InftyContinuousMemory(InftyMemory):
         self.shape = self.kind.shape(heads, self.kv_heads, config.head_dim)
         self.core = ContinuousMemory(memory, self.segment_length)
         self.maps = InftyDensityMaps(memory, heads)
+        self.room = InftyRoom(memory, config.hidden_size)
         e, width = config.hidden_size, self.kv_heads * config.head_dim
         for part in self.kind.projections:
             self.add_module(part, nn.Linear(e, width, bias=False))
@@ -97,7 +99,7 @@ class InftyContinuousMemory(InftyMemory):
     def describe(cls, memory: MemoryConfig) -> str:
         return (
             f"{memory.basis} basis functions a head and layer, contraction {memory.contraction}, "
-            f"sticky: {memory.sticky}"
+            f"room {memory.room}, sticky: {memory.sticky}"
         )
 
     @classmethod
@@ -108,7 +110,8 @@ class InftyContinuousMemory(InftyMemory):
         """The signal; of hidden states also those of the tokens in the short-term memory, which are
         not written yet."""
         stm = self.delay * self.segment_length
-        return self.kind.fields(self.core.fields(*self.shape), self.shape, stm, dtype)
+        fields = self.kind.fields(self.core.fields(*self.shape), self.shape, stm, dtype)
+        return fields.replace(**room.pending(self.memory, stm))
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         q, dtype = inputs.q, inputs.normed.dtype
@@ -135,7 +138,7 @@ class InftyContinuousMemory(InftyMemory):
         if not self.kind.of_attention:
             content = inputs.normed if self.memory.content == "normed" else inputs.residual
             held["content"] = content[:, None]
-        return state.extend(inputs.piece, **held)
+        return state.extend(inputs.piece, **held, **self.room(inputs))
 
     def _prepared(
         self,
@@ -162,7 +165,7 @@ class InftyContinuousMemory(InftyMemory):
     def write(self, ended: Ended, state: PartState) -> PartState:
         L, piece = self.segment_length, ended.piece
         signal = MemoryState(**state.kept["signal"])
-        kept = {}
+        weights, kept = self.room.ended(piece, state)
         stream = torch.cat([ended.keys, ended.values], -1)
         if not self.kind.of_attention:
             stream = new = self._content(state.held("content")[:, 0])
@@ -178,8 +181,10 @@ class InftyContinuousMemory(InftyMemory):
         if ended.enabled:
             seeds = self.core.seeds(signal, self.layer)
             rate = None if self.log_rate is None else self.log_rate.float().exp()
-            signal = self.core.write(signal, stream[:, :, :L], self.ready(ended), seeds, rate)
-        return state.keep(signal=Tree(vars(signal)), **kept)
+            signal = self.core.write(
+                signal, stream[:, :, :L], self.ready(ended), seeds, rate, weights
+            )
+        return state.keep(signal=signal.tree(), **kept)
 
     def _histogram(self, state: PartState) -> Tensor:
         """Where the segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for
