@@ -31,6 +31,12 @@ class Writing(Protocol):
         """The histogram [b, g, D] that warps the next write, from the one before and where a segment's reads fell."""
         ...
 
+    def plan(
+        self, state: MemoryState, rate: Tensor | None = None, weights: Tensor | None = None
+    ) -> Plan:
+        """How the next write, of tokens with these `weights` [b, l] (None: even ones), shares out [0, 1]."""
+        ...
+
     def room(self, state: MemoryState) -> Tensor:
         """How much room each part of the old signal gets at the next write: float64 [b, g, D], rows sum to 1."""
         ...
@@ -67,6 +73,12 @@ class SideBySide:
     def heard(self, past: Tensor, reads: Tensor) -> Tensor:
         """The last segment's reads alone."""
         return reads
+
+    def plan(
+        self, state: MemoryState, rate: Tensor | None = None, weights: Tensor | None = None
+    ) -> Plan:
+        """See `Writing`: always the same."""
+        return self.policy.plan(state.written)
 
     def room(self, state: MemoryState) -> Tensor:
         """As past attention was, with a little uniform mass."""
@@ -128,8 +140,8 @@ class OnGrid:
     def plan(
         self, state: MemoryState, rate: Tensor | None = None, weights: Tensor | None = None
     ) -> Plan:
-        """How the next write shares out [0, 1]. Weights count where all segments would get the same room otherwise: a
-        segment then gets its share of all the weight that has been written."""
+        """See `Writing`. Weights count where all segments would get the same room otherwise: a segment then gets its
+        share of all the weight that has been written."""
         if state.weight is None or not self.policy.weighs:
             return self.policy.plan(state.written, rate)
         new = torch.ones_like(state.weight) if weights is None else weights.double().mean(-1)
