@@ -143,7 +143,7 @@ class InftyMemory(InftyModule):
         tokens of the segment that leaves the short-term memory."""
         raise NotImplementedError
 
-    def room(self, state: PartState, marks: Tensor) -> Tensor:
+    def share_of(self, state: PartState, marks: Tensor) -> Tensor:
         """How much of the memory each mark has: float32 [b, m], >= 0."""
         return marks.square().sum((1, 2))
 

@@ -11,6 +11,7 @@ from infty.errors import UserError
 from infty.memory import contraction
 from infty.memory.densities import FAMILIES
 from infty.memory.reading import Density
+from infty.memory.room import ROOMS
 from infty.memory.signals import SIGNALS, Signal
 from infty.ranges import Range, whole
 
@@ -72,6 +73,9 @@ class MemoryConfig:
     contraction: float | ContractionPolicy = "uniform"
     """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts as
     `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
+    room: Literal["even", "salience"] = "even"
+    """How a segment's tokens share out its room: evenly, or by a learned weight each, from their hidden states; under
+    `uniform` and `learned` an old token keeps room by that weight, too (needs a policy, not a constant contraction)."""
     sticky: Literal["off", "quantile", "multinomial"] | None = None
     """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper, for a constant
     contraction). Left out: `quantile` for `uniform` and `learned`; `off` for a constant contraction and `doubling`,
@@ -156,6 +160,13 @@ class MemoryConfig:
             "contraction",
             "'learned' needs backprop: true",
         )
+        _require(self.room in ROOMS, "room", f"'{self.room}' is not one of {', '.join(ROOMS)}")
+        _require(
+            self.room == "even" or self.has_policy,
+            "room",
+            f"'{self.room}' needs contraction: uniform, doubling or learned; a constant one "
+            f"({self.contraction}) puts new tokens at even places",
+        )
         # Drawn left edges of bins are half a bin off and rough, and a policy draws them again at every segment.
         _require(
             self.sticky != "multinomial" or not self.has_policy,
@@ -239,7 +250,13 @@ class MemoryConfig:
     @property
     def learns_to_write(self) -> bool:
         """Whether parameters of the memory are trained only where a window reads what it has written."""
-        return self.gate
+        return self.gate or self.room == "salience"
+
+    @property
+    def learns_places(self) -> bool:
+        """Whether gradients reach the places where the old signal is sampled, at each write."""
+        weighs = self.room == "salience" and self.contraction == "uniform"
+        return weighs or self.contraction == "learned"
 
     @property
     def silent(self) -> bool:

@@ -31,6 +31,8 @@ class Policy(Protocol):
 
     appends: bool
     """Whether any plan appends."""
+    weighs: bool
+    """Whether `written` may be a weight instead of a number of segments, and `rate` that of the new tokens."""
 
     def plan(self, written: Tensor, rate: Tensor | None = None) -> Plan:
         """The write that follows `written` segments (int64 [b]). `rate`: see `Uniform`."""
@@ -41,6 +43,7 @@ class Constant:
     """The paper's: the old signal always keeps the share tau. Forgets exponentially."""
 
     appends = False
+    weighs = False
 
     def __init__(self, keep: float) -> None:
         self.keep = keep
@@ -54,10 +57,12 @@ class Uniform:
     """Every segment of the document gets the same share: after k segments the old signal keeps k/(k+1).
 
     With a rate r (a scalar, may be learned) it keeps k/(k+r): above 1, new tokens get more room than an even share
-    and old ones fade as k^-r; below 1, what came first keeps more.
+    and old ones fade as k^-r; below 1, what came first keeps more. k may be any weight, and r the new segment's, [b]:
+    each segment then keeps its share of all weight.
     """
 
     appends = False
+    weighs = True
 
     def plan(self, written: Tensor, rate: Tensor | None = None) -> Plan:
         keep = written.double() / (written.double() + (1.0 if rate is None else rate.double()))
@@ -71,6 +76,7 @@ class Doubling:
     """
 
     appends = True
+    weighs = False
 
     def plan(self, written: Tensor, rate: Tensor | None = None) -> Plan:
         count = written.double()

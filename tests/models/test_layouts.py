@@ -45,6 +45,7 @@ TWO |= {
     name: [{"tensor": 2, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
     for name in (
         "learned",
+        "salience",
         "unlike layers",
         "sparsemax",
         "joint",

@@ -91,6 +91,12 @@ VARIANTS = {
             overrides={1: {"basis": 8, "widths": (0.1,), "sticky": "off"}},
         ),
     ),
+    "salience": replace(LLAMA, memory=replace(LLAMA.memory, room="salience")),
+    "salience, doubling": replace(
+        LLAMA,
+        memory=replace(HIDDEN, room="salience", contraction="doubling", sticky=None),
+    ),
+    "salience, joint": replace(GPT2, memory=replace(JOINT, room="salience"), stm_length=8),
     "unlike layers": replace(
         GPT2,
         memory=replace(

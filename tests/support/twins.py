@@ -79,6 +79,11 @@ VARIANTS = {
     "learned": replace(
         LLAMA, memory=replace(MEMORY, contraction="learned", overrides={1: {"basis": 24}})
     ),
+    "salience": replace(LLAMA, memory=replace(MEMORY, room="salience", contraction="learned")),
+    "salience, hidden": replace(
+        GPT2, memory=replace(HIDDEN, room="salience", contraction="doubling", sticky=None)
+    ),
+    "salience, joint": replace(TRAINED["salience, joint"], init_std=0.1),
     "unlike layers": replace(
         LLAMA,
         memory=replace(

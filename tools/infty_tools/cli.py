@@ -51,6 +51,7 @@ VERBS = {
 BENCHES = {
     "memory": ("bench.memory", "memory"),
     "retention": ("bench.retention", "retention"),
+    "room": ("bench.room", "room"),
     "layouts": ("bench.layouts", "layouts"),
     "faults": ("bench.faults", "faults"),
     "recall": ("bench.recall", "recall"),

@@ -109,7 +109,7 @@ class Tracer:
 
     def _read(self, source: Source, memory: InftyMemory, inputs: Inputs, reading: Any) -> None:
         read = memory.read_marks(inputs, reading.state, source.marks)
-        room = memory.room(reading.state, source.marks)[0].cpu()
+        room = memory.share_of(reading.state, source.marks)[0].cpu()
         source.room = room / room.sum().clamp(min=1e-30)
         if isinstance(read, Attended):
             self._attended.append(read)
