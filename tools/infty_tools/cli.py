@@ -55,6 +55,7 @@ BENCHES = {
     "growth": ("bench.growth", "growth"),
     "checkpoint": ("bench.checkpoint", "checkpoint"),
     "inputs": ("bench.inputs", "inputs"),
+    "train": ("bench.train", "train"),
 }
 
 

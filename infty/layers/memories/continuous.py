@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from infty import parts
 from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal, sharded_parameter
 from infty.layers.memories import continuous_costs
@@ -183,11 +184,16 @@ class Continuous(Memory):
             places.append(place)
             values.append(value)
             if self.memory.sticky != "off":
-                fell = reading.histogram(self.memory, place, self.config.kv_heads, collectives.sum_)
-                signal = self.core.with_histogram(signal, fell, signal.written > 0)
+                with parts.part(parts.HISTOGRAM):
+                    fell = reading.histogram(
+                        self.memory, place, self.config.kv_heads, collectives.sum_
+                    )
+                    signal = self.core.with_histogram(signal, fell, signal.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
             seeds = self.core.seeds(signal, self.layer)
-            signal = self.core.write(signal, stream[:, :, s * L : (s + 1) * L], ready, seeds, rate)
+            with parts.part(parts.WRITE):
+                new = stream[:, :, s * L : (s + 1) * L]
+                signal = self.core.write(signal, new, ready, seeds, rate)
         return reading.joined(places, lambda x: torch.stack(x, 1)), torch.stack(values, 1), signal
 
     def _of_writing(self) -> list[Tensor]:

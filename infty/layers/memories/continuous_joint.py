@@ -16,6 +16,7 @@ from infty.memory.resample import band_of
 from infty.memory.state import MemoryState
 from infty.memory.writing import samples_of
 from infty.parallel import collectives, groups
+from infty.parts import WRITE, part
 from infty.tree import Tree
 
 
@@ -96,7 +97,8 @@ class JointContinuous(Memory):
             signal = self.core.reset(signal, (seen[:, s] == 0) | (not enabled))
             found.append(self.core.at_centers(signal))
             ready = (seen[:, s] >= self.delay) & enabled
-            signal = self.core.write(signal, stream[:, :, s * L : (s + 1) * L], ready)
+            with part(WRITE):
+                signal = self.core.write(signal, stream[:, :, s * L : (s + 1) * L], ready)
         return torch.stack(found, 2), signal
 
     @torch.no_grad()
