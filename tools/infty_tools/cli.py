@@ -58,6 +58,7 @@ BENCHES = {
     "growth": ("bench.growth", "growth"),
     "checkpoint": ("bench.checkpoint", "checkpoint"),
     "inputs": ("bench.inputs", "inputs"),
+    "train": ("bench.train", "train"),
 }
 
 
