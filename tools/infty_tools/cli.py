@@ -42,6 +42,7 @@ VERBS = {
     "adapt": ("adapt.command", "adapt"),
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
+    "chat": ("chat", "chat"),
     "plan": ("plan.command", "plan"),
     "submit": ("slurm.submit", "submit"),
     "doctor": ("doctor.command", "doctor"),
@@ -54,6 +55,7 @@ BENCHES = {
     "recall": ("bench.recall", "recall"),
     "growth": ("bench.growth", "growth"),
     "checkpoint": ("bench.checkpoint", "checkpoint"),
+    "generate": ("bench.generate", "generate"),
     "inputs": ("bench.inputs", "inputs"),
 }
 
