@@ -25,8 +25,6 @@ class InftyJointMemory(InftyMemory):
     """`infty.layers.memories.continuous_joint`, a piece at a time. Of a segment it holds the weights
     of its room. Of its state it makes keys and values."""
 
-    attends = True
-
     def __init__(self, config: InftyConfig, layer: int, memory: MemoryConfig) -> None:
         super().__init__(config, layer, memory)
         self.core = ContinuousMemory(memory, self.segment_length)

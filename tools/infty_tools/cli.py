@@ -44,6 +44,7 @@ VERBS = {
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
     "look": ("look.command", "look"),
+    "chat": ("chat", "chat"),
     "plan": ("plan.command", "plan"),
     "submit": ("slurm.submit", "submit"),
     "doctor": ("doctor.command", "doctor"),
@@ -57,6 +58,7 @@ BENCHES = {
     "recall": ("bench.recall", "recall"),
     "growth": ("bench.growth", "growth"),
     "checkpoint": ("bench.checkpoint", "checkpoint"),
+    "generate": ("bench.generate", "generate"),
     "inputs": ("bench.inputs", "inputs"),
     "train": ("bench.train", "train"),
 }

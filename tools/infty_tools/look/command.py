@@ -65,12 +65,12 @@ def look(
     passages every layer and head read, through local attention and through each memory, with exact weights.
     """
     from infty_tools.look import page, reading, terminal
-    from infty_tools.writer import Writer, read_text
+    from infty_tools.writer import Writer, read_book
 
     any_text_prints()
     if html is not None:
         check_new_file(html, "--html")
-    book = read_text(read)
+    book = read_book(read)
     if not book.strip():
         raise UserError(f"--read {read} is empty: give a text to look at")
     writer = Writer(model, device)
