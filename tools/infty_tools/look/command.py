@@ -71,8 +71,6 @@ def look(
     if html is not None:
         check_new_file(html, "--html")
     book = read_book(read)
-    if not book.strip():
-        raise UserError(f"--read {read} is empty: give a text to look at")
     writer = Writer(model, device)
     found = reading.look(writer, book, ask, passage, max_new_tokens, read)
     terminal.show(found, top)
