@@ -64,19 +64,19 @@ def write_per_channel(memory: MemoryConfig, tokens: int) -> float:
     put in their cells, the regression."""
     N = memory.basis
     samples = samples_of(memory)
-    band = None if memory.contraction == "learned" else band_of(N, memory.widths)
+    band = None if memory.policy.learned else band_of(N, memory.widths)
     sampling = samples * (band or N)
-    if not memory.has_policy:
+    if memory.policy.constant:
         return N * (N + tokens) if memory.sticky == "off" else sampling + N * (samples + tokens)
-    pooling = tokens * (samples if memory.contraction == "learned" else touched(samples, tokens))
+    pooling = tokens * (samples if memory.policy.learned else touched(samples, tokens))
     return sampling + pooling + grid_tiles(memory)[0].operations
 
 
 def operators_of(memory: MemoryConfig, segment_length: int) -> float:
     """Bytes of the precomputed operators."""
-    if memory.has_policy:
-        return sum(t.entries.nbytes for t in grid_tiles(memory))
-    return sum(x.nbytes for x in operators(memory, segment_length).values())
+    if memory.policy.constant:
+        return sum(x.nbytes for x in operators(memory, segment_length).values())
+    return sum(t.entries.nbytes for t in grid_tiles(memory))
 
 
 def kept_of_writes(config: ModelConfig, memory: MemoryConfig, layout: Layout, stm: int) -> float:
@@ -88,16 +88,14 @@ def kept_of_writes(config: ModelConfig, memory: MemoryConfig, layout: Layout, st
     samples = samples_of(memory)
     signals = config.heads / layout.tensor if memory.sticky_heads == "per_head" else 1
     # A learned contraction's gradient reaches the samples' places: the dense form.
-    band = None if memory.contraction == "learned" else band_of(N, memory.widths)
+    band = None if memory.policy.learned else band_of(N, memory.widths)
     sampled = (
         4 * N if band is None else 8 + 4 * band
     )  # the place of a sample's first function, and the functions
     rewritten = (S - 1) * b * signals * samples * sampled
-    if not memory.has_policy:
+    if memory.policy.constant:
         return 0.0 if memory.sticky == "off" else rewritten
-    if (
-        memory.contraction == "learned"
-    ):  # the places of samples and tokens, and everything made from them
+    if memory.policy.learned:  # the places of samples and tokens, and everything made from them
         numbers = stored(config, memory) / layout.tensor
         stream = 4 * b * numbers * (stm + S * L)
         return (
