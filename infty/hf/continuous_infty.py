@@ -84,7 +84,7 @@ class InftyContinuousMemory(InftyMemory):
         self.output_gate = None
         if memory.output_gate:
             self.output_gate = nn.Parameter(torch.zeros(heads))
-        self.log_rate = nn.Parameter(torch.zeros(1)) if memory.contraction == "learned" else None
+        self.log_rate = nn.Parameter(torch.zeros(1)) if memory.policy.learned else None
         self.out = nn.Linear(config.num_attention_heads * config.head_dim, e, bias=False)
 
     def initialise(self) -> None:

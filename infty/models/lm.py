@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +18,7 @@ from infty.layers.linear import (
     VocabParallelEmbedding,
     normal,
 )
+from infty.megatron import tensor_parallel
 from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
 from infty.parts import EMBEDDING, LOSS, part
@@ -205,7 +205,7 @@ class InftyLM(nn.Module):
         """h [L, b, e], labels [b, L] -> [L, b] each."""
         logits, target = self._logits(h), labels.t().contiguous()
         correct = None if torch.is_grad_enabled() else most_likely(logits) == target
-        return vocab_parallel_cross_entropy(logits, target), correct
+        return tensor_parallel.vocab_parallel_cross_entropy(logits, target), correct
 
 
 def with_memories(state: Tree, donor: Tree) -> Tree:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infty.errors import UserError
-from infty_tools.options import any_path, utf8
+from infty_tools.options import ConfigChanges, any_path
 
 if TYPE_CHECKING:
     from infty_tools.doctor.findings import Finding
@@ -19,10 +19,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 
 def doctor(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(parser=utf8, help="Changes to the config: section.key=value"),
-    ] = None,
+    overrides: ConfigChanges = None,
     config: Annotated[
         Path | None,
         typer.Option(

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from infty.errors import UserError
 from infty_tools.options import any_path, any_text_prints, check_new_file, utf8, whole
 
 
