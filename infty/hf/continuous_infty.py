@@ -75,6 +75,7 @@ class InftyContinuousMemory(InftyMemory):
         self.core = ContinuousMemory(memory, self.segment_length)
         self.maps = InftyDensityMaps(memory, heads)
         self.room = InftyRoom(memory, config.hidden_size)
+        self.surprised = memory.room == "surprise"
         e, width = config.hidden_size, self.kv_heads * config.head_dim
         for part in self.kind.projections:
             self.add_module(part, nn.Linear(e, width, bias=False))
@@ -165,7 +166,7 @@ class InftyContinuousMemory(InftyMemory):
     def write(self, ended: Ended, state: PartState) -> PartState:
         L, piece = self.segment_length, ended.piece
         signal = MemoryState(**state.kept["signal"])
-        weights, kept = self.room.ended(piece, state)
+        weights, kept = self.room.ended(ended, state)
         stream = torch.cat([ended.keys, ended.values], -1)
         if not self.kind.of_attention:
             stream = new = self._content(state.held("content")[:, 0])

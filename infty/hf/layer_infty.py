@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infty.hf.configuration_infty import InftyConfig
 from infty.hf.kinds_infty import memory_of, sections_of
-from infty.hf.memory_infty import Attended, Ended, Inputs
+from infty.hf.memory_infty import Attended, Ended, Inputs, Losses
 from infty.hf.memory_infty import Reading as MemoryReading
 from infty.hf.pieces_infty import Piece
 from infty.hf.state_infty import InftyLayerState, PartState
@@ -175,6 +175,12 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         memories: list[Any] = list(self.memories.values())
         return any(memory.predicts for memory in memories)
 
+    @property
+    def surprised(self) -> bool:
+        """Whether one of the memories wants the tokens' losses."""
+        memories: list[Any] = list(self.memories.values())
+        return any(memory.surprised for memory in memories)
+
     def begin(self, x: Tensor) -> InftyLayerState:
         """The state of rows that have read nothing; x [b, t, e] is what they will read."""
 
@@ -192,13 +198,15 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         state: InftyLayerState,
         piece: Piece,
         memory_enabled: bool = True,
+        tokens: Tensor | None = None,
+        losses: Losses | None = None,
     ) -> tuple[Tensor, InftyLayerState]:
-        """x [b, t, e] -> x and the layer's new state; `output_rows` [b, t, e]: see `Inputs.output_rows`."""
+        """x [b, t, e] -> x and the layer's new state; `output_rows` [b, t, e] and `tokens` [b, t]: see `Inputs`."""
         h = self.attention_norm(x)
         q, key, value = self.attention.project(h)
         attention = state.attention.extend(piece, key=key, value=value)
         keys, values = self.attention.in_sight(attention)
-        inputs = Inputs(q, h, x, output_rows, piece)
+        inputs = Inputs(q, h, x, output_rows, piece, tokens)
         readings = self._read(inputs, state, attends=True)
         y = self.attention.out(
             self.attention(q, keys, values, piece, [r.attended for r in readings.values()])
@@ -211,7 +219,7 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         x = x + F.dropout(self.mlp(self.mlp_norm(x)), self.config.dropout, self.training)
         state = InftyLayerState(attention, {name: readings[name].state for name in self.memories})
         return x, self._end_segment(
-            state, Ended(keys, values, piece, memory_enabled)
+            state, Ended(keys, values, piece, memory_enabled, losses)
         ) if piece.ends else state
 
     def _read(

@@ -29,7 +29,7 @@ def costs(config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout)
     kept = kept_of_writes(config, memory, layout, config.stm_of(layer))
     room = weighing(config, memory, layout)
     return Costs(
-        products=2.0 * e * config.heads * d + signal.products,
+        products=2.0 * e * config.heads * d + signal.products + room.products,
         reads=read.reads,
         exact=read.exact + writes(config, memory, layout) + room.exact,
         # Two tiles of the old signal, the grid there and back.
@@ -114,5 +114,7 @@ def weighing(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> Costs
     if memory.room == "even":
         return Costs()
     e, tokens = config.hidden_size, layout.lanes * layout.segments * config.segment_length
+    if memory.room == "surprise":  # no backward pass: a third of a product that learns
+        return Costs(products=2.0 * e * config.padded_vocab / 3)
     widened = 0 if layout.width == 4 else 4 * e  # the hidden state, in float32
     return Costs(exact=2.0 * e, saved=tokens * (widened + 2 * 4))
