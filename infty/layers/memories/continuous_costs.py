@@ -100,9 +100,11 @@ def kept_of_writes(config: ModelConfig, memory: MemoryConfig, layout: Layout, st
         return 0.0 if memory.sticky == "off" else rewritten
     if memory.room == "even" and memory.contraction != "learned":
         return rewritten + S * b * L * (8 + 4 * touched(samples, L))
+    if memory.room == "surprise" and memory.contraction != "learned":
+        return rewritten + S * b * samples * L * 4  # the share of a cell that a token covers
     numbers = stored(config, memory) / layout.tensor
     stream = 4 * b * numbers * (stm + S * L)
-    covered = samples * L * (8 + 4)  # the share of a cell that a token covers
+    covered = samples * L * (8 + 4)  # for its own gradient, too
     places = 0.0
     if memory.learns_places:  # and everything made from them
         places = 4 * N * (4 * signals * samples + numbers) + 12 * 8 * samples
