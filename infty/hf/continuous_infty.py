@@ -3,6 +3,7 @@ written."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -165,7 +166,6 @@ class InftyContinuousMemory(InftyMemory):
 
     def write(self, ended: Ended, state: PartState) -> PartState:
         L, piece = self.segment_length, ended.piece
-        signal = MemoryState(**state.kept["signal"])
         weights, kept = self.room.ended(ended, state)
         stream = torch.cat([ended.keys, ended.values], -1)
         if not self.kind.of_attention:
@@ -176,16 +176,52 @@ class InftyContinuousMemory(InftyMemory):
                 kept["pending"] = piece.where_complete(stream[:, :, L:], pending)
         elif not self.memory.backprop:
             stream = stream.detach()
-        if self.memory.sticky != "off":
-            there = (signal.written > 0) & piece.complete
-            signal = self.core.with_histogram(signal, self._histogram(state), there)
+        signal = self._heard(ended, state)
         if ended.enabled:
-            seeds = self.core.seeds(signal, self.layer)
-            rate = None if self.log_rate is None else self.log_rate.float().exp()
-            signal = self.core.write(
-                signal, stream[:, :, :L], self.ready(ended), seeds, rate, weights
-            )
+            signal = self._written(signal, stream[:, :, :L], ended, weights)
         return state.keep(signal=signal.tree(), **kept)
+
+    def _heard(self, ended: Ended, state: PartState) -> MemoryState:
+        """The signal that is to be written to, with where the segment's reads fell."""
+        signal = MemoryState(**state.kept["signal"])
+        if self.memory.sticky == "off":
+            return signal
+        there = (signal.written > 0) & ended.piece.complete
+        return self.core.with_histogram(signal, self._histogram(state), there)
+
+    def _written(
+        self, signal: MemoryState, x: Tensor, ended: Ended, weights: Tensor | None
+    ) -> MemoryState:
+        seeds = self.core.seeds(signal, self.layer)
+        rate = None if self.log_rate is None else self.log_rate.float().exp()
+        return self.core.write(signal, x, self.ready(ended), seeds, rate, weights)
+
+    def mark_shape(self) -> tuple[int, int]:
+        """Heads that share the histogram of past attention are written alike."""
+        return self.kv_heads if self.memory.sticky_heads == "per_head" else 1, self.memory.basis
+
+    def read_marks(self, inputs: Inputs, state: PartState, marks: Tensor) -> Tensor:
+        """Before the output gate."""
+        with torch.autocast(marks.device.type, enabled=False):
+            place = self.family.place(self.memory, inputs.q, _keys(state), self.maps())
+            marks = marks.expand(-1, self.kv_heads, -1, -1).contiguous()
+            z = self._density(place, state).read(marks, self.core.basis)
+        return z.unflatten(2, (self.group, -1)).flatten(1, 2)
+
+    def write_marks(self, ended: Ended, state: PartState, marks: Tensor, new: Tensor) -> Tensor:
+        heard = self._heard(ended, state)
+        marked = replace(heard, coefficients=marks)
+        new = new[:, None].expand(-1, marks.shape[1], -1, -1)
+        weights, _ = self.room.ended(ended, state)
+        return self._written(marked, new, ended, weights).coefficients
+
+    def _marked(self, state: PartState, marks: Tensor) -> MemoryState:
+        """The signal's state, of marks."""
+        return MemoryState(**{**state.kept["signal"], "coefficients": marks})
+
+    def share_of(self, state: PartState, marks: Tensor) -> Tensor:
+        """The share of [0, 1] that stands for it."""
+        return self.core.shares(self._marked(state, marks))
 
     def _histogram(self, state: PartState) -> Tensor:
         """Where the segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 
 from infty.hf.memory_infty import Attended, Ended, InftyMemory, Inputs, Reading
@@ -75,6 +75,29 @@ class InftyJointMemory(InftyMemory):
             stream = stream.detach()
         signal = self.core.write(signal, stream, self.ready(ended), weights=weights)
         return state.keep(signal=signal.tree(), **kept)
+
+    def mark_shape(self) -> tuple[int, int]:
+        """Every head's signal is written alike."""
+        return 1, self.memory.basis
+
+    def read_marks(self, inputs: Inputs, state: PartState, marks: Tensor) -> Attended:
+        attended = self.read(inputs, state).attended
+        values = self.core.at_centers(self._marked(state, marks)).to(attended.keys.dtype)
+        return attended._replace(values=values.expand(-1, self.kv_heads, -1, -1))
+
+    def write_marks(self, ended: Ended, state: PartState, marks: Tensor, new: Tensor) -> Tensor:
+        marked = self._marked(state, marks)
+        weights, _ = self.room.ended(ended, state)
+        written = self.core.write(marked, new[:, None], self.ready(ended), weights=weights)
+        return written.coefficients
+
+    def share_of(self, state: PartState, marks: Tensor) -> Tensor:
+        """The share of [0, 1] that stands for it."""
+        return self.core.shares(self._marked(state, marks))
+
+    def _marked(self, state: PartState, marks: Tensor) -> MemoryState:
+        """The signal's state, of marks."""
+        return MemoryState(**{**state.kept["signal"], "coefficients": marks})
 
 
 __all__ = ["InftyJointMemory"]

@@ -132,6 +132,33 @@ class InftyMemory(InftyModule):
         A row's result must not depend on the others."""
         raise NotImplementedError
 
+    def mark_shape(self) -> tuple[int, int] | None:
+        """Heads h and rows n of what `write_marks` keeps; None: it cannot be told which tokens a
+        read comes from.
+
+        What a memory holds is a sum over the values that were written, and so is what is read. When
+        marks are written in the place of values, by the same weights, reading them says how much of
+        a read each token's value is. A mark is one of m numbers that a token has.
+        """
+        return None
+
+    def read_marks(self, inputs: Inputs, state: PartState, marks: Tensor) -> Tensor | Attended:
+        """How much of what `read` reads has each mark: float32 [b, H, t, m]. Of a memory that
+        attends, what is attended to, with marks as values.
+
+        state: of the `Reading` of the same inputs; marks float32 [b, h, n, m].
+        """
+        raise NotImplementedError
+
+    def write_marks(self, ended: Ended, state: PartState, marks: Tensor, new: Tensor) -> Tensor:
+        """The marks [b, h, n, m] after `write` of the same arguments; new float32 [b, L, m]: of the
+        tokens of the segment that leaves the short-term memory."""
+        raise NotImplementedError
+
+    def share_of(self, state: PartState, marks: Tensor) -> Tensor:
+        """How much of the memory each mark has: float32 [b, m], >= 0."""
+        return marks.square().sum((1, 2))
+
     def ready(self, ended: Ended) -> Tensor:
         """bool [b]: rows in which a segment leaves the short-term memory."""
         return ended.piece.complete & (ended.piece.segments >= self.delay)

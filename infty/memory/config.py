@@ -59,6 +59,7 @@ class MemoryConfig:
     """The long-term memory of one model. Symbols in brackets are those of the paper (arXiv 2109.00301)."""
 
     kind: Literal["continuous"] = "continuous"
+    """Which memory; left out: this one."""
     basis: int = 512
     """Number of Gaussian basis functions [N]; a multiple of the number of widths."""
     widths: LeftOut[tuple[float, ...]] = LEFT_OUT
@@ -66,7 +67,7 @@ class MemoryConfig:
     ridge: float = 0.5
     """Ridge penalty of the regression [lambda]."""
     signal: str = "heads"
-    """What is stored: each head's own keys and values, or its slice of the hidden state (the paper)."""
+    """What is stored: `heads`, each head's own keys and values; `hidden`, its slice of the hidden state (the paper)."""
     content: Literal["normed", "residual"] = "normed"
     """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
     contraction: float | ContractionPolicy = "uniform"
@@ -92,14 +93,15 @@ class MemoryConfig:
     decides only about the room that new tokens take, of which this share is taken evenly."""
     attention_span: int | None = None
     """With a policy: segments over which past attention is averaged, each part of it moving with what was read. Shorter
-    spans react faster, and let the feedback from attention to warp to attention amplify rounding errors; None: an
-    eighth of the number of basis functions."""
+    spans react faster, and let the feedback from attention to warp to attention amplify rounding errors; left
+    out: an eighth of the number of basis functions."""
     samples: int | None = None
-    """Samples of the signal taken at each write [M]; None: two for each basis function."""
+    """Samples of the signal taken at each write [M]; left out: two for each basis function."""
     precision: Literal["float32", "float64"] = "float32"
     """Arithmetic of a write. The basis is ill-conditioned: float32 costs about 5e-5 of what is read back."""
     density: str = "gaussian"
-    """The family of read densities: a name of `infty.memory.densities.FAMILIES`."""
+    """The family of read densities: `gaussian` (the paper), `truncated`, `sparsemax` or `gibbs`; or `joint`, where
+    local attention reads the signal in its own softmax."""
     maps: Literal["per_head", "shared"] = "per_head"
     """The maps from scores to the density's mean and variance: one a head, or one a layer (the paper)."""
     map_bias: bool = True
@@ -119,9 +121,10 @@ class MemoryConfig:
     kl_sigma: float = 0.05
     """Standard deviation of that prior [sigma_0]."""
     layers: tuple[int, ...] | None = None
-    """Layers (from 0) that have a long-term memory; None: all."""
+    """Layers (from 0) that have it; left out: all."""
     overrides: dict[int, dict[str, Any]] | None = None
-    """What is different in some layers, such as {0: {basis: 128, contraction: 0.75}}; see PER_LAYER."""
+    """What is different in some layers, such as {0: {basis: 128, contraction: 0.75}}; these keys can differ: basis,
+    widths, ridge, contraction, sticky, samples, bins, explore, attention_span."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot work, naming the key as it is written in a config."""
@@ -265,6 +268,11 @@ class MemoryConfig:
     def silent(self) -> bool:
         """Whether a fresh memory changes nothing: behind an output gate, which starts at zero."""
         return self.output_gate and not self.family.attends
+
+    @property
+    def everywhere(self) -> bool:
+        """Yes: where `layers` is left out, all layers have one."""
+        return True
 
     def of(self, layer: int) -> MemoryConfig:
         """The memory of one layer: this one, changed by the layer's overrides. Raises UserError."""

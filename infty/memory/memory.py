@@ -75,10 +75,17 @@ class ContinuousMemory:
 
     def at_centers(self, state: MemoryState) -> Tensor:
         """The signal at the centres of its functions: float32 [b, h, N, c] for one function a centre."""
-        centers, _ = placement(self.basis.size, self.basis.each, state.coefficients.device)
-        times = centers[:: len(self.basis.each)].expand(len(state.coefficients), 1, -1)
-        with torch.autocast(state.coefficients.device.type, enabled=False):
-            return sample(self.basis, times, None, state.coefficients)
+        signal = state.coefficients
+        centers, _ = placement(self.basis.size, self.basis.each, signal.device)
+        times = centers[:: len(self.basis.each)].expand(len(signal), 1, -1)
+        with torch.autocast(signal.device.type, enabled=False):
+            return sample(self.basis, times, None, signal)
+
+    def shares(self, state: MemoryState) -> Tensor:
+        """How much of [0, 1] each channel takes up: its mean magnitude at the centres over that of
+        all channels, float32 [b, c]."""
+        size = self.at_centers(state).abs().sum((1, 2))
+        return size / size.sum(-1, keepdim=True).clamp(min=1e-30)
 
     def write(
         self,

@@ -21,6 +21,7 @@ from infty.layers.linear import (
 )
 from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
+from infty.parts import EMBEDDING, LOSS, part
 from infty.tree import Field, Tree, fresh
 
 
@@ -121,11 +122,12 @@ class InftyLM(nn.Module):
         """
         b, S, L = tokens.shape
         seen = segments_seen(state["segments"], reset)
-        embedded = self.embedding(tokens.flatten(1).t())
-        rows = self._output_rows(tokens, embedded) if self.predicts else None
+        with part(EMBEDDING):
+            embedded = self.embedding(tokens.flatten(1).t())
+            rows = self._output_rows(tokens, embedded) if self.predicts else None
+            x = self._positioned(embedded, seen, L)
         how = Pass(seen, rows, memory_enabled, statistics)
         layers = tree.reset(state, self.fields(), seen[:, 0] == 0)["layers"]
-        x = self._positioned(embedded, seen, L)
         new = {}
         penalties = []
         figures = {}
@@ -139,9 +141,10 @@ class InftyLM(nn.Module):
         if labels is None:
             logits = self._logits(h).unflatten(0, (S, L)).permute(2, 0, 1, 3)
             return logits, Output(new_state, None, None, None, figures)
-        nll, correct = self._token_losses(h, labels)
-        weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
-        loss = nll_sum = (nll * weights).sum()
+        with part(LOSS):
+            nll, correct = self._token_losses(h, labels)
+            weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
+            loss = nll_sum = (nll * weights).sum()
         if penalties:
             loss = loss + (sum(penalties) * weights).sum()
         token_nll = nll.detach().view(b, S, L)

@@ -39,9 +39,11 @@ VERBS = {
     "books": ("data.books", "books"),
     "pretrain": ("pretrain", "pretrain"),
     "evaluate": ("evaluate.command", "evaluate"),
+    "report": ("report.command", "report"),
     "adapt": ("adapt.command", "adapt"),
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
+    "look": ("look.command", "look"),
     "plan": ("plan.command", "plan"),
     "submit": ("slurm.submit", "submit"),
     "doctor": ("doctor.command", "doctor"),
@@ -56,6 +58,7 @@ BENCHES = {
     "growth": ("bench.growth", "growth"),
     "checkpoint": ("bench.checkpoint", "checkpoint"),
     "inputs": ("bench.inputs", "inputs"),
+    "train": ("bench.train", "train"),
 }
 
 

@@ -31,7 +31,7 @@ UNFINISHED = "\ufffd"  # what a decoder writes for a character whose last bytes 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
     """The text to go on from. Raises UserError when there is none or it cannot be read."""
-    text = "" if file is None else _read(file)
+    text = "" if file is None else read_text(file)
     text += prompt or ""
     if not text.strip():
         raise UserError(
@@ -41,7 +41,8 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """A UTF-8 text, or .gz of one. Raises UserError."""
     if not file.is_file():
         raise UserError(f"there is no file {file}")
     try:

@@ -18,6 +18,7 @@ from infty.memory.associative import (
 from infty.memory.sections import AssociativeConfig
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
+from infty.parts import WRITE, part
 from infty.tree import Field, Tree
 
 
@@ -62,10 +63,11 @@ class Associative(Memory):
 
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
         """Read and write all segments of a window; see `Memory.forward`."""
-        maps = self._maps(inputs)
-        found, matrix = through_segments(
-            maps, state["matrix"], inputs.seen, self.delay, inputs.enabled
-        )
+        with part(WRITE):
+            maps = self._maps(inputs)
+            found, matrix = through_segments(
+                maps, state["matrix"], inputs.seen, self.delay, inputs.enabled
+            )
         z = (
             read_normed(inputs.q, found, self.norm_weight).permute(3, 0, 1, 2, 4).flatten(2)
         )  # [T, b, H/tp * d]

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from infty import parts
 from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal, sharded_parameter
 from infty.layers.memories import continuous_costs, continuous_room
@@ -198,13 +199,17 @@ class Continuous(Memory):
             places.append(place)
             values.append(value)
             if self.memory.sticky != "off":
-                fell = reading.histogram(self.memory, place, self.config.kv_heads, collectives.sum_)
-                signal = self.core.with_histogram(signal, fell, signal.written > 0)
+                with parts.part(parts.HISTOGRAM):
+                    fell = reading.histogram(
+                        self.memory, place, self.config.kv_heads, collectives.sum_
+                    )
+                    signal = self.core.with_histogram(signal, fell, signal.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
             seeds = self.core.seeds(signal, self.layer)
             tokens = slice(s * L, (s + 1) * L)
             share = None if weights is None else weights[:, tokens]
-            signal = self.core.write(signal, stream[:, :, tokens], ready, seeds, rate, share)
+            with parts.part(parts.WRITE):
+                signal = self.core.write(signal, stream[:, :, tokens], ready, seeds, rate, share)
         return reading.joined(places, lambda x: torch.stack(x, 1)), torch.stack(values, 1), signal
 
     def _of_writing(self) -> list[Tensor]:

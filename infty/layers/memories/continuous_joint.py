@@ -18,6 +18,7 @@ from infty.memory.state import MemoryState
 from infty.memory.writing import samples_of
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
+from infty.parts import WRITE, part
 from infty.tree import Tree
 
 
@@ -115,7 +116,8 @@ class JointContinuous(Memory):
             ready = (seen[:, s] >= self.delay) & enabled
             tokens = slice(s * L, (s + 1) * L)
             share = None if weights is None else weights[:, tokens]
-            signal = self.core.write(signal, stream[:, :, tokens], ready, weights=share)
+            with part(WRITE):
+                signal = self.core.write(signal, stream[:, :, tokens], ready, weights=share)
         return torch.stack(found, 2), signal
 
     @torch.no_grad()
