@@ -76,6 +76,7 @@ class InftyContinuousMemory(InftyMemory):
         self.core = ContinuousMemory(memory, self.segment_length)
         self.maps = InftyDensityMaps(memory, heads)
         self.room = InftyRoom(memory, config.hidden_size)
+        self.surprised = memory.room == "surprise"
         e, width = config.hidden_size, self.kv_heads * config.head_dim
         for part in self.kind.projections:
             self.add_module(part, nn.Linear(e, width, bias=False))
@@ -165,7 +166,7 @@ class InftyContinuousMemory(InftyMemory):
 
     def write(self, ended: Ended, state: PartState) -> PartState:
         L, piece = self.segment_length, ended.piece
-        weights, kept = self.room.ended(piece, state)
+        weights, kept = self.room.ended(ended, state)
         stream = torch.cat([ended.keys, ended.values], -1)
         if not self.kind.of_attention:
             stream = new = self._content(state.held("content")[:, 0])
@@ -211,7 +212,7 @@ class InftyContinuousMemory(InftyMemory):
         heard = self._heard(ended, state)
         marked = replace(heard, coefficients=marks)
         new = new[:, None].expand(-1, marks.shape[1], -1, -1)
-        weights, _ = self.room.ended(ended.piece, state)
+        weights, _ = self.room.ended(ended, state)
         return self._written(marked, new, ended, weights).coefficients
 
     def _marked(self, state: PartState, marks: Tensor) -> MemoryState:

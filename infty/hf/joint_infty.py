@@ -29,6 +29,7 @@ class InftyJointMemory(InftyMemory):
         super().__init__(config, layer, memory)
         self.core = ContinuousMemory(memory, self.segment_length)
         self.room = InftyRoom(memory, config.hidden_size)
+        self.surprised = memory.room == "surprise"
         self.log_sharpness = nn.Parameter(torch.zeros(self.kv_heads))
 
     def initialise(self) -> None:
@@ -63,7 +64,7 @@ class InftyJointMemory(InftyMemory):
         return Reading(state.extend(inputs.piece, **self.room(inputs)), attended=attended)
 
     def write(self, ended: Ended, state: PartState) -> PartState:
-        weights, kept = self.room.ended(ended.piece, state)
+        weights, kept = self.room.ended(ended, state)
         if not ended.enabled:
             return state.keep(**kept) if kept else state
         signal = MemoryState(**state.kept["signal"])
@@ -84,7 +85,7 @@ class InftyJointMemory(InftyMemory):
 
     def write_marks(self, ended: Ended, state: PartState, marks: Tensor, new: Tensor) -> Tensor:
         marked = self._marked(state, marks)
-        weights, _ = self.room.ended(ended.piece, state)
+        weights, _ = self.room.ended(ended, state)
         written = self.core.write(marked, new[:, None], self.ready(ended), weights=weights)
         return written.coefficients
 

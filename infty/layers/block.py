@@ -30,6 +30,8 @@ class Pass:
     """[T, b, e]: the tokens' rows of the output matrix, all tokens; see `Inputs.output_rows`."""
     memory_enabled: bool = True
     statistics: bool = False
+    losses: Tensor | None = None
+    """float32 [b, S, L - 1]: see `Inputs.losses`. Of one layer, where it is `surprised`."""
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -62,6 +64,11 @@ class Block(nn.Module):
     def predicts(self) -> bool:
         """Whether one of the memories wants the tokens' rows of the output matrix."""
         return any(cast(Memory, memory).predicts for memory in self.memories.values())
+
+    @property
+    def surprised(self) -> bool:
+        """Whether one of the memories wants the tokens' losses."""
+        return any(cast(Memory, memory).surprised for memory in self.memories.values())
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """What is declared of the layer's state (infty.tree); `dtype` is that of the run."""
@@ -97,6 +104,7 @@ class Block(nn.Module):
             self.region,
             how.memory_enabled,
             how.statistics,
+            how.losses,
         )
         readings = self._read(inputs, state["memories"], attends=True)
         attended = [reading.attended for reading in readings.values()]

@@ -73,9 +73,10 @@ class MemoryConfig:
     """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy, a name of
     `infty.memory.contraction.NAMED`. `learned` starts as
     `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
-    room: Literal["even", "salience"] = "even"
-    """How a segment's tokens share out its room: evenly, or by a learned weight each, from their hidden states; under
-    `uniform` and `learned` an old token keeps room by that weight, too (needs a policy, not a constant contraction)."""
+    room: Literal["even", "salience", "surprise"] = "even"
+    """How a segment's tokens share out its room: evenly, by a learned weight each, from their hidden states, or by
+    their losses, as the layer's input predicts them; under `uniform` and `learned` an old token keeps room by that
+    weight, too. (Not with a constant contraction.)"""
     sticky: Literal["off", "quantile", "multinomial"] | None = None
     """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper, for a constant
     contraction). Left out: `quantile` for `uniform` and `learned`; `off` for a constant contraction and `doubling`,
@@ -192,6 +193,11 @@ class MemoryConfig:
             "signal",
             f"{self.signal} shares the hidden state out over the heads: needs heads {model.heads} x head_size "
             f"{model.head_size} = hidden_size {model.hidden_size}",
+        )
+        _require(
+            self.room != "surprise" or model.segment_length > 1,
+            "room",
+            "'surprise' needs segments of at least two tokens (model.segment_length)",
         )
         wrong = [i for i in self.overrides or () if not 0 <= i < model.layers]
         _require(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +132,8 @@ class InftyLM(nn.Module):
         penalties = []
         figures = {}
         for i, block in enumerate(self.blocks):
-            x, penalty, (new[str(i)], figure) = self._run(block, x, layers[str(i)], how)
+            told = replace(how, losses=self._losses(x, tokens)) if block.surprised else how
+            x, penalty, (new[str(i)], figure) = self._run(block, x, layers[str(i)], told)
             penalties += [] if penalty is None else [penalty]
             figures |= {f"{i}.{key}": value for key, value in figure.items()}
         new_state = Tree({"segments": how.seen[:, -1] + 1, "layers": new})
@@ -170,6 +171,19 @@ class InftyLM(nn.Module):
         """[T, b, e]: the rows of the output matrix that predict the tokens, without gradients."""
         rows = embedded if self.head is None else self.head(tokens.flatten(1).t())
         return rows.detach()
+
+    @torch.no_grad()
+    def _losses(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [b, S, L - 1]: the losses of all tokens [b, S, L] of a segment but its first, as a layer's input x
+        [T, b, e] predicts them (the logit lens): causal, and the same in every layout and however text is cut."""
+        segments = self.region.enter(self.norm(x)).split(tokens.shape[2])
+        losses = [
+            tensor_parallel.vocab_parallel_cross_entropy(
+                self._logits(h[:-1]), target[:, 1:].t().contiguous()
+            )
+            for h, target in zip(segments, tokens.unbind(1), strict=True)
+        ]
+        return torch.stack(losses, 1).permute(2, 1, 0)
 
     def _logits(self, h: Tensor) -> Tensor:
         """float32 [T, b, V/tp]; columns that only pad the vocabulary can never be predicted."""

@@ -19,7 +19,7 @@ def test_facts_with_more_weight_are_found_and_the_rest_fades(tmp_path, capsys):
     assert heavy["share"] == pytest.approx(4 * 300 / (4 * 300 + 60), abs=1e-3)
     assert heavy["found"] > 0.9 and even["found"] < 0.5
     assert even["rest"] > 0.9 > heavy["rest"]
-    assert len(heavy["by_age"]) == 10 and "300" in capsys.readouterr().out
+    assert len(heavy["by_age"]) == 8 and "300" in capsys.readouterr().out
 
 
 def test_segments_without_facts_leave_their_room_to_those_with():

@@ -9,7 +9,7 @@ import torch
 
 from infty.errors import UserError
 from infty.memory import ContinuousMemory, MemoryConfig
-from infty.memory.room import CAP, edges, salience, spread
+from infty.memory.room import CAP, LEAST, edges, salience, spread, surprise
 from support.reference import F64, basis, first_operator, psi
 
 L = 12
@@ -159,6 +159,12 @@ def test_weights_are_the_exponentials_of_capped_scores():
     assert salience(100 * h, w).min() > 1e-2 and salience(100 * h, w).max() < 60
 
 
+def test_the_first_token_of_a_segment_is_as_surprising_as_the_others():
+    losses = torch.tensor([[[1.0, 0.0, 5.0], [0.0, 0.0, 0.0]]])
+    expected = [[2.0, 1.0, 0.0, 5.0], [0.0] * 4]
+    assert torch.equal(surprise(losses), torch.tensor([expected]) + LEAST)
+
+
 def test_lanes_that_do_not_write_and_lanes_that_begin_anew():
     config = MemoryConfig(**SIZES, room="salience")
     core, (x, weights) = ContinuousMemory(config, L), document(2, 2)
@@ -191,7 +197,8 @@ def test_the_spread_of_room():
     ("values", "problem"),
     [
         ({"room": "salience", "contraction": 0.5}, "room: 'salience' needs contraction: uniform"),
-        ({"room": "salient"}, "'salient' is not one of even, salience"),
+        ({"room": "surprise", "contraction": 0.5}, "room: 'surprise' needs contraction: uniform"),
+        ({"room": "salient"}, "'salient' is not one of even, salience, surprise"),
     ],
 )
 def test_mistakes_are_named(values, problem):

@@ -46,6 +46,7 @@ TWO |= {
     for name in (
         "learned",
         "salience",
+        "surprise",
         "unlike layers",
         "sparsemax",
         "joint",

@@ -92,6 +92,8 @@ VARIANTS = {
         ),
     ),
     "salience": replace(LLAMA, memory=replace(LLAMA.memory, room="salience")),
+    "surprise": replace(LLAMA, memory=replace(LLAMA.memory, room="surprise", sticky="off")),
+    "surprise, joint": replace(GPT2, memory=replace(JOINT, room="surprise"), stm_length=8),
     "salience, doubling": replace(
         LLAMA,
         memory=replace(HIDDEN, room="salience", contraction="doubling", sticky=None),

@@ -90,6 +90,7 @@ class Continuous(Memory):
         stream = f"{layer}.{name}"
         self.maps = DensityMaps(self.memory, config.heads, stream)
         self.room = continuous_room.Room(self.memory, config.hidden_size)
+        self.surprised = self.memory.room == "surprise"
         e, d, init = config.hidden_size, config.head_size, config.init_std
         for part in self.kind.projections:
             draw = normal(f"{stream}.{part}", init)

@@ -29,7 +29,7 @@ def costs(config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout)
     kept = kept_of_writes(config, memory, layout, config.stm_of(layer))
     room = weighing(config, memory, layout)
     return Costs(
-        products=2.0 * e * config.heads * d + signal.products,
+        products=2.0 * e * config.heads * d + signal.products + room.products,
         reads=read.reads,
         exact=read.exact + writes(config, memory, layout) + room.exact,
         # Two tiles of the old signal, the grid there and back.
@@ -100,9 +100,11 @@ def kept_of_writes(config: ModelConfig, memory: MemoryConfig, layout: Layout, st
         return 0.0 if memory.sticky == "off" else rewritten
     if memory.room == "even" and not memory.policy.learned:
         return rewritten + S * b * L * (8 + 4 * touched(samples, L))
+    if memory.room == "surprise" and memory.contraction != "learned":
+        return rewritten + S * b * samples * L * 4  # the share of a cell that a token covers
     numbers = stored(config, memory) / layout.tensor
     stream = 4 * b * numbers * (stm + S * L)
-    covered = samples * L * (8 + 4)  # the share of a cell that a token covers
+    covered = samples * L * (8 + 4)  # for its own gradient, too
     places = 0.0
     if memory.learns_places:  # and everything made from them
         places = 4 * N * (4 * signals * samples + numbers) + 12 * 8 * samples
@@ -114,5 +116,7 @@ def weighing(config: ModelConfig, memory: MemoryConfig, layout: Layout) -> Costs
     if memory.room == "even":
         return Costs()
     e, tokens = config.hidden_size, layout.lanes * layout.segments * config.segment_length
+    if memory.room == "surprise":  # no backward pass: a third of a product that learns
+        return Costs(products=2.0 * e * config.padded_vocab / 3)
     widened = 0 if layout.width == 4 else 4 * e  # the hidden state, in float32
     return Costs(exact=2.0 * e, saved=tokens * (widened + 2 * 4))

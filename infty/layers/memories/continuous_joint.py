@@ -43,6 +43,7 @@ class JointContinuous(Memory):
         self.head_size = config.head_size
         self.core = ContinuousMemory(self.memory, config.segment_length)
         self.room = continuous_room.Room(self.memory, config.hidden_size)
+        self.surprised = self.memory.room == "surprise"
         # The logarithm of how much sharper than to a token a head looks at the signal, whose keys are averages.
         self.log_sharpness = sharded_parameter(torch.zeros(config.kv_heads))
 
@@ -64,6 +65,7 @@ class JointContinuous(Memory):
         # The signal at its centres, and from it keys and values; the mask; the bands of all reads; what is written.
         kept = S * b * N * kv * d * 4 * w + w * b * S * L * mask + S * b * N * (8 + 4 * band)
         return Costs(
+            products=room.products,
             reads=4.0 * config.heads * d * N,
             exact=2.0 * N * band * stored / L + writing.writes(config, memory, layout) + room.exact,
             moved=4.0 * 6 * samples_of(memory) * stored / L,

@@ -14,7 +14,7 @@ from infty.tree import Tree
 
 class Room(nn.Module):
     """The weights by which tokens share out their segment's room, equal on all tensor-parallel ranks; see
-    `infty.memory.room`. A fresh one gives each token the same."""
+    `infty.memory.room`. A fresh salience is the same for all tokens."""
 
     def __init__(self, memory: MemoryConfig, size: int) -> None:
         """size: of the hidden state."""
@@ -24,12 +24,19 @@ class Room(nn.Module):
 
     def forward(self, inputs: Inputs, state: Tree) -> Tensor | None:
         """float32 [b, stm + T], of the tokens in the STM first, which are not written yet; None: evenly."""
-        if self.weight is None:
+        if self.memory.room == "even":
             return None
+        new = self._new(inputs)
+        return torch.cat([state["room"], new], 1) if "room" in state else new
+
+    def _new(self, inputs: Inputs) -> Tensor:
+        """float32 [b, T], of the window's own tokens."""
+        if self.weight is None:
+            assert inputs.losses is not None
+            return room.surprise(inputs.losses).flatten(1)
         h = inputs.normed if self.memory.backprop else inputs.normed.detach()
         # Each rank's heads read with the same weights: the gradients of all are summed.
-        new = room.salience(h, collectives.copy(self.weight)).t()
-        return torch.cat([state["room"], new], 1) if "room" in state else new
+        return room.salience(h, collectives.copy(self.weight)).t()
 
 
 def kept(weights: Tensor | None, state: Tree) -> dict[str, Tensor]:
