@@ -112,7 +112,7 @@ def test_what_an_associative_memory_reads_is_the_values_of_tokens_by_these_weigh
             "ht,htd->hd", tracer.sources[number, name].weights[0], seen.of_tokens(number, 4)
         )
         z = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + 1e-5)
-        z = z * memory.norm_weight.flatten(0, 1)
+        z = z * memory.norm_weight.flatten(0, 1) * memory.gate.flatten()[:, None]
         close(memory.out(z.flatten()), seen.reads[number, name])
 
 
