@@ -100,7 +100,7 @@ def kept_of_writes(config: ModelConfig, memory: MemoryConfig, layout: Layout, st
         return 0.0 if memory.sticky == "off" else rewritten
     if memory.room == "even" and not memory.policy.learned:
         return rewritten + S * b * L * (8 + 4 * touched(samples, L))
-    if memory.room == "surprise" and memory.contraction != "learned":
+    if memory.room == "surprise" and not memory.policy.learned:
         return rewritten + S * b * samples * L * 4  # the share of a cell that a token covers
     numbers = stored(config, memory) / layout.tensor
     stream = 4 * b * numbers * (stm + S * L)
