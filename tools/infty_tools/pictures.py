@@ -8,7 +8,6 @@ one segment and 0 elsewhere shows which part of [0, 1] stands for that segment.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -133,7 +132,7 @@ def functions() -> Any:
 
 def demo() -> Any:
     """docs/results/demo-positions.json: `make demo` with and without its memory."""
-    found = json.loads((RESULTS / "demo-positions.json").read_text())["models"]
+    found = files.read_json(RESULTS / "demo-positions.json")["models"]
     figure, axes = plots.pyplot().subplots(figsize=(7, 2.6), layout="constrained")
     for model, name in zip(
         found, ("trained without a memory", "trained with the memory of what followed")
@@ -151,7 +150,7 @@ def demo() -> Any:
 
 def sorting() -> Any:
     """docs/results/sorting.json: every system with its memory on and off."""
-    found = json.loads((RESULTS / "sorting.json").read_text())["accuracy"]
+    found = files.read_json(RESULTS / "sorting.json")["accuracy"]
     figure, axes = plots.pyplot().subplots(figsize=(7, 2.2), layout="constrained")
     names = list(found)[::-1]
     axes.barh(names, [100 * found[name]["on"] for name in names], label="as trained")
