@@ -22,6 +22,7 @@ from infty.files import read_json
 from infty.hf.bookmark_infty import TextRead
 from infty.hf.cache_infty import InftyCache
 from infty.hf.modeling_infty import InftyForCausalLM
+from infty.hf.pieces_infty import AT_ONCE
 from infty_tools.options import device_here
 
 SEGMENTS_AT_ONCE = 8
@@ -113,7 +114,8 @@ class Writer:
         """Read tokens [1, T] into the memory, with a progress bar for long texts; before them what was written last and
         is not read yet."""
         ids = torch.cat([torch.tensor([self.unread], dtype=ids.dtype), ids], 1)
-        chunk = SEGMENTS_AT_ONCE * self.model.config.segment_length
+        length = self.model.config.segment_length
+        chunk = max(SEGMENTS_AT_ONCE, AT_ONCE // length) * length
         show = Progress(
             TextColumn("reading"),
             BarColumn(),
