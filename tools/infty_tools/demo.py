@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -61,7 +62,7 @@ def main() -> None:
     try:
         Demo(arguments.folder, arguments.books, arguments.config, arguments.overrides).run()
     except UserError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("\nstopped; `make demo` goes on from here")
@@ -160,7 +161,7 @@ class Demo(Stations):
     def export_model(self) -> None:
         """Hugging Face export"""
         if self.export.exists():
-            console.print(f"already in {self.export}")
+            console.print(f"already in {self.export}", markup=False)
             return
         self.infty("export", "--checkpoint", self.run_folder, "--output", self.export)
 
@@ -191,17 +192,15 @@ class Demo(Stations):
             )
         table.add_row(
             "TensorBoard",
-            f"{self.program('tensorboard')} --logdir {shlex.quote(str(self.run_folder))}",
+            escape(shlex.join([self.program("tensorboard"), "--logdir", str(self.run_folder)])),
         )
-        table.add_row("exported model", str(self.export))
+        table.add_row("exported model", escape(str(self.export)))
         table.add_row("this demo took", f"{(time.time() - self.started) / 60:.1f} minutes")
         console.print(Panel(table, title="[bold]done", border_style="green"))
         console.print("Next, write on from a beginning of your own:", highlight=False)
-        console.print(
-            f"  {self.program('infty')} generate --model {self.export} --prompt 'Once more unto the breach'",
-            highlight=False,
-            soft_wrap=True,
-        )
+        beginning = ["--prompt", "Once more unto the breach"]
+        words = [self.program("infty"), "generate", "--model", str(self.export), *beginning]
+        console.print(f"  {shlex.join(words)}", highlight=False, markup=False, soft_wrap=True)
 
     def _perplexities(self) -> dict[str, str]:
         """Trained with a memory, beside trained without; "off" is left out on purpose (docs/evaluating.md)."""

@@ -68,6 +68,7 @@ class Stations:
         console.print(
             f"  $ {launcher}infty {shlex.join(words)}",
             style="cyan",
+            markup=False,
             soft_wrap=True,
             highlight=False,
         )
