@@ -53,7 +53,7 @@ class InftyJointMemory(InftyMemory):
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         signal = MemoryState(**state.kept["signal"])
         if not len(state.made):
-            points = self.core.at_centers(signal)
+            points = self.core.at_centers(signal.coefficients)
             keys, values = attending.points(points, self.log_sharpness, inputs.q.dtype)
             state = state.make(keys=keys, values=values)
         prior = attending.prior(self.memory.basis)

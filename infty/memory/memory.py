@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from infty.errors import UserError
-from infty.memory import sticky
-from infty.memory.basis import GaussianBasis, placement
+from infty.memory import sticky, tiles
+from infty.memory.basis import GaussianBasis
 from infty.memory.config import MemoryConfig
-from infty.memory.resample import sample
 from infty.memory.state import MemoryState
 from infty.memory.writing import dtype_of, writing
 from infty.tree import Field, Tree, fresh
@@ -71,12 +70,12 @@ class ContinuousMemory:
             return None
         return sticky.seed(self.config.sticky_seed, state.written, layer)
 
-    def at_centers(self, state: MemoryState) -> Tensor:
-        """The signal at the centres of its functions: float32 [b, h, N, c] for one function a centre."""
-        centers, _ = placement(self.basis.size, self.basis.each, state.coefficients.device)
-        times = centers[:: len(self.basis.each)].expand(len(state.coefficients), 1, -1)
-        with torch.autocast(state.coefficients.device.type, enabled=False):
-            return sample(self.basis, times, None, state.coefficients)
+    def at_centers(self, coefficients: Tensor) -> Tensor:
+        """Signals of coefficients float32 [..., N, c] at the centres of their functions: [..., N, c] for one function a
+        centre."""
+        operator = tiles.at_centers(self.basis.size, self.basis.each, coefficients.device)
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return tiles.multiply(*operator, coefficients)
 
     def write(
         self,

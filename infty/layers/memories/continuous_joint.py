@@ -9,10 +9,9 @@ from infty.config import ModelConfig
 from infty.layers.linear import sharded_parameter
 from infty.layers.memories import continuous_costs as writing
 from infty.layers.memories.base import Attended, Costs, Inputs, Layout, Memory, Reading
-from infty.memory import attending
+from infty.memory import attending, tiles
 from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
-from infty.memory.resample import band_of
 from infty.memory.state import MemoryState
 from infty.memory.writing import samples_of
 from infty.parallel import collectives, groups
@@ -50,16 +49,16 @@ class JointContinuous(Memory):
     def costs(cls, config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout) -> Costs:
         d, L, N = config.head_size, config.segment_length, memory.basis
         stored = writing.stored(config, memory)
-        band = band_of(N, memory.widths) or N
+        centers = tiles.at_centers(N, memory.widths)[0]
         b, S, w = layout.lanes, layout.segments, layout.width
         kv = config.kv_heads / layout.tensor
         stm = config.stm_of(layer)
         mask = N + (0 if stm else L)
-        # The signal at its centres, and from it keys and values; the mask; the bands of all reads; what is written.
-        kept = S * b * N * kv * d * 4 * w + w * b * S * L * mask + S * b * N * (8 + 4 * band)
+        # The signal at its centres, and from it keys and values; the mask; what is written.
+        kept = S * b * N * kv * d * 4 * w + w * b * S * L * mask
         return Costs(
             reads=4.0 * config.heads * d * N,
-            exact=2.0 * N * band * stored / L + writing.writes(config, memory, layout),
+            exact=2.0 * centers.operations * stored / L + writing.writes(config, memory, layout),
             moved=4.0 * 6 * samples_of(memory) * stored / L,
             launches=writing.SEGMENT_LAUNCHES / 2,
             saved=kept + writing.kept_of_writes(config, memory, layout, stm),
@@ -95,11 +94,11 @@ class JointContinuous(Memory):
         found = []
         for s in range(seen.shape[1]):
             signal = self.core.reset(signal, (seen[:, s] == 0) | (not enabled))
-            found.append(self.core.at_centers(signal))
+            found.append(signal.coefficients)
             ready = (seen[:, s] >= self.delay) & enabled
             with part(WRITE):
                 signal = self.core.write(signal, stream[:, :, s * L : (s + 1) * L], ready)
-        return torch.stack(found, 2), signal
+        return self.core.at_centers(torch.stack(found, 2)), signal
 
     @torch.no_grad()
     def _figures(self, signal: MemoryState) -> dict[str, Tensor]:
