@@ -215,13 +215,9 @@ class InftyContinuousMemory(InftyMemory):
         weights, _ = self.room.ended(ended, state)
         return self._written(marked, new, ended, weights).coefficients
 
-    def _marked(self, state: PartState, marks: Tensor) -> MemoryState:
-        """The signal's state, of marks."""
-        return MemoryState(**{**state.kept["signal"], "coefficients": marks})
-
     def share_of(self, state: PartState, marks: Tensor) -> Tensor:
         """The share of [0, 1] that stands for it."""
-        return self.core.shares(self._marked(state, marks))
+        return self.core.shares(marks)
 
     def _histogram(self, state: PartState) -> Tensor:
         """Where the segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for

@@ -5,7 +5,6 @@ Each owns its operators, how past attention is taken in, and what becomes of it 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -215,9 +214,7 @@ def grid_tiles(config: MemoryConfig, device: torch.device = CPU) -> tuple[Tiles,
     there, back = tiles.grid_write(
         config.basis, config.widths, config.ridge, samples_of(config), dtype_of(config)
     )
-    return replace(there, entries=there.entries.to(device)), replace(
-        back, entries=back.entries.to(device)
-    )
+    return there.to(device), back.to(device)
 
 
 def samples_of(config: MemoryConfig) -> int:
