@@ -80,8 +80,8 @@ class ContinuousMemory:
             return tiles.multiply(*operator, coefficients)
 
     def shares(self, coefficients: Tensor) -> Tensor:
-        """How much of [0, 1] each channel of a signal [b, h, N, c] takes up: its mean magnitude at the centres over that
-        of all channels, float32 [b, c]."""
+        """How much of [0, 1] each channel of a signal [b, h, N, c] takes up: its mean magnitude at the centres over
+        that of all channels, float32 [b, c]."""
         size = self.at_centers(coefficients).abs().sum((1, 2))
         return size / size.sum(-1, keepdim=True).clamp(min=1e-30)
 

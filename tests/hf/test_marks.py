@@ -41,8 +41,10 @@ class Seen:
     def _attention(self, number):
         def hook(module, given, z):
             _, _, values, piece, *_ = given
-            self.values.setdefault(number, []).append(values[0, :, -piece.tokens :])
-            self.reads[number, ATTENTION] = z[0, -1]
+            # One text; its segments are attended to side by side, as rows.
+            new = values[:, :, -piece.tokens :].transpose(0, 1).flatten(1, 2)
+            self.values.setdefault(number, []).append(new)
+            self.reads[number, ATTENTION] = z[-1, -1]
 
         return hook
 
