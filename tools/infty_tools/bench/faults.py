@@ -20,9 +20,7 @@ from infty_tools.options import SEED, any_path, check_new_file, several, utf8, w
 def faults(
     tries: Annotated[
         int,
-        typer.Option(
-            parser=whole(1, 10**6), metavar="N", help="Runs to harm with each kind of fault"
-        ),
+        typer.Option(parser=whole(1, 10**6), metavar="N", help="Faults of each kind to inject"),
     ] = 25,
     kinds: Annotated[
         str | None,
@@ -42,7 +40,7 @@ def faults(
         ),
     ] = None,
 ) -> None:
-    """Harm small runs of two processes by the hundreds; report what was noticed, what went on, and what was lost.
+    """Inject faults into small runs of two processes; report what was detected, what resumed, and what was lost.
 
     Example:
 

@@ -73,7 +73,7 @@ def retention(
             "memories; 0 measures without warps.",
         ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(parser=SEED, metavar="N", help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(parser=SEED, metavar="N", help="Seed of the noise.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
