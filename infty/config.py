@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from infty import ranges
 from infty.errors import UserError
-from infty.memory.config import LEFT_OUT, LeftOut, MemoryConfig
+from infty.memory.config import LEFT_OUT, LeftOut
 from infty.memory.rope_scaling import RopeScaling
+from infty.memory.sections import ContinuationConfig, held_in
 from infty.memory_kinds import section_of
 from infty.ranges import Range, whole
 
@@ -113,8 +114,9 @@ class ModelConfig:
     """Standard deviation of the initial weights."""
     vocab_multiple: int = 128
     """The embedding is padded to a multiple of this many rows; padding never changes the loss."""
-    memory: Any = field(default_factory=MemoryConfig)
-    """The memory beyond the short-term one, of the kind that it names; null: none."""
+    memory: Any = field(default_factory=ContinuationConfig)
+    """The memory beyond the short-term one, of the kind that it names; null: none; left out: what
+    followed, in the last layer (docs/memory.md says why)."""
     memories: dict[str, Any] | None = None
     """Further memories beside it, by name."""
 
@@ -201,7 +203,7 @@ class ModelConfig:
         return {
             name: section.of(layer)
             for name, section in self.sections().items()
-            if section.layers is None or layer in section.layers
+            if layer in held_in(section, self.layers)
         }
 
     @property

@@ -63,6 +63,18 @@ def test_recall():
         assert shares == [f"{100 * row['right'][n]['mean']:.1f} %" for n in ("1", "2", "4")]
 
 
+def test_room():
+    found = json.loads((DOCS / "results" / "room.json").read_text())["facts_in_every"]
+    every = {"every segment": found["1"], "every eighth": found["8"]}
+    rows = table("room.json")
+    assert len(rows) == sum(map(len, every.values()))
+    for where, weight, share, tokens, right, worst, rest in rows:
+        row = next(r for r in every[where] if r["weight"] == float(weight))
+        assert (share, right) == (f"{100 * row['share']:.1f} %", f"{100 * row['found']:.1f} %")
+        assert worst == f"{100 * min(row['by_age']):.0f} %"
+        assert (tokens, rest) == (f"{row['tokens']:.3f}", f"{row['rest']:.3f}")
+
+
 def test_the_demo_by_position():
     found = json.loads((DOCS / "results" / "demo-positions.json").read_text())["models"]
     curves = [next(iter(model["memory"].values()))["by_position"] for model in found]

@@ -8,6 +8,7 @@ class here and a line in `kinds_infty`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,6 +20,11 @@ from infty.tree import Tree
 
 if TYPE_CHECKING:
     from infty.hf.configuration_infty import InftyConfig
+
+
+Losses = Callable[[Tensor, Tensor], Tensor]
+"""float32 [b, n]: of tokens int64 [b, n], as streams [b, n, e] predict them through the model's last
+norm and its head, without gradients."""
 
 
 class Inputs(NamedTuple):
@@ -36,6 +42,8 @@ class Inputs(NamedTuple):
     """[b, t, e]: the tokens' rows of the output matrix, which predict them (with tied embeddings,
     the tokens' embeddings); None unless a memory of the model `predicts`."""
     piece: Piece
+    tokens: Tensor | None = None
+    """int64 [b, t]; None unless a memory of the model is `surprised`."""
 
 
 class Ended(NamedTuple):
@@ -49,6 +57,8 @@ class Ended(NamedTuple):
     """The last of the segment; `complete` says in which rows it ends."""
     enabled: bool
     """False: nothing is written."""
+    losses: Losses | None = None
+    """For a memory that is `surprised`."""
 
 
 class Attended(NamedTuple):
@@ -87,8 +97,8 @@ class InftyMemory(InftyModule):
 
     predicts: bool = False
     """Whether it wants `inputs.output_rows`."""
-    attends: bool = False
-    """Whether its readings have `attended`: local attention waits for it then."""
+    surprised: bool = False
+    """Whether it wants `inputs.tokens` and `ended.losses`."""
 
     def __init__(self, config: InftyConfig, layer: int, memory: Any) -> None:
         """`memory` is its section of the config, for this layer."""
@@ -143,7 +153,7 @@ class InftyMemory(InftyModule):
         tokens of the segment that leaves the short-term memory."""
         raise NotImplementedError
 
-    def room(self, state: PartState, marks: Tensor) -> Tensor:
+    def share_of(self, state: PartState, marks: Tensor) -> Tensor:
         """How much of the memory each mark has: float32 [b, m], >= 0."""
         return marks.square().sum((1, 2))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,13 @@ COMPRESSIVE: dict[str, Range] = {
     "reconstruction_weight": Range(0, 1e6),
 }
 CONTINUATION: dict[str, Range] = {"key_size": whole(1, 2**16)}
+
+
+def held_in(section: Any, layers: int) -> Sequence[int]:
+    """The layers (from 0) of a model with `layers` of them that have a section's memory."""
+    if section.layers is not None:
+        return section.layers
+    return range(layers) if section.everywhere else (layers - 1,)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,11 @@ class CompressiveConfig:
         """No: its compressed memories are attended to from the start."""
         return False
 
+    @property
+    def everywhere(self) -> bool:
+        """Yes: where `layers` is left out, all layers have one."""
+        return True
+
     def of(self, layer: int) -> CompressiveConfig:
         """The section for one layer."""
         return self
@@ -66,7 +79,7 @@ class CompressiveConfig:
             "kind",
             f"compressive needs positions: relative, not {model.positions}",
         )
-        chosen = range(model.layers) if self.layers is None else self.layers
+        chosen = held_in(self, model.layers)
         _require(
             all(model.stm_of(i) for i in chosen),
             "kind",
@@ -102,7 +115,12 @@ class AssociativeConfig:
 
     @property
     def silent(self) -> bool:
-        """Yes: its output starts at zero."""
+        """Yes: its gate starts at zero."""
+        return True
+
+    @property
+    def everywhere(self) -> bool:
+        """Yes: where `layers` is left out, all layers have one."""
         return True
 
     def of(self, layer: int) -> AssociativeConfig:
@@ -122,7 +140,7 @@ class ContinuationConfig:
     key_size: int = 128
     """Channels of a head's keys: how many contexts a head keeps apart."""
     layers: tuple[int, ...] | None = None
-    """Layers (from 0) that have one; left out: all. The last one is where a prediction helps."""
+    """Layers (from 0) that have one; left out: the last one, where a prediction helps."""
 
     def __post_init__(self) -> None:
         """Raises UserError."""
@@ -137,6 +155,11 @@ class ContinuationConfig:
     def silent(self) -> bool:
         """Yes: its gate starts at zero."""
         return True
+
+    @property
+    def everywhere(self) -> bool:
+        """No: where `layers` is left out, the last layer has one, where a prediction helps."""
+        return False
 
     def of(self, layer: int) -> ContinuationConfig:
         """The section for one layer."""

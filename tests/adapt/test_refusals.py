@@ -12,6 +12,7 @@ import torch
 from infty.errors import UserError
 from infty_tools.adapt import adapter as adapting
 from infty_tools.adapt.adapter import Adapter
+from infty_tools.adapt.command import adapt
 from support import originals
 
 pytestmark = pytest.mark.usefixtures("single_process")
@@ -183,3 +184,14 @@ def test_streaming_holds_one_layer(folder, monkeypatch):
     adapter.write(llama.parent / "output")
     assert len(alive) == adapter.model.layers + 2
     assert max(alive) <= max(alive[0], alive[1]) + 32  # the norm beside the head
+
+
+def test_several_processes_are_refused(made, tmp_path, monkeypatch):
+    """Each would write the same folder."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError, match="runs in one process: start it without a launcher"):
+        adapt(made / "llama", output=tmp_path / "output")
+    assert not (tmp_path / "output").exists()

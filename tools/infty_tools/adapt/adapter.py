@@ -84,8 +84,6 @@ class Adapter:
             chosen = None
         elif memory in KINDS:
             chosen = dict(KINDS[memory])
-            if memory == "continuation":  # a prediction helps where the next token is decided
-                chosen["layers"] = [shape["layers"] - 1]
         else:
             raise UserError(f"--memory {memory}: choose one of none, {', '.join(KINDS)}")
         values = {
