@@ -70,9 +70,8 @@ class MemoryConfig:
     content: Literal["normed", "residual"] = "normed"
     """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
     contraction: float | str = "uniform"
-    """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy, a name of
-    `infty.memory.contraction.NAMED`. `learned` starts as
-    `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
+    """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts
+    as `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
     room: Literal["even", "salience", "surprise"] = "even"
     """How a segment's tokens share out its room: evenly, by a learned weight each, from their hidden states, or by
     their losses, as the layer's input predicts them; under `uniform` and `learned` an old token keeps room by that
