@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infty.hf.configuration_infty import InftyConfig
 from infty.hf.kinds_infty import memory_of, sections_of
-from infty.hf.memory_infty import Attended, Ended, Inputs
+from infty.hf.memory_infty import Attended, Ended, Inputs, Losses
 from infty.hf.pieces_infty import Piece
 from infty.hf.state_infty import InftyLayerState, PartState
 from infty.memory.attending import in_front
@@ -190,6 +190,12 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         memories: list[Any] = list(self.memories.values())
         return any(memory.predicts for memory in memories)
 
+    @property
+    def surprised(self) -> bool:
+        """Whether one of the memories wants the tokens' losses."""
+        memories: list[Any] = list(self.memories.values())
+        return any(memory.surprised for memory in memories)
+
     def begin(self, x: Tensor) -> InftyLayerState:
         """The state of rows that have read nothing; x [b, t, e] is what they will read."""
 
@@ -207,8 +213,10 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         state: InftyLayerState,
         piece: Piece,
         memory_enabled: bool = True,
+        tokens: Tensor | None = None,
+        losses: Losses | None = None,
     ) -> tuple[Tensor, InftyLayerState]:
-        """x [b, t, e] -> x and the layer's new state; `output_rows` [b, t, e]: see `Inputs.output_rows`."""
+        """x [b, t, e] -> x and the layer's new state; `output_rows` [b, t, e] and `tokens` [b, t]: see `Inputs`."""
         h = self.attention_norm(x)
         q, key, value = self.attention.project(h)
         # What a segment reads and writes depends on the layer below and on this layer's state, not on what the layer
@@ -216,10 +224,10 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         reads = []
         for one, at in piece.one_by_one():
             rows = None if output_rows is None else output_rows[:, at]
-            inputs = Inputs(q[..., at, :], h[:, at], x[:, at], rows, one)
-            read, state = self._remember(
-                inputs, key[:, :, at], value[:, :, at], state, memory_enabled
-            )
+            ids = None if tokens is None else tokens[:, at]
+            inputs = Inputs(q[..., at, :], h[:, at], x[:, at], rows, one, ids)
+            kv = key[:, :, at], value[:, :, at]
+            read, state = self._remember(inputs, *kv, state, memory_enabled, losses)
             reads.append(read)
         y = self.attention.out(self._attend(q, reads, piece))
         for updates in zip(*(read.updates for read in reads), strict=True):
@@ -229,7 +237,13 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         return x, state
 
     def _remember(
-        self, inputs: Inputs, key: Tensor, value: Tensor, state: InftyLayerState, enabled: bool
+        self,
+        inputs: Inputs,
+        key: Tensor,
+        value: Tensor,
+        state: InftyLayerState,
+        enabled: bool,
+        losses: Losses | None,
     ) -> tuple[Read, InftyLayerState]:
         """Read a segment, or a part of it, and write it where it ends. key, value [b, K, t, d]: of its tokens."""
         attention = state.attention.extend(inputs.piece, key=key, value=value)
@@ -239,7 +253,8 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         }
         state = InftyLayerState(attention, {name: r.state for name, r in readings.items()})
         if inputs.piece.ends:
-            state = self._end_segment(state, Ended(keys, values, inputs.piece, enabled))
+            ended = Ended(keys, values, inputs.piece, enabled, losses)
+            state = self._end_segment(state, ended)
         attended = [r.attended for r in readings.values() if r.attended is not None]
         updates = [r.update for r in readings.values() if r.update is not None]
         return Read(keys, values, attended, updates), state

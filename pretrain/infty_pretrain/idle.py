@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infty.memory.config import MemoryConfig
+from infty.memory.sections import held_in
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
 
@@ -128,7 +129,7 @@ CONTINUOUS: tuple[MemoryCondition, ...] = (
     ("bins", _counts_reads, "sticky is off, and logging.tensorboard false"),
     ("explore", _warps, NO_WARP),
     ("attention_span", _warps, NO_WARP),
-    ("attention_span", lambda m, _: m.has_policy, "contraction is a constant"),
+    ("attention_span", lambda m, _: not m.policy.constant, "contraction is a constant"),
     ("maps", _is_placed, NO_PLACE),
     ("map_bias", _is_placed, NO_PLACE),
     ("sigma_floor", _is_placed, NO_PLACE),
@@ -183,7 +184,7 @@ def _idle_in_memory(
     written: dict[str, Any], section: Any, config: Config
 ) -> Iterator[tuple[str, str]]:
     """(key inside the section, why it has no effect); an empty key is the section itself."""
-    layers = range(config.model.layers) if section.layers is None else section.layers
+    layers = held_in(section, config.model.layers)
     if not layers:
         yield "", "layers names no layer"
         return
