@@ -121,7 +121,8 @@ def weights_digest(model: nn.Module) -> str:
     reader = infty_model(model)
     base = reader.base_model
     weights = base.state_dict(keep_vars=True)
-    if base is not reader and base.predicts and not reader.config.tie_word_embeddings:
+    through_head = base.predicts or base.surprised
+    if base is not reader and through_head and not reader.config.tie_word_embeddings:
         weights |= {
             f"lm_head.{name}": x for name, x in reader.lm_head.state_dict(keep_vars=True).items()
         }

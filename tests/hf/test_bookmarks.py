@@ -36,7 +36,7 @@ def asked(model, cache, question):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["no memory", *SOME])
+@pytest.mark.parametrize("name", ["no memory", "surprise", "salience", *SOME])
 @pytest.mark.parametrize("length", [45, 48], ids=["inside", "at the end of a segment"])
 def test_two_questions_from_one_bookmark_are_two_full_readings(name, length, tmp_path):
     model, book, path = twin(name), tokens(2, length), tmp_path / "book.safetensors"
@@ -172,8 +172,9 @@ def test_only_what_was_read_by_a_model_that_is_there_can_be_saved(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_every_weight_counts_in_the_digest_and_nothing_else():
-    model = twin("continuation untied")
+@pytest.mark.parametrize("name", ["continuation untied", "surprise"])
+def test_every_weight_counts_in_the_digest_and_nothing_else(name):
+    model = twin(name)
     digest = weights_digest(model)
     assert weights_digest(copy.deepcopy(model)) == digest
     for p in model.parameters():
