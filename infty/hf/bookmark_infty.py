@@ -73,29 +73,22 @@ def write(path: Path, model: nn.Module, bookmark: Bookmark) -> None:
         "weights": weights_digest(reader),
         "tokens": str(bookmark.tokens),
         "texts": json.dumps([asdict(text) for text in bookmark.texts]),
-        "content": _digest(tensors),
     }
-    files.write_whole(path, save(tensors, told))
+    files.write_whole(path, save(tensors, told | {"content": _content(told, tensors)}))
 
 
 def read(path: Path, model: nn.Module) -> Bookmark:
     """A bookmark of this model, on its device. Raises ValueError, which says in one sentence what does not fit."""
     reader = infty_model(model)
     told, tensors = _open(path)
-    try:
-        _check_model(path, told, reader)
-        if _digest(tensors) != told["content"]:
-            raise ValueError(f"{path} is damaged: its content is not what was written; {AGAIN}")
-        texts = tuple(TextRead(**text) for text in json.loads(told["texts"]))
-        tokens = int(told["tokens"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): {AGAIN}") from error
+    _check_model(path, told, reader)
+    texts = tuple(TextRead(**text) for text in json.loads(told["texts"]))
     fill, segments = tensors.pop("fill"), tensors.pop("segments")
     try:
         states = _states(reader, tensors, fill)
     except UserError as error:
         raise ValueError(f"{path} does not fit this version of the model's code: {error}") from None
-    return Bookmark(states, fill, segments, tokens, texts)
+    return Bookmark(states, fill, segments, int(told["tokens"]), texts)
 
 
 def is_bookmark(path: Path) -> bool:
@@ -128,7 +121,8 @@ def weights_digest(model: nn.Module) -> str:
     reader = infty_model(model)
     base = reader.base_model
     weights = base.state_dict(keep_vars=True)
-    if base is not reader and base.predicts and not reader.config.tie_word_embeddings:
+    through_head = base.predicts or base.surprised
+    if base is not reader and through_head and not reader.config.tie_word_embeddings:
         weights |= {
             f"lm_head.{name}": x for name, x in reader.lm_head.state_dict(keep_vars=True).items()
         }
@@ -141,7 +135,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """What a file says of itself, and its tensors. Raises ValueError."""
+    """What a file says of itself, and its tensors; all as it was written. Raises ValueError."""
     if not path.is_file():
         raise ValueError(f"there is no bookmark {path}")
     try:
@@ -150,7 +144,7 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             kind = told.get("format", "")
             names = file.keys() if kind == FORMAT else []
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(
             f"{path} is cut short or no safetensors file ({error}): {AGAIN}"
         ) from error
@@ -160,7 +154,15 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         )
     if kind != FORMAT:
         raise ValueError(f"{path} is an '{kind}', this version reads '{FORMAT}': {AGAIN}")
+    if told.get("content") != _content(told, tensors):
+        raise ValueError(f"{path} is damaged: its content is not what was written; {AGAIN}")
     return told, tensors
+
+
+def _content(told: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a file says of itself, this left out, and of its tensors as in `weights_digest`."""
+    named = sorted((name, text) for name, text in told.items() if name != "content")
+    return hashlib.sha256(f"{named} {_digest(tensors)}".encode()).hexdigest()
 
 
 def _check_model(path: Path, told: Mapping[str, str], model: Any) -> None:

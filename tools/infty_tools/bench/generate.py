@@ -6,7 +6,7 @@ import copy
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -168,25 +168,23 @@ def models(shape: Shape, device: torch.device) -> tuple[Any, Any]:
 
 def decoding(
     model: Any, contexts: list[int], tokens: int, device: torch.device
-) -> list[dict[str, float]]:
+) -> Iterator[dict[str, float]]:
     """Read a text of random tokens once, and write from a copy of its cache where `contexts` say. Seconds are the
     median of the tokens'; sizes are MiB, of the process as it stands then."""
     import torch
 
     from infty.hf.cache_infty import InftyCache
 
-    cache, rows, generator = InftyCache(), [], torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for context in contexts:
+    cache, generator = InftyCache(), torch.Generator().manual_seed(0)
+    for context in contexts:
+        with torch.no_grad():
             while cache.tokens < context:
                 part = min(AT_ONCE, context - cache.tokens)
                 ids = torch.randint(0, VOCABULARY, (1, part), generator=generator).to(device)
                 model(ids, cache=cache, logits_to_keep=1)
             seconds = _written(model, copy.deepcopy(cache), ids[:, -1:], tokens, device)
-            sizes = _process_mib(), _cache_mib(cache)
-            row = {"context": context, "seconds": seconds}
-            rows.append(row | {"process_mib": sizes[0], "cache_mib": sizes[1]})
-    return rows
+        sizes = {"process_mib": _process_mib(), "cache_mib": _cache_mib(cache)}
+        yield {"context": context, "seconds": seconds, **sizes}
 
 
 def _written(model: Any, cache: Any, ids: Tensor, tokens: int, device: torch.device) -> float:
