@@ -23,8 +23,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from infty import exit_codes
 from infty.errors import UserError
-from infty.exit_codes import STOPPED
 from infty_tools.export.standalone import HIDE
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
@@ -68,10 +68,10 @@ def main() -> None:
         Demo(arguments.folder, arguments.books, arguments.config, arguments.overrides).run()
     except UserError as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
-        sys.exit(2)
+        sys.exit(exit_codes.MISTAKE)
     except KeyboardInterrupt:
         console.print("\nstopped; `make demo` goes on from here")
-        sys.exit(130)
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 class Demo:
@@ -266,7 +266,7 @@ class Demo:
             for process in started:  # they got it too: let them save
                 process.wait(timeout=120)
             raise
-        if stop_at is not None and set(codes) <= {0, STOPPED}:
+        if stop_at is not None and set(codes) <= {0, exit_codes.STOPPED}:
             return
         if any(codes):
             raise UserError(
