@@ -4,24 +4,33 @@
 PYTHON ?= python3
 VENV   ?= .venv-infty
 DEMO   ?= demo
+DEMO_ADAPT ?= demo-adapt
 BOOKS  ?=
+MODEL  ?=
+STEPS  ?= 100
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.infty-installed
 
-.PHONY: help demo test test-fast check format lint types env machine clean
+.PHONY: help demo demo-adapt test test-fast check format lint types env machine clean
 
 help:
 	@echo "make demo          books in, trained model out, in about 5 minutes on 2 CPU cores"
 	@echo "                   BOOKS=folder  use your own .txt books;  DEMO=folder  where results go"
+	@echo "make demo-adapt    a memory for a small pretrained model, which is fetched (93 MB)"
+	@echo "                   MODEL=folder  your own;  STEPS=100  how long its memory learns;  BOOKS, DEMO_ADAPT"
 	@echo "make test          run all tests"
 	@echo "make test-fast     run those that start no processes and no Slurm, in about 2 minutes"
 	@echo "make env           only make the environment ($(VENV));  VENV=folder, PYTHON=python3.12"
 	@echo "make check         formatting, lint and types: what a change must pass beside the tests"
 	@echo "make format        format what is set to be formatted, and sort imports"
-	@echo "make clean         remove what these commands made ($(VENV), and $(DEMO) if the demo made it)"
+	@echo "make clean         remove what these commands made ($(VENV), and $(DEMO) and $(DEMO_ADAPT) if the demos made them)"
 
 demo: $(STAMP)
 	@$(BIN)/python -m infty_tools.demo --folder "$(DEMO)" $(if $(BOOKS),--books "$(BOOKS)")
+
+demo-adapt: $(STAMP)
+	@$(BIN)/python -m infty_tools.demo_adapt --folder "$(DEMO_ADAPT)" --steps "$(STEPS)" \
+		$(if $(MODEL),--model "$(MODEL)") $(if $(BOOKS),--books "$(BOOKS)")
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest tests $(ARGS)
@@ -61,3 +70,4 @@ $(STAMP): pyproject.toml | machine
 clean:
 	@if [ -e "$(VENV)/.infty" ]; then rm -rf "$(VENV)"; fi
 	@if [ -e "$(DEMO)/.infty-demo" ]; then rm -rf "$(DEMO)"; fi
+	@if [ -e "$(DEMO_ADAPT)/.infty-demo" ]; then rm -rf "$(DEMO_ADAPT)"; fi

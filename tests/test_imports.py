@@ -53,9 +53,16 @@ INSIDE |= {
 # What an exported model needs beside the standard library.
 CARRIED = {
     "infty.memory": {"torch", "triton", "infty"},
-    "infty.hf": {"torch", "triton", "transformers", "infty"},
+    "infty.hf": {"torch", "triton", "transformers", "safetensors", "infty"},
 }
-CARRIED_OF_INFTY = ("infty.memory", "infty.hf", "infty.errors", "infty.ranges", "infty.tree")
+CARRIED_OF_INFTY = (
+    "infty.memory",
+    "infty.hf",
+    "infty.errors",
+    "infty.files",
+    "infty.ranges",
+    "infty.tree",
+)
 
 # What a batch script runs, outside the container that may hold everything else.
 STANDARD_LIBRARY = (

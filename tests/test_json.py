@@ -26,7 +26,7 @@ OWN = {
     "_outline",  # a cache's key
     "_with_reading_steps",  # a library's object
     "_ephemeral",  # whether a checkpoint of this run goes; what is resumed from is read by Reader
-    "_forget_after",  # metrics of this run
+    "forget_after",  # metrics of this run
     "_others",  # what ranks told each other
     "options",  # as a file that is written of it will be read
     "run_alone",

@@ -10,7 +10,10 @@ from statistics import fmean
 
 import pytest
 
+from infty_tools import pictures
+
 DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "results.md").read_text()
 DEMO = json.loads((DOCS / "results" / "demo.json").read_text())
 
 
@@ -18,7 +21,7 @@ DEMO = json.loads((DOCS / "results" / "demo.json").read_text())
 def test_the_demo(system):
     row = next(
         line
-        for line in (DOCS / "memory.md").read_text().splitlines()
+        for line in PAGE.splitlines()
         if line.startswith(f"| {DEMO['systems'][system]['what']} |")
     )
     figures = [float(x) for x in re.findall(r"(?<![\w.])\d+\.\d+", row.split("|", 2)[2])]
@@ -30,9 +33,8 @@ def test_the_demo(system):
 
 
 def table(data: str) -> list[list[str]]:
-    """The rows, cell by cell, of the table of docs/memory.md whose figures are those of docs/results/`data`."""
-    page = (DOCS / "memory.md").read_text()
-    lines = page.split(f"<!-- figures of docs/results/{data};")[1].splitlines()[3:]
+    """The rows, cell by cell, of the table of docs/results.md whose figures are those of docs/results/`data`."""
+    lines = PAGE.split(f"<!-- figures of docs/results/{data};")[1].splitlines()[3:]
     rows = lines[: lines.index("")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
@@ -61,6 +63,18 @@ def test_recall():
         assert shares == [f"{100 * row['right'][n]['mean']:.1f} %" for n in ("1", "2", "4")]
 
 
+def test_room():
+    found = json.loads((DOCS / "results" / "room.json").read_text())["facts_in_every"]
+    every = {"every segment": found["1"], "every eighth": found["8"]}
+    rows = table("room.json")
+    assert len(rows) == sum(map(len, every.values()))
+    for where, weight, share, tokens, right, worst, rest in rows:
+        row = next(r for r in every[where] if r["weight"] == float(weight))
+        assert (share, right) == (f"{100 * row['share']:.1f} %", f"{100 * row['found']:.1f} %")
+        assert worst == f"{100 * min(row['by_age']):.0f} %"
+        assert (tokens, rest) == (f"{row['tokens']:.3f}", f"{row['rest']:.3f}")
+
+
 def test_the_demo_by_position():
     found = json.loads((DOCS / "results" / "demo-positions.json").read_text())["models"]
     curves = [next(iter(model["memory"].values()))["by_position"] for model in found]
@@ -70,3 +84,51 @@ def test_the_demo_by_position():
     }
     for place, *nats in table("demo-positions.json"):
         assert figures[place] == nats
+
+
+def test_sorting():
+    found = json.loads((DOCS / "results" / "sorting.json").read_text())
+    rows = table("sorting.json")
+    assert [row[0] for row in rows] == list(found["accuracy"])
+    for name, _, *figures in rows:
+        row = found["accuracy"][name]
+        off = f"{row['off']:.1%}".replace("%", " %") if "off" in row else ""
+        loss = f"{row['loss']:.3f}".removeprefix("0")
+        assert figures == [f"{row['on']:.1%}".replace("%", " %"), off, loss]
+    for name, shares in zip(
+        ("Transformer-XL", "compressive", "∞-former"), found["paper"]["accuracy"].values()
+    ):
+        assert f"{name} {' / '.join(f'{100 * share:.0f}' for share in shares)} %" in PAGE
+
+
+def test_what_is_said_of_them_elsewhere():
+    """The overview's and the README's ratios, cut to two digits as the tables have them."""
+    means = {}
+    for name, system in DEMO["systems"].items():
+        plain = {run["seed"]: run["perplexity"] for run in DEMO["systems"]["none"]["runs"]}
+        means[name] = fmean(run["perplexity"] / plain[run["seed"]] for run in system["runs"])
+    novels = json.loads((DOCS / "results" / "novels.json").read_text())["systems"]
+    ratio = novels["continuation"]["perplexity"] / novels["none"]["perplexity"]
+    demo, books = (f"{x:.2f}".removeprefix("0") for x in (means["continuation"], ratio))
+    assert f"perplexity {demo} of that without a memory" in PAGE and f"| 1 | {books} |" in PAGE
+    readme = (DOCS.parent / "README.md").read_text()
+    assert f"to {demo} of it (three seeds) and on novels to {books} (one seed)" in " ".join(
+        readme.split()
+    )
+
+
+def test_every_result_says_how_it_was_made():
+    for path in sorted((DOCS / "results").glob("*.json")):
+        assert {"command", "machine"} <= json.loads(path.read_text()).keys(), path.name
+        assert f"(results/{path.name})" in PAGE
+
+
+def test_pictures_are_drawn_from_the_product(tmp_path):
+    """All that pages show, and nothing else; each small."""
+    pictures.draw(tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in (DOCS / "pictures").iterdir()}
+    pages = "".join(page.read_text() for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md"))
+    for name in drawn:
+        assert f"pictures/{name})" in pages, name
+        assert (DOCS / "pictures" / name).stat().st_size < 40_000

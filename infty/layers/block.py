@@ -16,6 +16,7 @@ from infty.layers.memories.base import Inputs, Memory, Reading
 from infty.layers.mlp import MLP
 from infty.memory_kinds import memory_of
 from infty.parallel.region import Region, mark_stream
+from infty.parts import ATTENTION, FEED_FORWARD, READ, part
 from infty.tree import Tree
 
 
@@ -29,6 +30,8 @@ class Pass:
     """[T, b, e]: the tokens' rows of the output matrix, all tokens; see `Inputs.output_rows`."""
     memory_enabled: bool = True
     statistics: bool = False
+    losses: Tensor | None = None
+    """float32 [b, S, L - 1]: see `Inputs.losses`. Of one layer, where it is `surprised`."""
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -62,6 +65,11 @@ class Block(nn.Module):
         """Whether one of the memories wants the tokens' rows of the output matrix."""
         return any(cast(Memory, memory).predicts for memory in self.memories.values())
 
+    @property
+    def surprised(self) -> bool:
+        """Whether one of the memories wants the tokens' losses."""
+        return any(cast(Memory, memory).surprised for memory in self.memories.values())
+
     def fields(self, dtype: torch.dtype) -> Tree:
         """What is declared of the layer's state (infty.tree); `dtype` is that of the run."""
         return Tree(
@@ -80,9 +88,10 @@ class Block(nn.Module):
         The penalty, float32 [b, T] or None, is what the memories add to every token's loss; figures are scalars by the
         memories' names and their own. The state carries no gradient out of the window.
         """
-        h = self.region.enter(self.attention_norm(x))
-        q, keys, values = self.attention.project(h)
-        keys, values, short_term = self.attention.remember(keys, values, state["attention"])
+        with part(ATTENTION):
+            h = self.region.enter(self.attention_norm(x))
+            q, keys, values = self.attention.project(h)
+            keys, values, short_term = self.attention.remember(keys, values, state["attention"])
         inputs = Inputs(
             q,
             keys,
@@ -95,17 +104,20 @@ class Block(nn.Module):
             self.region,
             how.memory_enabled,
             how.statistics,
+            how.losses,
         )
         readings = self._read(inputs, state["memories"], attends=True)
         attended = [reading.attended for reading in readings.values()]
-        partial = self.attention.out(self.attention(q, keys, values, how.seen, attended))
+        with part(ATTENTION):
+            partial = self.attention.out(self.attention(q, keys, values, how.seen, attended))
         readings |= self._read(inputs, state["memories"], attends=False)
         for reading in readings.values():
             if reading.update is not None:
                 partial = partial + reading.update
         x = self._add(x, partial, self.attention.out.bias)
-        h = self.region.enter(self.mlp_norm(x))
-        x = self._add(x, self.mlp(h), self.mlp.out.bias)
+        with part(FEED_FORWARD):
+            h = self.region.enter(self.mlp_norm(x))
+            x = self._add(x, self.mlp(h), self.mlp.out.bias)
         penalties = [
             reading.penalty for reading in readings.values() if reading.penalty is not None
         ]
@@ -122,11 +134,12 @@ class Block(nn.Module):
 
     def _read(self, inputs: Inputs, states: Tree, attends: bool) -> dict[str, Reading]:
         """What the memories say that local attention sees, or those that it does not see."""
-        return {
-            name: memory(inputs, states[name])
-            for name, memory in self.memories.items()
-            if memory.attends == attends
-        }
+        with part(READ):
+            return {
+                name: memory(inputs, states[name])
+                for name, memory in self.memories.items()
+                if memory.attends == attends
+            }
 
     def _add(self, x: Tensor, partial: Tensor, bias: Tensor | None) -> Tensor:
         y = self.region.leave(partial)

@@ -12,6 +12,7 @@ from infty.memory import contraction
 from infty.memory.contraction import Policy
 from infty.memory.densities import FAMILIES
 from infty.memory.reading import Density
+from infty.memory.room import ROOMS
 from infty.memory.signals import SIGNALS, Signal
 from infty.ranges import Range, whole
 
@@ -57,6 +58,7 @@ class MemoryConfig:
     """The long-term memory of one model. Symbols in brackets are those of the paper (arXiv 2109.00301)."""
 
     kind: Literal["continuous"] = "continuous"
+    """Which memory; left out: this one."""
     basis: int = 512
     """Number of Gaussian basis functions [N]; a multiple of the number of widths."""
     widths: LeftOut[tuple[float, ...]] = LEFT_OUT
@@ -64,13 +66,17 @@ class MemoryConfig:
     ridge: float = 0.5
     """Ridge penalty of the regression [lambda]."""
     signal: str = "heads"
-    """What is stored: each head's own keys and values, or its slice of the hidden state (the paper)."""
+    """What is stored: `heads`, each head's own keys and values; `hidden`, its slice of the hidden state (the paper)."""
     content: Literal["normed", "residual"] = "normed"
     """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
     contraction: float | str = "uniform"
     """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy, a name of
     `infty.memory.contraction.NAMED`. `learned` starts as
     `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
+    room: Literal["even", "salience", "surprise"] = "even"
+    """How a segment's tokens share out its room: evenly, by a learned weight each, from their hidden states, or by
+    their losses, as the layer's input predicts them; under `uniform` and `learned` an old token keeps room by that
+    weight, too. (Not with a constant contraction.)"""
     sticky: Literal["off", "quantile", "multinomial"] | None = None
     """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper, for a constant
     contraction). Left out: `quantile` for `uniform` and `learned`; `off` for a constant contraction and `doubling`,
@@ -87,14 +93,15 @@ class MemoryConfig:
     decides only about the room that new tokens take, of which this share is taken evenly."""
     attention_span: int | None = None
     """With a policy: segments over which past attention is averaged, each part of it moving with what was read. Shorter
-    spans react faster, and let the feedback from attention to warp to attention amplify rounding errors; None: an
-    eighth of the number of basis functions."""
+    spans react faster, and let the feedback from attention to warp to attention amplify rounding errors; left
+    out: an eighth of the number of basis functions."""
     samples: int | None = None
-    """Samples of the signal taken at each write [M]; None: two for each basis function."""
+    """Samples of the signal taken at each write [M]; left out: two for each basis function."""
     precision: Literal["float32", "float64"] = "float32"
     """Arithmetic of a write. The basis is ill-conditioned: float32 costs about 5e-5 of what is read back."""
     density: str = "gaussian"
-    """The family of read densities: a name of `infty.memory.densities.FAMILIES`."""
+    """The family of read densities: `gaussian` (the paper), `truncated`, `sparsemax` or `gibbs`; or `joint`, where
+    local attention reads the signal in its own softmax."""
     maps: Literal["per_head", "shared"] = "per_head"
     """The maps from scores to the density's mean and variance: one a head, or one a layer (the paper)."""
     map_bias: bool = True
@@ -114,9 +121,10 @@ class MemoryConfig:
     kl_sigma: float = 0.05
     """Standard deviation of that prior [sigma_0]."""
     layers: tuple[int, ...] | None = None
-    """Layers (from 0) that have a long-term memory; None: all."""
+    """Layers (from 0) that have it; left out: all."""
     overrides: dict[int, dict[str, Any]] | None = None
-    """What is different in some layers, such as {0: {basis: 128, contraction: 0.75}}; see PER_LAYER."""
+    """What is different in some layers, such as {0: {basis: 128, contraction: 0.75}}; these keys can differ: basis,
+    widths, ridge, contraction, sticky, samples, bins, explore, attention_span."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot work, naming the key as it is written in a config."""
@@ -138,6 +146,7 @@ class MemoryConfig:
         _require(
             self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}"
         )
+        _require(self.room in ROOMS, "room", f"'{self.room}' is not one of {', '.join(ROOMS)}")
         for part in (self.signal_kind, self.family, self.policy):
             for key, problem in part.refused(self):
                 _require(False, key, problem)
@@ -185,6 +194,11 @@ class MemoryConfig:
             f"{self.signal} shares the hidden state out over the heads: needs heads {model.heads} x head_size "
             f"{model.head_size} = hidden_size {model.hidden_size}",
         )
+        _require(
+            self.room != "surprise" or model.segment_length > 1,
+            "room",
+            "'surprise' needs segments of at least two tokens (model.segment_length)",
+        )
         wrong = [i for i in self.overrides or () if not 0 <= i < model.layers]
         _require(
             not wrong,
@@ -216,12 +230,22 @@ class MemoryConfig:
     @property
     def learns_to_write(self) -> bool:
         """Whether parameters of the memory are trained only where a window reads what it has written."""
-        return self.gate
+        return self.gate or self.room == "salience"
+
+    @property
+    def learns_places(self) -> bool:
+        """Whether gradients reach the places where the old signal is sampled, at each write."""
+        return self.policy.learned or (self.room == "salience" and self.policy.weighs)
 
     @property
     def silent(self) -> bool:
         """Whether a fresh memory changes nothing: behind an output gate, which starts at zero."""
         return self.output_gate and not self.family.attends
+
+    @property
+    def everywhere(self) -> bool:
+        """Yes: where `layers` is left out, all layers have one."""
+        return True
 
     def of(self, layer: int) -> MemoryConfig:
         """The memory of one layer: this one, changed by the layer's overrides. Raises UserError."""

@@ -40,6 +40,8 @@ class Policy(ABC):
     """Whether the old signal's share never changes: such a write needs no grid (writing.py)."""
     appends = False
     """Whether any plan appends."""
+    weighs = False
+    """Whether `written` may be a weight instead of a number of segments, and `rate` that of the new tokens."""
     learned = False
     """Whether each layer learns a rate, a parameter `log_rate` that starts at zero: `plan` gets its exponential."""
     warp = "off"
@@ -74,7 +76,11 @@ class Constant(Policy):
         self.keep = keep
 
     def refused(self, memory: MemoryConfig) -> Refused:
-        return []
+        if memory.room == "even":
+            return []
+        policies = f"{', '.join(list(NAMED)[:-1])} or {list(NAMED)[-1]}"
+        even = f"a constant one ({memory.contraction}) puts new tokens at even places"
+        return [("room", f"'{memory.room}' needs contraction: {policies}; {even}")]
 
     def plan(self, written: Tensor, rate: Tensor | None = None) -> Plan:
         keep = torch.full_like(written, self.keep, dtype=torch.float64)
@@ -82,9 +88,13 @@ class Constant(Policy):
 
 
 class Uniform(Policy):
-    """Every segment of the document gets the same share: after k segments the old signal keeps k/(k+1)."""
+    """Every segment of the document gets the same share: after k segments the old signal keeps k/(k+1).
+
+    k may be any weight, and the new segment's is then `rate`, [b]: each segment keeps its share of all weight.
+    """
 
     warp = "quantile"
+    weighs = True
 
     def plan(self, written: Tensor, rate: Tensor | None = None) -> Plan:
         keep = written.double() / (written.double() + (1.0 if rate is None else rate.double()))
@@ -112,6 +122,7 @@ class Doubling(Policy):
     """
 
     appends = True
+    weighs = False
 
     def plan(self, written: Tensor, rate: Tensor | None = None) -> Plan:
         count = written.double()

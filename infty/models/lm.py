@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from infty.layers.linear import (
 from infty.megatron import tensor_parallel
 from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
+from infty.parts import EMBEDDING, LOSS, part
 from infty.tree import Field, Tree, fresh
 
 
@@ -121,16 +122,18 @@ class InftyLM(nn.Module):
         """
         b, S, L = tokens.shape
         seen = segments_seen(state["segments"], reset)
-        embedded = self.embedding(tokens.flatten(1).t())
-        rows = self._output_rows(tokens, embedded) if self.predicts else None
+        with part(EMBEDDING):
+            embedded = self.embedding(tokens.flatten(1).t())
+            rows = self._output_rows(tokens, embedded) if self.predicts else None
+            x = self._positioned(embedded, seen, L)
         how = Pass(seen, rows, memory_enabled, statistics)
         layers = tree.reset(state, self.fields(), seen[:, 0] == 0)["layers"]
-        x = self._positioned(embedded, seen, L)
         new = {}
         penalties = []
         figures = {}
         for i, block in enumerate(self.blocks):
-            x, penalty, (new[str(i)], figure) = self._run(block, x, layers[str(i)], how)
+            told = replace(how, losses=self._losses(x, tokens)) if block.surprised else how
+            x, penalty, (new[str(i)], figure) = self._run(block, x, layers[str(i)], told)
             penalties += [] if penalty is None else [penalty]
             figures |= {f"{i}.{key}": value for key, value in figure.items()}
         new_state = Tree({"segments": how.seen[:, -1] + 1, "layers": new})
@@ -138,9 +141,10 @@ class InftyLM(nn.Module):
         if labels is None:
             logits = self._logits(h).unflatten(0, (S, L)).permute(2, 0, 1, 3)
             return logits, Output(new_state, None, None, None, figures)
-        nll, correct = self._token_losses(h, labels)
-        weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
-        loss = nll_sum = (nll * weights).sum()
+        with part(LOSS):
+            nll, correct = self._token_losses(h, labels)
+            weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
+            loss = nll_sum = (nll * weights).sum()
         if penalties:
             loss = loss + (sum(penalties) * weights).sum()
         token_nll = nll.detach().view(b, S, L)
@@ -167,6 +171,19 @@ class InftyLM(nn.Module):
         """[T, b, e]: the rows of the output matrix that predict the tokens, without gradients."""
         rows = embedded if self.head is None else self.head(tokens.flatten(1).t())
         return rows.detach()
+
+    @torch.no_grad()
+    def _losses(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [b, S, L - 1]: the losses of all tokens [b, S, L] of a segment but its first, as a layer's input x
+        [T, b, e] predicts them (the logit lens): causal, and the same in every layout and however text is cut."""
+        segments = self.region.enter(self.norm(x)).split(tokens.shape[2])
+        losses = [
+            tensor_parallel.vocab_parallel_cross_entropy(
+                self._logits(h[:-1]), target[:, 1:].t().contiguous()
+            )
+            for h, target in zip(segments, tokens.unbind(1), strict=True)
+        ]
+        return torch.stack(losses, 1).permute(2, 1, 0)
 
     def _logits(self, h: Tensor) -> Tensor:
         """float32 [T, b, V/tp]; columns that only pad the vocabulary can never be predicted."""

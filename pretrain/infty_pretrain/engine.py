@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from infty import parts
 from infty.data.lanes import Window
 from infty.models.build import build
 from infty.models.lm import InftyLM, Output
@@ -130,7 +131,8 @@ class Engine:
                 if skipped:  # makes every gradient NaN, so that the optimizer drops the step
                     loss = loss * math.nan
             self.deepspeed.backward(loss * scale)
-            norm = self.update(last)
+            with parts.part(parts.OPTIMIZER):
+                norm = self.update(last)
             states.append(out.state)
             quarantined.append(bad)
         if not math.isfinite(norm):
@@ -158,7 +160,8 @@ class Engine:
         loss, out = self._forward(part, state, statistics)
         bad = torch.zeros(groups.data_size(), self.micro_lanes, dtype=torch.bool)
         if self.config.faults.quarantine:
-            bad = quarantine.agree(quarantine.faulty(out))
+            with parts.part(parts.CHECKS):
+                bad = quarantine.agree(quarantine.faulty(out))
         if not bad.any():
             return loss, out, bad, torch.zeros((), dtype=torch.float64, device=self.device)
         del loss, out  # the first graph, before there is a second

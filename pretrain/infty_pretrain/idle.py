@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infty.memory.config import MemoryConfig
+from infty.memory.sections import held_in
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
 
@@ -183,7 +184,7 @@ def _idle_in_memory(
     written: dict[str, Any], section: Any, config: Config
 ) -> Iterator[tuple[str, str]]:
     """(key inside the section, why it has no effect); an empty key is the section itself."""
-    layers = range(config.model.layers) if section.layers is None else section.layers
+    layers = held_in(section, config.model.layers)
     if not layers:
         yield "", "layers names no layer"
         return

@@ -1,5 +1,5 @@
-"""What a run tells: a line on the console, TensorBoard, `metrics.jsonl` with one row a step and `validation.jsonl` with
-one an evaluation."""
+"""What a run tells: a line on the console, TensorBoard, `metrics.jsonl` with one row a step, `validation.jsonl` with
+one an evaluation, and `events.jsonl` with what happened to it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from infty import files
 from infty.parallel import groups
-from infty_pretrain import flops
+from infty_pretrain import flops, records
 from infty_pretrain.checkpoint import Saved
 from infty_pretrain.config import Config
 from infty_pretrain.engine import StepResult
 from infty_pretrain.faults.spikes import FaultHistory
+from infty_pretrain.records import METRICS, VALIDATION, Journal, forget_after
 
 WHY = {
     "loss": "because the loss is not finite",
@@ -48,10 +47,10 @@ class Monitor:
             if given
             else flops.peak(device, config.precision)
         )
-        self.rows = config.run.folder / "metrics.jsonl"
-        self.validations = config.run.folder / "validation.jsonl"
-        for path in (self.rows, self.validations):
-            _forget_after(path, first_step)
+        self.rows = config.run.folder / METRICS
+        self.validations = config.run.folder / VALIDATION
+        self.reached = max(forget_after(path, first_step) for path in (self.rows, self.validations))
+        self.journal = Journal(config.run.folder)
         self.file = open(self.rows, "a")  # noqa: SIM115 - open as long as the run
         if config.logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -59,6 +58,19 @@ class Monitor:
             self.writer = SummaryWriter(
                 str(config.run.folder / "tensorboard"), purge_step=first_step + 1
             )
+
+    def began(self, **details: Any) -> None:
+        """Record that the run begins or goes on, with plain values that tell where and with what."""
+        if self.first_step:
+            details["reached"] = max(self.reached, self.first_step)
+        self.event(
+            records.RESUMED if self.first_step else records.BEGAN, self.first_step, **details
+        )
+
+    def event(self, event: str, step: int, **details: Any) -> None:
+        """Record something that happened; see `infty_pretrain.records`."""
+        if self.rank == 0:
+            self.journal.add(event, step, **details)
 
     def wants_statistics(self, step: int) -> bool:
         """Whether this step (counted from 1) is one that is reported."""
@@ -93,12 +105,14 @@ class Monitor:
         row: dict[str, Any] = {}
         if result.quarantined:
             row["quarantined"] = list(result.quarantined)
+            self.event(records.QUARANTINED, step, lanes=row["quarantined"])
             self.say(
                 f"step {step}: lane {', '.join(map(str, result.quarantined))} had non-finite numbers: "
                 "left out of the step, continues with an empty memory"
             )
         if result.skipped:
             row["skipped"] = result.skipped
+            self.event(records.SKIPPED, step, why=result.skipped, loss=_finite(result.loss))
             figure = f" ({result.loss:.4f})" if math.isfinite(result.loss) else ""
             self.say(f"step {step}: skipped, {WHY[result.skipped]}{figure}")
         return row
@@ -183,8 +197,10 @@ class Monitor:
             f"saved {checkpoint.path.name}: training paused for {checkpoint.stall:.2f} s, writing took "
             f"{checkpoint.written:.2f} s"
         )
+        step = int(checkpoint.path.name.removeprefix("step-"))
+        seconds = {"stall": checkpoint.stall, "written": checkpoint.written}
+        self.event(records.SAVED, step, **seconds)
         if self.rank == 0 and self.writer is not None:
-            step = int(checkpoint.path.name.removeprefix("step-"))
             self.writer.add_scalar("checkpoint/stall_seconds", checkpoint.stall, step)
             self.writer.add_scalar("checkpoint/write_seconds", checkpoint.written, step)
 
@@ -203,20 +219,6 @@ class Monitor:
             if self.writer is not None:
                 self.writer.close()
             sys.stdout.flush()
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop rows of steps after the checkpoint that the run goes on from: they are done again."""
-    if not path.exists():
-        return
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                rows.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue  # the last line of a killed run, or none of the run's
-    files.write_whole(path, "".join(row + "\n" for row in rows))
 
 
 def _finite(x: float) -> float | None:

@@ -20,7 +20,16 @@ from infty.data.lanes import LaneReader, LaneSchedule, usable_documents
 from infty.errors import UserError
 from infty.exit_codes import STOPPED
 from infty.parallel import groups
-from infty_pretrain import checkpoint, curriculum, evaluation, lock, memory_modes, origin, schedule
+from infty_pretrain import (
+    checkpoint,
+    curriculum,
+    evaluation,
+    lock,
+    memory_modes,
+    origin,
+    records,
+    schedule,
+)
 from infty_pretrain import config as configs
 from infty_pretrain.checkpoint import Saved, Saver, canonical
 from infty_pretrain.config import Config
@@ -121,6 +130,7 @@ class Trainer:
         if stopped:
             return self._stopped()
         total = self.config.total_steps
+        self.monitor.event(records.DONE, self.step, tokens=self.monitor.tokens)
         self.monitor.say(
             f"done: {total} steps, {self.monitor.tokens:,} tokens; checkpoint in {self.checkpoints}"
         )
@@ -169,6 +179,7 @@ class Trainer:
             kept = (
                 f"Nothing was lost: skipped steps change no weights, and step {self.step} is saved"
             )
+        self.monitor.event(records.GAVE_UP, self.step, why=result.skipped)
         raise UserError(
             f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience: "
             f"{self.config.faults.patience}), the last {WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the "
@@ -236,6 +247,7 @@ class Trainer:
             self.monitor.saved(checkpoint)
 
     def _stopped(self) -> int:
+        self.monitor.event(records.STOPPED, self.step, reason=self.stop.reason)
         self.monitor.say(
             f"stopped by {self.stop.reason} after step {self.step}/{self.config.total_steps}; "
             f"rerun the same command to resume from the checkpoint of step {self.last_saved}"
@@ -370,6 +382,15 @@ class Trainer:
             f"{c.batch.lanes} lanes x {c.batch.window_segments} segments x {c.model.segment_length} tokens = "
             f"{c.tokens_per_step:,} tokens per step; {len(self.train_data)} documents, "
             f"{self.train_data.info.tokens:,} tokens"
+        )
+        self.monitor.began(
+            parameters=self.engine.parameter_count,
+            learning=self.engine.trained_count,
+            processes=groups.data_size() * groups.tensor_size(),
+            layout=f"{layout}, ZeRO-{c.parallel.zero_stage}, {c.precision}",
+            device=self.device.split(":")[0],
+            documents=len(self.train_data),
+            tokens=self.train_data.info.tokens,
         )
         if crowded := crowding(self.train_data.lengths, c.batch.lanes):
             self.monitor.say(crowded)

@@ -12,6 +12,7 @@ import torch
 from infty.errors import UserError
 from infty_tools.adapt import adapter as adapting
 from infty_tools.adapt.adapter import Adapter
+from infty_tools.adapt.command import adapt
 from support import originals
 
 pytestmark = pytest.mark.usefixtures("single_process")
@@ -66,13 +67,13 @@ def test_half_a_download(folder):
     weights = llama / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert "only half of it is there" in refusal(llama)
+    assert "is damaged or incomplete" in refusal(llama)
     weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     assert "git lfs pull" in refusal(llama)
     weights.unlink()
     assert "holds no weights" in refusal(llama)
     (llama / "pytorch_model.bin").write_bytes(b"PK\x03\x04 cut")
-    assert "only half of it is there" in refusal(llama)
+    assert "is damaged or incomplete" in refusal(llama)
     torch.save({"x": shutil.rmtree}, llama / "pytorch_model.bin")
     assert "it was not loaded" in refusal(llama)
     shards = folder("shards")
@@ -105,7 +106,7 @@ def test_what_infty_cannot_represent(folder):
 def test_weights_that_do_not_fit_the_config(folder):
     assert "it lacks 9 weights" in refusal(edit(folder(), num_hidden_layers=3))
     llama = folder("gpt2")
-    assert "weights that a gpt2 of its config does not have" in refusal(edit(llama, n_layer=1))
+    assert "weights that a gpt2 with this config does not have" in refusal(edit(llama, n_layer=1))
     shutil.rmtree(llama)
     llama = edit(folder("shards"), intermediate_size=64)
     assert "does not fit its own config.json" in refusal(llama)
@@ -183,3 +184,14 @@ def test_streaming_holds_one_layer(folder, monkeypatch):
     adapter.write(llama.parent / "output")
     assert len(alive) == adapter.model.layers + 2
     assert max(alive) <= max(alive[0], alive[1]) + 32  # the norm beside the head
+
+
+def test_several_processes_are_refused(made, tmp_path, monkeypatch):
+    """Each would write the same folder."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError, match="runs in one process: start it without a launcher"):
+        adapt(made / "llama", output=tmp_path / "output")
+    assert not (tmp_path / "output").exists()

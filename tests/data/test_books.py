@@ -155,3 +155,15 @@ def test_no_network(tmp_path, monkeypatch):
         and "make demo BOOKS=FOLDER" in done.stderr
     )
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_as_many_are_held_out_as_one_likes(corpus, tmp_path):
+    output = tmp_path / "books"
+    books(output, None, 100, held_out=4)
+    assert len(list((output / "validation").iterdir())) == 4
+    books(output, None, 100, held_out=4)
+    assert len(corpus) == 1
+    with pytest.raises(UserError, match="4 of them held out; give another folder"):
+        books(output, None, 100)
+    with pytest.raises(UserError, match="and 5 of them are held out"):
+        books(tmp_path / "more", None, 100, held_out=5)

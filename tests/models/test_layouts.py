@@ -45,6 +45,8 @@ TWO |= {
     name: [{"tensor": 2, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
     for name in (
         "learned",
+        "salience",
+        "surprise",
         "unlike layers",
         "sparsemax",
         "joint",

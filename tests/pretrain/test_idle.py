@@ -40,7 +40,7 @@ ALWAYS = {
     "vocab_multiple memory memories",
 }
 ALWAYS_IN_MEMORY = {
-    "continuous": "kind basis widths ridge signal contraction sticky samples precision density gate output_gate "
+    "continuous": "kind basis widths ridge signal contraction sticky samples precision density room gate output_gate "
     "kl_weight overrides",
     "compressive": "kind length ratio reconstruction_weight",
     "associative": "kind",

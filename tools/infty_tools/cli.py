@@ -39,9 +39,12 @@ VERBS = {
     "books": ("data.books", "books"),
     "pretrain": ("pretrain", "pretrain"),
     "evaluate": ("evaluate.command", "evaluate"),
+    "report": ("report.command", "report"),
     "adapt": ("adapt.command", "adapt"),
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
+    "look": ("look.command", "look"),
+    "chat": ("chat", "chat"),
     "plan": ("plan.command", "plan"),
     "submit": ("slurm.submit", "submit"),
     "doctor": ("doctor.command", "doctor"),
@@ -49,12 +52,16 @@ VERBS = {
 BENCHES = {
     "memory": ("bench.memory", "memory"),
     "retention": ("bench.retention", "retention"),
+    "room": ("bench.room", "room"),
     "layouts": ("bench.layouts", "layouts"),
     "faults": ("bench.faults", "faults"),
     "recall": ("bench.recall", "recall"),
     "growth": ("bench.growth", "growth"),
     "checkpoint": ("bench.checkpoint", "checkpoint"),
+    "generate": ("bench.generate", "generate"),
     "inputs": ("bench.inputs", "inputs"),
+    "train": ("bench.train", "train"),
+    "prepare": ("bench.prepare", "prepare"),
 }
 
 

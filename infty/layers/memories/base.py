@@ -50,6 +50,10 @@ class Inputs(NamedTuple):
     """False: nothing is remembered (evaluation without memory)."""
     statistics: bool
     """Whether figures are wanted."""
+    losses: Tensor | None = None
+    """float32 [b, S, L - 1]: of all tokens of a segment but its first, the loss under what the layer's input at the
+    token before predicts through the model's last norm and output matrix, without gradients; None unless the memory is
+    `surprised`."""
 
 
 class Attended(NamedTuple):
@@ -94,6 +98,8 @@ class Memory(nn.Module):
     """Whether its readings have `attended`: local attention waits for it then."""
     predicts: bool = False
     """Whether it wants `inputs.output_rows`."""
+    surprised: bool = False
+    """Whether it wants `inputs.losses`."""
 
     def __init__(self, config: ModelConfig, layer: int, name: str) -> None:
         """`name` is the memory's in the config; weights are drawn from streams named after it and the layer."""

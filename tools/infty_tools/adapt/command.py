@@ -61,12 +61,15 @@ def adapt(
     """
     from infty_pretrain import launch
 
+    here = launch.detect()
     launch.quiet()
     from rich.console import Console
 
     from infty.errors import UserError
     from infty_tools.adapt.adapter import Adapter, check_free, describe
 
+    if here.world > 1:
+        raise UserError("infty adapt runs in one process: start it without a launcher")
     if output is None:
         raise UserError("--output is missing: name the folder to make")
     console = Console(markup=False, highlight=False, emoji=False)  # paths may look like markup

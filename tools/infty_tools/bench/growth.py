@@ -85,7 +85,7 @@ def growth(
         typer.Option(
             parser=whole(8, 2**16),
             metavar="N",
-            help="Basis functions: the gain of the feedback goes with their number.",
+            help="Basis functions: the gain of the feedback grows with their number.",
         ),
     ] = 512,
     stepwise: Annotated[
@@ -97,7 +97,7 @@ def growth(
         ),
     ] = 0,
     seed: Annotated[
-        int, typer.Option(parser=SEED, metavar="N", help="Of weights and perturbations.")
+        int, typer.Option(parser=SEED, metavar="N", help="Seed of weights and perturbations.")
     ] = 0,
     out: Annotated[
         Path | None, typer.Option(parser=new_folder, metavar="PATH", help="Folder for growth.json.")

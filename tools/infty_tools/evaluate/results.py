@@ -40,6 +40,7 @@ class Result:
         modes = {}
         for mode, tally in self.tallies.items():
             modes[mode] = evaluation.figures(tally, documents, text_bytes)
+            modes[mode]["by_document"] = _each(tally)
             if mode in self.answers:
                 modes[mode]["answers"] = self.answers[mode].figures()
         return {
@@ -48,6 +49,16 @@ class Result:
             "what": self.description,
             "memory": modes,
         }
+
+
+def _each(tally: Tally) -> list[dict[str, Any]]:
+    """Of every document that was read: its number, tokens that counted, and nats a token."""
+    sums = tally.by_document.tolist()
+    return [
+        {"document": i, "tokens": int(tokens), "nll": nll / tokens}
+        for i, (nll, tokens, _) in enumerate(sums)
+        if tokens
+    ]
 
 
 def compared(first: Result, other: Result) -> dict[str, Any]:
