@@ -20,10 +20,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from infty import exit_codes
 from infty.errors import UserError
-from infty.exit_codes import STOPPED
 from infty_tools.export.standalone import HIDE
-from infty_tools.stations import Stations, console
+from infty_tools.stations import Stations, carry_out, console
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 EVALUATION = "evaluation.json"
@@ -59,14 +59,8 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("overrides", nargs="*", help="changes to the config, such as run.steps=20")
     arguments = parser.parse_args()
-    try:
-        Demo(arguments.folder, arguments.books, arguments.config, arguments.overrides).run()
-    except UserError as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("\nstopped; `make demo` goes on from here")
-        sys.exit(130)
+    demo = (arguments.folder, arguments.books, arguments.config, arguments.overrides)
+    carry_out(Demo.command, lambda: Demo(*demo).run())
 
 
 class Demo(Stations):
@@ -126,7 +120,9 @@ class Demo(Stations):
         command = self._pretrain_command(self.run_folder)
         if not self._metrics(self.run_folder):
             console.print("[dim]part one: stopped on purpose about a third of the way[/dim]")
-            self.infty(*command, processes=2, meanwhile=self._stop_early, accepted=(0, STOPPED))
+            self.infty(
+                *command, processes=2, meanwhile=self._stop_early, accepted=(0, exit_codes.STOPPED)
+            )
             console.print(
                 "[dim]part two: the same command again; it picks up where it stopped[/dim]"
             )
@@ -197,10 +193,7 @@ class Demo(Stations):
         table.add_row("exported model", escape(str(self.export)))
         table.add_row("this demo took", f"{(time.time() - self.started) / 60:.1f} minutes")
         console.print(Panel(table, title="[bold]done", border_style="green"))
-        console.print("Next, write on from a beginning of your own:", highlight=False)
-        beginning = ["--prompt", "Once more unto the breach"]
-        words = [self.program("infty"), "generate", "--model", str(self.export), *beginning]
-        console.print(f"  {shlex.join(words)}", highlight=False, markup=False, soft_wrap=True)
+        self.say_next(self.export, "Once more unto the breach")
 
     def _perplexities(self) -> dict[str, str]:
         """Trained with a memory, beside trained without; "off" is left out on purpose (docs/evaluating.md)."""

@@ -167,18 +167,8 @@ class Adapter:
         """Make `output`: whole or not at all. Returns its size in bytes. Raises UserError."""
         check_free(output)
         self._check_space(output)
-        partial = output.with_name(output.name + files.PARTIAL)
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
+        with files.whole_folder(output) as partial:
             self._fill(partial, output, tell)
-            files.sync_tree(partial)
-            if output.is_dir():
-                output.rmdir()
-            partial.rename(output)
-            files.sync(output.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
 
     def _check_space(self, output: Path) -> None:

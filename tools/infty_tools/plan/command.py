@@ -98,7 +98,7 @@ def refuse_unless_it_fits(
         raise UserError(
             f"this layout does not fit: a rank needs {chosen.total / GIB:.1f} GiB, a {gpu.name} has "
             f"{gpu.memory / GIB:.1f} to give; most of it, {most / GIB:.1f} GiB, are {kind}. "
-            + advice(config, chosen, fitting, gpu, nodes, gpus_per_node)
+            + advice(config, fitting, gpu, nodes, gpus_per_node)
         )
 
 
