@@ -56,6 +56,7 @@ BENCHES = {
     "checkpoint": ("bench.checkpoint", "checkpoint"),
     "inputs": ("bench.inputs", "inputs"),
     "train": ("bench.train", "train"),
+    "gpu": ("bench.gpu", "gpu"),
     "prepare": ("bench.prepare", "prepare"),
 }
 
