@@ -61,6 +61,7 @@ BENCHES = {
     "generate": ("bench.generate", "generate"),
     "inputs": ("bench.inputs", "inputs"),
     "train": ("bench.train", "train"),
+    "gpu": ("bench.gpu", "gpu"),
     "prepare": ("bench.prepare", "prepare"),
 }
 
