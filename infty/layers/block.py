@@ -15,6 +15,7 @@ from infty.layers.attention import LocalAttention
 from infty.layers.memories.base import Inputs, Memory, Reading
 from infty.layers.mlp import MLP
 from infty.memory_kinds import memory_of
+from infty.parallel import collectives, groups
 from infty.parallel.region import Region, mark_stream
 from infty.tree import Tree
 
@@ -29,6 +30,7 @@ class Pass:
     """[T, b, e]: the tokens' rows of the output matrix, all tokens; see `Inputs.output_rows`."""
     memory_enabled: bool = True
     statistics: bool = False
+    pictures: bool = False
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -75,10 +77,10 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, state: Tree, how: Pass) -> tuple[Tensor, Tensor | None, tuple]:
-        """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, penalty, (state, figures)).
+        """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, penalty, (state, figures, pictures)).
 
-        The penalty, float32 [b, T] or None, is what the memories add to every token's loss; figures are scalars by the
-        memories' names and their own. The state carries no gradient out of the window.
+        The penalty, float32 [b, T] or None, is what the memories add to every token's loss; figures are scalars, and
+        pictures `Picture`s, by the memories' names and their own. The state carries no gradient out of the window.
         """
         h = self.region.enter(self.attention_norm(x))
         q, keys, values = self.attention.project(h)
@@ -95,11 +97,13 @@ class Block(nn.Module):
             self.region,
             how.memory_enabled,
             how.statistics,
+            how.pictures,
         )
         readings = self._read(inputs, state["memories"], attends=True)
         attended = [reading.attended for reading in readings.values()]
         partial = self.attention.out(self.attention(q, keys, values, how.seen, attended))
         readings |= self._read(inputs, state["memories"], attends=False)
+        shares = self._shares(x, partial, readings) if how.pictures else {}
         for reading in readings.values():
             if reading.update is not None:
                 partial = partial + reading.update
@@ -114,11 +118,16 @@ class Block(nn.Module):
             for name, reading in readings.items()
             for key, value in (reading.figures or {}).items()
         }
+        pictures = {
+            f"{name}.{key}": picture
+            for name, reading in readings.items()
+            for key, picture in (reading.pictures or {}).items()
+        }
         new = Tree(
             {"attention": short_term, "memories": {name: r.state for name, r in readings.items()}}
         )
         penalty = reduce(torch.add, penalties) if penalties else None
-        return x, penalty, (new.map(Tensor.detach), figures)
+        return x, penalty, (new.map(Tensor.detach), figures | shares, pictures)
 
     def _read(self, inputs: Inputs, states: Tree, attends: bool) -> dict[str, Reading]:
         """What the memories say that local attention sees, or those that it does not see."""
@@ -127,6 +136,20 @@ class Block(nn.Module):
             for name, memory in self.memories.items()
             if memory.attends == attends
         }
+
+    @torch.no_grad()
+    def _shares(
+        self, x: Tensor, attended: Tensor, readings: dict[str, Reading]
+    ) -> dict[str, Tensor]:
+        """What attention and each memory add to the residual stream: its size ÷ the stream's (root mean squares)."""
+        stream = collectives.sum_(x.float().square().mean()) / groups.tensor_size()
+        added = {"attention": attended}
+        added |= {name: r.update for name, r in readings.items() if r.update is not None}
+        found = {}
+        for name, partial in added.items():
+            whole = collectives.sum_(partial.float().clone())
+            found[f"{name}.share_of_stream"] = (whole.square().mean() / stream).sqrt()
+        return found
 
     def _add(self, x: Tensor, partial: Tensor, bias: Tensor | None) -> Tensor:
         y = self.region.leave(partial)

@@ -19,6 +19,7 @@ from infty.layers.linear import (
     VocabParallelEmbedding,
     normal,
 )
+from infty.layers.memories.base import Picture
 from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
 from infty.tree import Field, Tree, fresh
@@ -38,6 +39,8 @@ class Output:
     """bool [b, S, L]: whether the most likely token is the label; without gradients only."""
     figures: dict[str, Tensor]
     """Scalars of the memories by `layer.memory.figure`, such as `3.memory.sigma`; empty unless asked for."""
+    pictures: dict[str, Picture]
+    """Likewise, what the memories show of the first lane."""
 
 
 def segments_seen(segments: Tensor, reset: Tensor) -> Tensor:
@@ -111,6 +114,7 @@ class InftyLM(nn.Module):
         *,
         memory_enabled: bool = True,
         statistics: bool = False,
+        pictures: bool = False,
     ) -> tuple[Tensor, Output]:
         """Read one window.
 
@@ -123,21 +127,23 @@ class InftyLM(nn.Module):
         seen = segments_seen(state["segments"], reset)
         embedded = self.embedding(tokens.flatten(1).t())
         rows = self._output_rows(tokens, embedded) if self.predicts else None
-        how = Pass(seen, rows, memory_enabled, statistics)
+        how = Pass(seen, rows, memory_enabled, statistics, pictures)
         layers = tree.reset(state, self.fields(), seen[:, 0] == 0)["layers"]
         x = self._positioned(embedded, seen, L)
         new = {}
         penalties = []
         figures = {}
+        shown = {}
         for i, block in enumerate(self.blocks):
-            x, penalty, (new[str(i)], figure) = self._run(block, x, layers[str(i)], how)
+            x, penalty, (new[str(i)], figure, picture) = self._run(block, x, layers[str(i)], how)
             penalties += [] if penalty is None else [penalty]
             figures |= {f"{i}.{key}": value for key, value in figure.items()}
+            shown |= {f"{i}.{key}": value for key, value in picture.items()}
         new_state = Tree({"segments": how.seen[:, -1] + 1, "layers": new})
         h = self.region.enter(self.norm(x))
         if labels is None:
             logits = self._logits(h).unflatten(0, (S, L)).permute(2, 0, 1, 3)
-            return logits, Output(new_state, None, None, None, figures)
+            return logits, Output(new_state, None, None, None, figures, shown)
         nll, correct = self._token_losses(h, labels)
         weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
         loss = nll_sum = (nll * weights).sum()
@@ -145,7 +151,7 @@ class InftyLM(nn.Module):
             loss = loss + (sum(penalties) * weights).sum()
         token_nll = nll.detach().view(b, S, L)
         correct = None if correct is None else correct.view(b, S, L)
-        return loss, Output(new_state, nll_sum.detach(), token_nll, correct, figures)
+        return loss, Output(new_state, nll_sum.detach(), token_nll, correct, figures, shown)
 
     def _run(self, block: Block, x: Tensor, state: Tree, how: Pass) -> tuple:
         if self.recompute and torch.is_grad_enabled():

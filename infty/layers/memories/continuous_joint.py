@@ -8,6 +8,7 @@ from torch import Tensor
 from infty.config import ModelConfig
 from infty.layers.linear import sharded_parameter
 from infty.layers.memories import continuous_costs as writing
+from infty.layers.memories import continuous_pictures
 from infty.layers.memories.base import Attended, Costs, Inputs, Layout, Memory, Reading
 from infty.memory import attending
 from infty.memory.config import MemoryConfig
@@ -84,6 +85,11 @@ class JointContinuous(Memory):
                 keys, values, points * written, points, points, attending.prior(points)
             ),
             figures=self._figures(signal) if inputs.statistics else None,
+            pictures=continuous_pictures.of_signal(
+                self.core, stream, signal, inputs.seen, self.delay
+            )
+            if inputs.pictures
+            else None,
         )
 
     def _segments(
