@@ -101,6 +101,23 @@ class LaneSchedule:
         dealt = self.index == len(self._order) and not self.returned
         return self.single_pass and dealt and all(c.document < 0 for c in self.cursors)
 
+    @property
+    def finished(self) -> int:
+        """Documents that were read to their end, in all epochs."""
+        dealt = self.epoch * len(self.usable) + self.index - len(self.returned)
+        return dealt - sum(cursor.document >= 0 for cursor in self.cursors)
+
+    @property
+    def progress(self) -> float:
+        """How far the lanes are in their documents, from 0 to 1: a mean over those that stand in one."""
+        places = [c.position / self.lengths[c.document] for c in self.cursors if c.document >= 0]
+        return float(np.mean(places)) if places else 1.0
+
+    @property
+    def padding_share(self) -> float:
+        """Share of all tokens read so far that only pad the last segments of documents."""
+        return self.padding / max(1, self.padding + self.predictions)
+
     def state(self) -> dict[str, Any]:
         """Everything needed to go on from here, as plain JSON values; lanes by their id."""
         return {

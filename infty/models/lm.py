@@ -18,6 +18,7 @@ from infty.layers.linear import (
     VocabParallelEmbedding,
     normal,
 )
+from infty.layers.memories.base import Picture
 from infty.megatron import tensor_parallel
 from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
@@ -39,6 +40,8 @@ class Output:
     """bool [b, S, L]: whether the most likely token is the label; without gradients only."""
     figures: dict[str, Tensor]
     """Scalars of the memories by `layer.memory.figure`, such as `3.memory.sigma`; empty unless asked for."""
+    pictures: dict[str, Picture]
+    """Likewise, what the memories show of the first lane."""
 
 
 def segments_seen(segments: Tensor, reset: Tensor) -> Tensor:
@@ -112,6 +115,7 @@ class InftyLM(nn.Module):
         *,
         memory_enabled: bool = True,
         statistics: bool = False,
+        pictures: bool = False,
     ) -> tuple[Tensor, Output]:
         """Read one window.
 
@@ -126,21 +130,23 @@ class InftyLM(nn.Module):
             embedded = self.embedding(tokens.flatten(1).t())
             rows = self._output_rows(tokens, embedded) if self.predicts else None
             x = self._positioned(embedded, seen, L)
-        how = Pass(seen, rows, memory_enabled, statistics)
+        how = Pass(seen, rows, memory_enabled, statistics, pictures=pictures)
         layers = tree.reset(state, self.fields(), seen[:, 0] == 0)["layers"]
         new = {}
         penalties = []
         figures = {}
+        shown = {}
         for i, block in enumerate(self.blocks):
             told = replace(how, losses=self._losses(x, tokens)) if block.surprised else how
-            x, penalty, (new[str(i)], figure) = self._run(block, x, layers[str(i)], told)
+            x, penalty, (new[str(i)], figure, picture) = self._run(block, x, layers[str(i)], told)
             penalties += [] if penalty is None else [penalty]
             figures |= {f"{i}.{key}": value for key, value in figure.items()}
+            shown |= {f"{i}.{key}": value for key, value in picture.items()}
         new_state = Tree({"segments": how.seen[:, -1] + 1, "layers": new})
         h = self.region.enter(self.norm(x))
         if labels is None:
             logits = self._logits(h).unflatten(0, (S, L)).permute(2, 0, 1, 3)
-            return logits, Output(new_state, None, None, None, figures)
+            return logits, Output(new_state, None, None, None, figures, shown)
         with part(LOSS):
             nll, correct = self._token_losses(h, labels)
             weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
@@ -149,7 +155,7 @@ class InftyLM(nn.Module):
             loss = loss + (sum(penalties) * weights).sum()
         token_nll = nll.detach().view(b, S, L)
         correct = None if correct is None else correct.view(b, S, L)
-        return loss, Output(new_state, nll_sum.detach(), token_nll, correct, figures)
+        return loss, Output(new_state, nll_sum.detach(), token_nll, correct, figures, shown)
 
     def _run(self, block: Block, x: Tensor, state: Tree, how: Pass) -> tuple:
         if self.recompute and torch.is_grad_enabled():

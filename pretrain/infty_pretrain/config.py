@@ -130,6 +130,8 @@ class LoggingConfig:
     """Steps between log lines."""
     tensorboard: bool = True
     """Write `tensorboard/` in the run's folder."""
+    pictures: int | None = 500
+    """Steps between pictures of the memories, of which there is one at the end, too; null: none."""
     peak_tflops: float | None = None
     """Peak speed of one device, for the MFU; left out: known for common GPUs, measured on a CPU."""
 
@@ -294,23 +296,12 @@ def from_dict(values: dict[str, Any], source: str = "config") -> Config:
 
 def differences(old: Config, new: Config) -> list[str]:
     """What a later config says otherwise, as `section.key: old -> new`; the run's folder may move."""
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    before, after = typed.flat(old.to_dict()), typed.flat(new.to_dict())
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key != "run.folder"
     ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for key, value in values.items():
-        out |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
-    return out
 
 
 def _override(values: dict[str, Any], text: str) -> None:

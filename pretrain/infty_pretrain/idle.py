@@ -68,6 +68,7 @@ CONDITIONS: tuple[Condition, ...] = (
     ("faults.spike_sigma", _judges_losses, "the run ends before half of faults.spike_window"),
     ("optimizer.memory_lr", lambda c: c.model.remembers, "the model has no memory"),
     ("optimizer.gate_lr", lambda c: c.model.remembers, "the model has no memory"),
+    ("logging.pictures", lambda c: c.model.remembers, "the model has no memory"),
     (
         "checkpoint.every",
         lambda c: c.checkpoint.every <= c.total_steps,
@@ -113,11 +114,6 @@ def _is_placed(memory: MemoryConfig, _: Config) -> bool:
     return memory.family.pools
 
 
-def _counts_reads(memory: MemoryConfig, config: Config) -> bool:
-    """Whether anything is made of where reads fell, or of a grid of as many cells."""
-    return not memory.family.pools or memory.sticky != "off" or config.logging.tensorboard
-
-
 NO_WARP = "sticky is off"
 NO_PLACE = "a density of this family has neither mean nor variance"
 # Of a continuous memory, in one layer.
@@ -126,7 +122,6 @@ CONTINUOUS: tuple[MemoryCondition, ...] = (
     ("sticky_heads", _warps, NO_WARP),
     ("sticky_seed", lambda m, _: m.sticky == "multinomial", "sticky is not multinomial"),
     ("bins", lambda m, _: not m.family.attends, "local attention reads the signal (density)"),
-    ("bins", _counts_reads, "sticky is off, and logging.tensorboard false"),
     ("explore", _warps, NO_WARP),
     ("attention_span", _warps, NO_WARP),
     ("attention_span", lambda m, _: not m.policy.constant, "contraction is a constant"),

@@ -47,7 +47,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "keep_every": STEPS,
         "minutes": Range(0, YEAR, above=True),
     },
-    "logging": {"every": STEPS, "peak_tflops": Range(0, 1e9, above=True)},
+    "logging": {"every": STEPS, "pictures": STEPS, "peak_tflops": Range(0, 1e9, above=True)},
     "evaluation": {"every": STEPS, "windows": whole(1, 2**31)},
     "faults": {
         "spike_sigma": Range(0, 1e6, above=True),

@@ -223,6 +223,15 @@ def written_name(field: dataclasses.Field) -> str:
     return field.name.rstrip("_")
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as `section.key: value`."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        out |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return out
+
+
 def pythonic(values: Any) -> Any:
     """A config's values, with keys that are words of Python called as their fields are (`written_name`)."""
     if not isinstance(values, dict):

@@ -127,11 +127,7 @@ CASES = [
         ["model.memory.sticky_seed=2", "model.memory.sticky=multinomial", CONSTANT],
     ),
     ("model.memory.bins", ["model.memory.bins=32", "model.memory.density=joint"], []),
-    (
-        "model.memory.bins",
-        ["model.memory.bins=32", "model.memory.sticky=off", "logging.tensorboard=false"],
-        ["model.memory.bins=32", "logging.tensorboard=false"],
-    ),
+    ("logging.pictures", ["logging.pictures=5", "model.memory=null"], ["logging.pictures=5"]),
     (
         "model.memory.explore",
         ["model.memory.explore=0.2", CONSTANT],

@@ -63,7 +63,7 @@ def test_the_page_asks_for_nothing(two):
     assert page.found == []
     assert "@import" not in two
     assert set(re.findall(r"url\((.)", two)) <= {"#"}, "the charts refer to themselves only"
-    assert page.elements.count("svg") == 9
+    assert page.elements.count("svg") == 13
 
 
 def test_an_empty_run_has_a_page(tmp_path):
@@ -124,7 +124,7 @@ def seen(two, tmp_path_factory):
 def test_a_browser_shows_all_charts_and_nothing_sticks_out(seen, width):
     found = seen[0][str(width)]
     assert found["wide"] <= width
-    assert len(found["charts"]) == 9
+    assert len(found["charts"]) == 13
     for chart_width, height, right in found["charts"]:
         assert 280 <= chart_width <= 480 and 120 <= height <= 600 and right <= width
     assert found["smallest"] >= 9, "letters that can be read on a phone"

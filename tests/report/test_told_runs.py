@@ -125,6 +125,13 @@ def test_json_that_is_no_evaluation_is_no_matter(tmp_path):
     assert [note.partition(":")[0] for note in found["notes"]] == ["half.json"]
 
 
+def test_the_last_pictures_are_told(tmp_path):
+    run = write_run(tmp_path / "run")
+    with open(run / "pictures.jsonl", "a") as file:
+        file.write('{"step": 80, "pict')
+    assert told(run)["runs"][0]["pictures"]["step"] == 60
+
+
 def test_a_long_run_is_thinned_to_means(tmp_path):
     run = write_run(tmp_path / "run", steps=1500, total=1500)
     points = told(run)["runs"][0]["curves"]["lr"]

@@ -35,6 +35,7 @@ def write_run(folder: Path, steps: int = 60, total: int = 60, lr: float = 0.003)
     write_lines(folder / "validation.jsonl", [_validated(20), _validated(40)])
     write_lines(folder / "events.jsonl", _events(steps))
     write_lines(folder / "figures.jsonl", [_figures(n) for n in range(10, steps + 1, 10)])
+    write_lines(folder / "pictures.jsonl", [_pictures(n) for n in range(20, steps + 1, 20)])
     for step in (40, 60):
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
@@ -62,6 +63,18 @@ def _figures(step: int) -> dict[str, Any]:
         "step": step,
         "figures": {f"memory_sigma/layer_0{i}": 0.1 + i / step for i in range(2)},
     }
+
+
+def _pictures(step: int) -> dict[str, Any]:
+    place = {"across": "place", "ends": [0.0, 1.0], "sides": [0.0, 24.0], "told": "What it is."}
+    density = [[1 / (1 + abs(i - 2 * j)) for j in range(8)] for i in range(16)]
+    found = {}
+    for layer in range(2):
+        heat = {**place, "down": "token of the window", "values": density}
+        origin = {**place, "down": "token", "values": [step * j for j in range(7)] + [None]}
+        found[f"memory_density/layer_0{layer}"] = heat
+        found[f"memory_origin/layer_0{layer}"] = origin
+    return {"step": step, "pictures": found}
 
 
 def _events(steps: int) -> list[dict[str, Any]]:

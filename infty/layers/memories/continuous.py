@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from infty import parts
 from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal, sharded_parameter
-from infty.layers.memories import continuous_costs, continuous_room
-from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
+from infty.layers.memories import continuous_costs, continuous_pictures, continuous_room
+from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Picture, Reading
 from infty.layers.memories.continuous_joint import JointContinuous
 from infty.memory import reading, room, signals
 from infty.memory.config import MemoryConfig
@@ -155,6 +155,7 @@ class Continuous(Memory):
             figures=self._statistics(place, signal) | continuous_room.figures(weights)
             if inputs.statistics
             else None,
+            pictures=self._pictures(place, stream, signal, inputs) if inputs.pictures else None,
         )
 
     def _stream(self, inputs: Inputs, state: Tree) -> Tensor:
@@ -230,12 +231,23 @@ class Continuous(Memory):
         total = of_heads.sum((2, 3)).flatten(1)  # [b, S, K, G, L] -> [b, T]
         return self.memory.kl_weight * collectives.reduce(total) / self.config.heads
 
+    def _pictures(
+        self, place: Density, stream: Tensor, signal: MemoryState, inputs: Inputs
+    ) -> dict[str, Picture]:
+        rate = None if self.log_rate is None else self.log_rate.detach().float().exp()
+        read = continuous_pictures.of_reads(self.core, place, signal, inputs.seen, self.delay)
+        return read | continuous_pictures.of_signal(
+            self.core, stream, signal, inputs.seen, self.delay, rate
+        )
+
     @torch.no_grad()
     def _statistics(self, place: Density, state: MemoryState) -> dict[str, Tensor]:
         """Means over all heads of the layer, and the mean norm of a lane's coefficients."""
         norms = collectives.sum_(state.coefficients.square().sum((1, 2, 3))).sqrt().mean()
         together = reading.joined([place], lambda x: x[0].flatten(0, 1))
         figures = reading.statistics(together, self.memory.bins)
+        if self.memory.output_gate:
+            figures["gate"] = self.output_gate.detach().abs().mean()
         return {"coefficient_norm": norms} | {
             k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size()
             for k, v in figures.items()

@@ -8,7 +8,7 @@ from torch import Tensor
 from infty.config import ModelConfig
 from infty.layers.linear import sharded_parameter
 from infty.layers.memories import continuous_costs as writing
-from infty.layers.memories import continuous_room
+from infty.layers.memories import continuous_pictures, continuous_room
 from infty.layers.memories.base import Attended, Costs, Inputs, Layout, Memory, Reading
 from infty.memory import attending, room, tiles
 from infty.memory.config import MemoryConfig
@@ -97,6 +97,11 @@ class JointContinuous(Memory):
             ),
             figures=self._figures(signal) | continuous_room.figures(weights)
             if inputs.statistics
+            else None,
+            pictures=continuous_pictures.of_signal(
+                self.core, stream, signal, inputs.seen, self.delay
+            )
+            if inputs.pictures
             else None,
         )
 

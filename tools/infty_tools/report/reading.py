@@ -43,8 +43,8 @@ class Run:
     """One a step, in order."""
     validations: list[Row] = field(default_factory=list)
     figures: list[Row] = field(default_factory=list)
-    pictures: list[Row] = field(default_factory=list)
-    """The last row alone is kept."""
+    pictures: Row | None = None
+    """The last row of them."""
     events: list[Row] = field(default_factory=list)
     checkpoints: list[Row] = field(default_factory=list)
     """`step`, `bytes`, `name`; `damaged` and `unfinished` where they are."""
@@ -61,7 +61,7 @@ def read(folder: Path, name: str) -> Run:
     run.metrics = _rows(run, METRICS)
     run.validations = _rows(run, VALIDATION)
     run.figures = _rows(run, FIGURES)
-    run.pictures = _rows(run, PICTURES, last=True)
+    run.pictures = _last(run, PICTURES)
     run.events = _rows(run, EVENTS)
     run.checkpoints = _checkpoints(folder)
     run.evaluations = _evaluations(run)
@@ -96,46 +96,35 @@ def _config(folder: Path) -> dict[str, Any]:
     values = typed.read_yaml_file(folder / CONFIG)
     if not isinstance(values, dict):
         raise UserError(f"{printable(folder / CONFIG)} holds no sections: it is no run's config")
-    return flat(values)
+    return typed.flat(values)
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as `section.key: value`."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = isinstance(value, dict) and value
-        out |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return out
-
-
-def _rows(run: Run, name: str, last: bool = False) -> list[Row]:
+def _rows(run: Run, name: str) -> list[Row]:
     """The rows of a file of lines, of which damaged ones are left out and told."""
-    path = run.folder / name
-    if not path.exists():
-        return []
-    rows: list[Row] = []
-    damaged: list[int] = []
-    at = 0
-    whole = True
-    try:
-        with open(path, "rb") as file:
-            for at, line in enumerate(file, 1):
-                row = _row(line)
-                whole = line.endswith(b"\n")
-                if row is None:
-                    damaged.append(at)
-                elif last:
-                    rows = [row]
-                else:
-                    rows.append(row)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if damaged and damaged[-1] == at and not whole and run.holder:
+    lines = _lines(run.folder / name)
+    rows = [_row(line) for line in lines]
+    damaged = [at for at, row in enumerate(rows, 1) if row is None]
+    if damaged and damaged[-1] == len(lines) and not lines[-1].endswith(b"\n") and run.holder:
         damaged.pop()  # it is being written
     if damaged:
         which = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
         run.notes.append(f"{name}: {len(damaged)} damaged line(s) left out (line {which})")
-    return rows
+    return [row for row in rows if row is not None]
+
+
+def _last(run: Run, name: str) -> Row | None:
+    """The last row of a file of lines that is whole; the others, which may be long, are not looked at."""
+    rows = map(_row, reversed(_lines(run.folder / name)))
+    return next((row for row in rows if row is not None), None)
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _row(line: bytes) -> Row | None:

@@ -50,7 +50,7 @@ def _run(run: Run) -> dict[str, Any]:
         "validation": _validation(run),
         "evaluations": run.evaluations,
         "figures": _figures(run.figures),
-        "pictures": run.pictures[-1] if run.pictures else None,
+        "pictures": run.pictures,
         "events": _events(run),
         "checkpoints": run.checkpoints,
         "notes": run.notes,
