@@ -146,3 +146,16 @@ def test_wikitext_becomes_a_dataset_of_articles(tmp_path, monkeypatch):
     train = Documents.open(Path("data/wikitext/train"))
     assert len(train.lengths) == 3
     assert train.tokenizer.decode(train.read(1, 0, 12).tolist()).startswith(" = Title 1 =")
+
+
+def test_every_message_of_the_page_about_errors_is_one_of_the_code():
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `(.*?)` \|", page[page.index("| message |") :], re.MULTILINE)
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for part in ("infty", "pretrain", "tools")
+        for path in sorted((ROOT / part).rglob("*.py"))
+    )
+    joined = re.sub(r'"\s*\n\s*f?"', "", code)  # a sentence that runs over several lines
+    assert len(messages) > 10
+    assert [message for message in messages if message not in joined] == []

@@ -158,13 +158,22 @@ def test_export(tmp_path, size):
         ("--top-p=nan", "--top-p"),
         ("--top-p=1.1", "from 0 to 1"),
         ("--max-new-tokens=0", "from 1"),
-        ("--prompt-file=", "it is empty"),
+        ("--prompt= ", "nothing but space"),
+        ("--read=", "it is empty"),
+        ("--memory=", "it is empty"),
+        ("--memory=a --memory=b", "bookmarks cannot be merged"),
+        ("--save-memory=x", "name a text with --read"),
         ("--device=", "it is empty"),
     ],
 )
 def test_generate(tmp_path, option, words):
     assert words in said(
-        "generate", "--model", tmp_path, *(["--prompt", "x"] * ("prompt" not in option)), option
+        "generate",
+        "--model",
+        tmp_path,
+        *(["--prompt", "x"] * ("prompt" not in option)),
+        *option.split(" --")[:1],
+        *(f"--{more}" for more in option.split(" --")[1:]),
     )
 
 

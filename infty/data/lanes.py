@@ -32,14 +32,9 @@ class Piece:
     """Whether the document begins here."""
 
 
-def repeated_documents(lengths: Sequence[int] | np.ndarray, lanes: int) -> int:
-    """How many of `lanes` lanes begin with a copy of a document that another lane begins with, in a dataset whose
-    documents have `lengths` tokens. What such a lane reads, another reads at the same time or nearly so."""
-    return max(0, lanes - usable_documents(lengths))
-
-
 def usable_documents(lengths: Sequence[int] | np.ndarray) -> int:
-    """How many documents give a prediction: those of two tokens or more."""
+    """How many documents give a prediction: those of two tokens or more. Of more lanes than that, the others begin with
+    a copy of a document that another lane reads, at the same time or nearly so."""
     return int((np.asarray(lengths) >= 2).sum())
 
 

@@ -239,7 +239,7 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._model.decode([int(i) for i in ids])
+        return self._model.decode(_plain(ids))
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -312,7 +312,12 @@ class HuggingFaceTokenizer(Tokenizer):
         return np.asarray(encoded.ids, dtype=np.int64), ends
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self.backend.decode(_plain(ids), skip_special_tokens=False)
+
+
+def _plain(ids: Sequence[int]) -> list[int]:
+    """Python's own integers, as libraries want them; of an array all at once."""
+    return np.asarray(ids, dtype=np.int64).tolist()
 
 
 def _check_unicode(text: str) -> None:

@@ -29,11 +29,12 @@ class InftyAssociativeMemory(InftyMemory):
         self.decay_weight = nn.Parameter(torch.zeros(heads, 2 * size))
         self.decay_bias = nn.Parameter(torch.zeros(heads))
         self.norm_weight = nn.Parameter(torch.ones(heads, self.group, size))
+        self.gate = nn.Parameter(torch.zeros(heads, self.group))
         self.out = nn.Linear(heads * self.group * size, config.hidden_size, bias=False)
 
     def initialise(self) -> None:
-        """The output starts at zero: a model with a fresh memory is the model without one."""
-        for starts_at_zero in (self.strength_weight, self.decay_weight, self.out.weight):
+        """The gate starts at zero: a model with a fresh memory is the model without one."""
+        for starts_at_zero in (self.strength_weight, self.decay_weight, self.gate):
             init.zeros_(starts_at_zero)
         init.ones_(self.norm_weight)
         strength, decay = initial_biases(self.kv_heads)
@@ -57,7 +58,7 @@ class InftyAssociativeMemory(InftyMemory):
         # Mathematics of the memory is done in float32, also when the rest of the model is autocast.
         with torch.autocast(inputs.q.device.type, enabled=False):
             z = read_normed(
-                inputs.q, state.kept["matrix"][:, :, None], self.norm_weight
+                inputs.q, state.kept["matrix"][:, :, None], self.norm_weight, self.gate
             )  # [b, K, G, t, d]
         z = z.flatten(1, 2).transpose(1, 2).flatten(2)
         return Reading(state, update=self.out(z.to(inputs.normed.dtype)))

@@ -85,7 +85,7 @@ class InftyContinuousMemory(InftyMemory):
         self.output_gate = None
         if memory.output_gate:
             self.output_gate = nn.Parameter(torch.zeros(heads))
-        self.log_rate = nn.Parameter(torch.zeros(1)) if memory.contraction == "learned" else None
+        self.log_rate = nn.Parameter(torch.zeros(1)) if memory.policy.learned else None
         self.out = nn.Linear(config.num_attention_heads * config.head_dim, e, bias=False)
 
     def initialise(self) -> None:
@@ -215,13 +215,9 @@ class InftyContinuousMemory(InftyMemory):
         weights, _ = self.room.ended(ended, state)
         return self._written(marked, new, ended, weights).coefficients
 
-    def _marked(self, state: PartState, marks: Tensor) -> MemoryState:
-        """The signal's state, of marks."""
-        return MemoryState(**{**state.kept["signal"], "coefficients": marks})
-
     def share_of(self, state: PartState, marks: Tensor) -> Tensor:
         """The share of [0, 1] that stands for it."""
-        return self.core.shares(self._marked(state, marks))
+        return self.core.shares(marks)
 
     def _histogram(self, state: PartState) -> Tensor:
         """Where the segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for

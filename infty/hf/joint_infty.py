@@ -25,8 +25,6 @@ class InftyJointMemory(InftyMemory):
     """`infty.layers.memories.continuous_joint`, a piece at a time. Of a segment it holds the weights
     of its room. Of its state it makes keys and values."""
 
-    attends = True
-
     def __init__(self, config: InftyConfig, layer: int, memory: MemoryConfig) -> None:
         super().__init__(config, layer, memory)
         self.core = ContinuousMemory(memory, self.segment_length)
@@ -58,7 +56,7 @@ class InftyJointMemory(InftyMemory):
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         signal = MemoryState(**state.kept["signal"])
         if not len(state.made):
-            points = self.core.at_centers(signal)
+            points = self.core.at_centers(signal.coefficients)
             keys, values = attending.points(points, self.log_sharpness, inputs.q.dtype)
             state = state.make(keys=keys, values=values)
         prior = attending.prior(self.memory.basis)
@@ -82,22 +80,18 @@ class InftyJointMemory(InftyMemory):
 
     def read_marks(self, inputs: Inputs, state: PartState, marks: Tensor) -> Attended:
         attended = self.read(inputs, state).attended
-        values = self.core.at_centers(self._marked(state, marks)).to(attended.keys.dtype)
+        values = self.core.at_centers(marks).to(attended.keys.dtype)
         return attended._replace(values=values.expand(-1, self.kv_heads, -1, -1))
 
     def write_marks(self, ended: Ended, state: PartState, marks: Tensor, new: Tensor) -> Tensor:
-        marked = self._marked(state, marks)
+        marked = MemoryState(**{**state.kept["signal"], "coefficients": marks})
         weights, _ = self.room.ended(ended, state)
         written = self.core.write(marked, new[:, None], self.ready(ended), weights=weights)
         return written.coefficients
 
     def share_of(self, state: PartState, marks: Tensor) -> Tensor:
         """The share of [0, 1] that stands for it."""
-        return self.core.shares(self._marked(state, marks))
-
-    def _marked(self, state: PartState, marks: Tensor) -> MemoryState:
-        """The signal's state, of marks."""
-        return MemoryState(**{**state.kept["signal"], "coefficients": marks})
+        return self.core.shares(marks)
 
 
 __all__ = ["InftyJointMemory"]

@@ -99,8 +99,6 @@ class InftyMemory(InftyModule):
     """Whether it wants `inputs.output_rows`."""
     surprised: bool = False
     """Whether it wants `inputs.tokens` and `ended.losses`."""
-    attends: bool = False
-    """Whether its readings have `attended`: local attention waits for it then."""
 
     def __init__(self, config: InftyConfig, layer: int, memory: Any) -> None:
         """`memory` is its section of the config, for this layer."""

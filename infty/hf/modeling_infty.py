@@ -8,6 +8,7 @@ reading a token at a time gives what reading everything at once gives.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from infty.hf.arguments_infty import (
     VARLEN,
     document_starts,
     one_cache,
+    refuse_compilers,
     refuse_others,
     token_mask,
 )
-from infty.hf.cache_infty import CACHE, InftyCache
+from infty.hf.cache_infty import CACHE, InftyCache, ReadBy
 from infty.hf.configuration_infty import InftyConfig
 from infty.hf.generation_infty import InftyGenerationMixin
 from infty.hf.layer_infty import InftyDecoderLayer, make_norm
@@ -52,6 +54,10 @@ class InftyPreTrainedModel(PreTrainedModel):
                 "memory: take use_reentrant=False, the default"
             )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+
+    def load_cache(self, path: str | Path) -> InftyCache:
+        """What a bookmark of this model holds; see `InftyCache.load`. Raises ValueError."""
+        return InftyCache.load(path, self)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -112,6 +118,7 @@ class InftyModel(InftyPreTrainedModel):
         embedding and a memory stores it, and `head`, where it is not the embedding and a memory writes by losses;
         `InftyForCausalLM` gives both. Raises ValueError for arguments that have no effect.
         """
+        refuse_compilers()
         refuse_others(kwargs, VARLEN if cu_seq_lens_q is not None else ())
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -139,6 +146,7 @@ class InftyModel(InftyPreTrainedModel):
             pieces.append(streams if output_hidden_states else streams[-1:])
         if use_cache if use_cache is not None else self.config.use_cache:
             cache.store(states, reading.fill, reading.segments, T)
+            cache.read_by = ReadBy(self)
         else:
             cache = None
         levels = [reading.in_columns(list(level), x) for level in zip(*pieces)] or [
@@ -283,6 +291,7 @@ class InftyForCausalLM(InftyPreTrainedModel, InftyGenerationMixin):
     ) -> CausalLMOutputWithPast | tuple:
         """As `InftyModel.forward`. labels int64 [b, T] are shifted inside, -100 does not count. `logits_to_keep`:
         only the last so many columns' logits, or those of these columns; 0: all."""
+        refuse_compilers()
         loss_kwargs = {name: kwargs.pop(name) for name in LOSS if name in kwargs}
         outputs = self.model(
             input_ids,
@@ -299,6 +308,8 @@ class InftyForCausalLM(InftyPreTrainedModel, InftyGenerationMixin):
             return_dict=True,
             **kwargs,
         )
+        if outputs.get(CACHE) is not None:  # the head counts where a memory stores its rows
+            outputs[CACHE].read_by = ReadBy(self)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None

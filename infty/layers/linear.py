@@ -11,11 +11,10 @@ import zlib
 from collections.abc import Callable
 
 import torch
-from megatron.core import ModelParallelConfig, tensor_parallel
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infty.megatron import ModelParallelConfig, layers, tensor_parallel
 from infty.parallel import groups, region
 
 Initializer = Callable[[Tensor], Tensor]
@@ -136,5 +135,5 @@ class PositionEmbedding(nn.Module):
 def sharded_parameter(full: Tensor) -> nn.Parameter:
     """This rank's rows of a parameter that is split along dimension 0, with the marks DeepSpeed's norm reads."""
     part = nn.Parameter(full.chunk(groups.tensor_size())[groups.tensor_rank()].clone())
-    set_tensor_model_parallel_attributes(part, True, 0, 1)
+    layers.set_tensor_model_parallel_attributes(part, True, 0, 1)
     return part

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from infty import ranges
 from infty.errors import UserError
 from infty.memory import contraction
+from infty.memory.contraction import Policy
 from infty.memory.densities import FAMILIES
 from infty.memory.reading import Density
 from infty.memory.room import ROOMS
@@ -35,14 +36,12 @@ PER_LAYER = (
     "attention_span",
 )
 """What may differ from layer to layer."""
-ContractionPolicy = Literal["uniform", "doubling", "learned"]
-POLICIES = get_args(ContractionPolicy)
 WARPS = ("off", "quantile", "multinomial")
 RANGES: dict[str, Range] = {
     "basis": whole(1, 2**16),
     "widths": Range(0, 10, above=True),
     "ridge": Range(0, 1e6, above=True),
-    "contraction": Range(0, 1, above=True, below=True, words=POLICIES),
+    "contraction": Range(0, 1, above=True, below=True, words=contraction.NAMED.keys()),
     "sticky_seed": whole(0, 2**31 - 1),
     "bins": whole(2, 2**16),
     "explore": Range(0, 1),
@@ -70,9 +69,9 @@ class MemoryConfig:
     """What is stored: `heads`, each head's own keys and values; `hidden`, its slice of the hidden state (the paper)."""
     content: Literal["normed", "residual"] = "normed"
     """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
-    contraction: float | ContractionPolicy = "uniform"
-    """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts as
-    `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
+    contraction: float | str = "uniform"
+    """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts
+    as `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
     room: Literal["even", "salience", "surprise"] = "even"
     """How a segment's tokens share out its room: evenly, by a learned weight each, from their hidden states, or by
     their losses, as the layer's input predicts them; under `uniform` and `learned` an old token keeps room by that
@@ -143,43 +142,17 @@ class MemoryConfig:
             f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})",
         )
         _require(len(self.widths) > 0, "widths", "need at least one")
-        for key, problem in self.signal_kind.refused(self):
-            _require(False, key, problem)
-        # One sample a function leaves the highest frequencies undetermined: rewriting then amplifies them.
-        _require(
-            not self.has_policy or self.samples is None or 4 * self.samples >= 5 * self.basis,
-            "samples",
-            f"{self.samples} is too few for contraction: {self.contraction}; needs at least 1.25 x basis",
-        )
-        for key, problem in self.family.refused(self):
-            _require(False, key, problem)
         _require(
             self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}"
         )
-        _require(
-            self.contraction != "learned" or self.backprop,
-            "contraction",
-            "'learned' needs backprop: true",
-        )
         _require(self.room in ROOMS, "room", f"'{self.room}' is not one of {', '.join(ROOMS)}")
-        _require(
-            self.room == "even" or self.has_policy,
-            "room",
-            f"'{self.room}' needs contraction: uniform, doubling or learned; a constant one "
-            f"({self.contraction}) puts new tokens at even places",
-        )
-        # Drawn left edges of bins are half a bin off and rough, and a policy draws them again at every segment.
-        _require(
-            self.sticky != "multinomial" or not self.has_policy,
-            "sticky",
-            f"'multinomial' forgets a book within some dozen segments under contraction: {self.contraction}; use "
-            "'quantile', or the paper's constant contraction, such as 0.5",
-        )
+        for part in (self.signal_kind, self.family, self.policy):
+            for key, problem in part.refused(self):
+                _require(False, key, problem)
         self._validate_overrides()
 
     def _usual_warp(self) -> str:
-        steady = self.contraction in ("uniform", "learned") and not self.family.attends
-        return "quantile" if steady else "off"
+        return "off" if self.family.attends else self.policy.warp
 
     def _validate_overrides(self) -> None:
         if self.overrides is None:
@@ -249,9 +222,9 @@ class MemoryConfig:
         return SIGNALS[self.signal]
 
     @property
-    def has_policy(self) -> bool:
-        """Whether the old signal's room follows a policy, not the paper's constant share."""
-        return contraction.is_named(self.contraction)
+    def policy(self) -> Policy:
+        """What `contraction` names."""
+        return contraction.policy(self.contraction)
 
     @property
     def learns_to_write(self) -> bool:
@@ -261,8 +234,7 @@ class MemoryConfig:
     @property
     def learns_places(self) -> bool:
         """Whether gradients reach the places where the old signal is sampled, at each write."""
-        weighs = self.room == "salience" and self.contraction == "uniform"
-        return weighs or self.contraction == "learned"
+        return self.policy.learned or (self.room == "salience" and self.policy.weighs)
 
     @property
     def silent(self) -> bool:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from infty.errors import UserError
-from infty.memory import sticky
-from infty.memory.basis import GaussianBasis, placement
+from infty.memory import sticky, tiles
+from infty.memory.basis import GaussianBasis
 from infty.memory.config import MemoryConfig
-from infty.memory.resample import sample
 from infty.memory.state import MemoryState
 from infty.memory.writing import dtype_of, writing
 from infty.tree import Field, Tree, fresh
@@ -73,18 +72,17 @@ class ContinuousMemory:
             return None
         return sticky.seed(self.config.sticky_seed, state.written, layer)
 
-    def at_centers(self, state: MemoryState) -> Tensor:
-        """The signal at the centres of its functions: float32 [b, h, N, c] for one function a centre."""
-        signal = state.coefficients
-        centers, _ = placement(self.basis.size, self.basis.each, signal.device)
-        times = centers[:: len(self.basis.each)].expand(len(signal), 1, -1)
-        with torch.autocast(signal.device.type, enabled=False):
-            return sample(self.basis, times, None, signal)
+    def at_centers(self, coefficients: Tensor) -> Tensor:
+        """Signals of coefficients float32 [..., N, c] at the centres of their functions: [..., N, c] for one function a
+        centre."""
+        operator = tiles.at_centers(self.basis.size, self.basis.each, coefficients.device)
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return tiles.multiply(*operator, coefficients)
 
-    def shares(self, state: MemoryState) -> Tensor:
-        """How much of [0, 1] each channel takes up: its mean magnitude at the centres over that of
-        all channels, float32 [b, c]."""
-        size = self.at_centers(state).abs().sum((1, 2))
+    def shares(self, coefficients: Tensor) -> Tensor:
+        """How much of [0, 1] each channel of a signal [b, h, N, c] takes up: its mean magnitude at the centres over
+        that of all channels, float32 [b, c]."""
+        size = self.at_centers(coefficients).abs().sum((1, 2))
         return size / size.sum(-1, keepdim=True).clamp(min=1e-30)
 
     def write(

@@ -115,7 +115,7 @@ class AssociativeConfig:
 
     @property
     def silent(self) -> bool:
-        """Yes: its output starts at zero."""
+        """Yes: its gate starts at zero."""
         return True
 
     @property

@@ -5,7 +5,6 @@ Each owns its operators, how past attention is taken in, and what becomes of it 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from infty.memory import regression, sticky, tiles
 from infty.memory.basis import CPU, GaussianBasis, gaussian, placement
 from infty.memory.config import MemoryConfig
-from infty.memory.contraction import Plan, Policy, policy
+from infty.memory.contraction import Plan, Policy
 from infty.memory.resample import grid, old_cells, sample
 from infty.memory.state import MemoryState
 from infty.memory.tiles import Tiles
@@ -58,7 +57,7 @@ class Writing(Protocol):
 
 def writing(config: MemoryConfig) -> Writing:
     """The way that a memory's contraction asks for."""
-    return OnGrid(config) if config.has_policy else SideBySide(config)
+    return SideBySide(config) if config.policy.constant else OnGrid(config)
 
 
 class SideBySide:
@@ -67,7 +66,7 @@ class SideBySide:
     def __init__(self, config: MemoryConfig) -> None:
         self.config = config
         self.basis = GaussianBasis(config.basis, config.widths)
-        self.policy = policy(config.contraction)
+        self.policy = config.policy
         self.samples = samples_of(config)
 
     def heard(self, past: Tensor, reads: Tensor) -> Tensor:
@@ -124,7 +123,7 @@ class OnGrid:
     def __init__(self, config: MemoryConfig) -> None:
         self.config = config
         self.basis = GaussianBasis(config.basis, config.widths)
-        self.policy = policy(config.contraction)
+        self.policy = config.policy
         self.samples = samples_of(config)
         # What a warp moves by one function is all that is read there: the more functions, the slower it must be.
         self.span = config.attention_span or max(1, config.basis // 8)
@@ -215,9 +214,7 @@ def grid_tiles(config: MemoryConfig, device: torch.device = CPU) -> tuple[Tiles,
     there, back = tiles.grid_write(
         config.basis, config.widths, config.ridge, samples_of(config), dtype_of(config)
     )
-    return replace(there, entries=there.entries.to(device)), replace(
-        back, entries=back.entries.to(device)
-    )
+    return there.to(device), back.to(device)
 
 
 def samples_of(config: MemoryConfig) -> int:

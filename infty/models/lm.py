@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -20,6 +19,7 @@ from infty.layers.linear import (
     VocabParallelEmbedding,
     normal,
 )
+from infty.megatron import tensor_parallel
 from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
 from infty.parts import EMBEDDING, LOSS, part
@@ -236,10 +236,12 @@ class InftyLM(nn.Module):
     def _losses(self, x: Tensor, tokens: Tensor) -> Tensor:
         """float32 [b, S, L - 1]: the losses of all tokens [b, S, L] of a segment but its first, as a layer's input x
         [T, b, e] predicts them (the logit lens): causal, and the same in every layout and however text is cut."""
-        parts = self.region.enter(self.norm(x)).split(tokens.shape[2])
+        segments = self.region.enter(self.norm(x)).split(tokens.shape[2])
         losses = [
-            vocab_parallel_cross_entropy(self._logits(part[:-1]), target[:, 1:].t().contiguous())
-            for part, target in zip(parts, tokens.unbind(1))
+            tensor_parallel.vocab_parallel_cross_entropy(
+                self._logits(h[:-1]), target[:, 1:].t().contiguous()
+            )
+            for h, target in zip(segments, tokens.unbind(1), strict=True)
         ]
         return torch.stack(losses, 1).permute(2, 1, 0)
 
@@ -277,7 +279,7 @@ class InftyLM(nn.Module):
         """h [L, b, e], labels [b, L] -> [L, b] each."""
         logits, target = self._logits(h), labels.t().contiguous()
         correct = None if torch.is_grad_enabled() else most_likely(logits) == target
-        return vocab_parallel_cross_entropy(logits, target), correct
+        return tensor_parallel.vocab_parallel_cross_entropy(logits, target), correct
 
 
 def with_memories(state: Tree, donor: Tree) -> Tree:

@@ -134,7 +134,7 @@ CONTINUOUS: tuple[MemoryCondition, ...] = (
     ("bins", _counts_reads, "sticky is off, and logging.tensorboard false"),
     ("explore", _warps, NO_WARP),
     ("attention_span", _warps, NO_WARP),
-    ("attention_span", lambda m, _: m.has_policy, "contraction is a constant"),
+    ("attention_span", lambda m, _: not m.policy.constant, "contraction is a constant"),
     ("maps", _is_placed, NO_PLACE),
     ("map_bias", _is_placed, NO_PLACE),
     ("sigma_floor", _is_placed, NO_PLACE),

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from infty import files
 from infty.access import refused
 from infty.data.documents import Documents
-from infty.data.lanes import LaneReader, LaneSchedule
+from infty.data.lanes import LaneReader, LaneSchedule, usable_documents
 from infty.errors import UserError
 from infty.exit_codes import STOPPED
 from infty.parallel import groups
@@ -62,7 +62,7 @@ def validate(config: Config, world: int) -> Config:
 
 def crowding(lengths: np.ndarray, lanes: int) -> str | None:
     """What to say of a run with more lanes than documents of these `lengths` (tokens); None for any other."""
-    usable = int((lengths >= 2).sum())  # the others give no prediction
+    usable = usable_documents(lengths)
     if lanes <= usable:
         return None
     most = math.ceil(lanes / usable)

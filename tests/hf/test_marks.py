@@ -41,8 +41,10 @@ class Seen:
     def _attention(self, number):
         def hook(module, given, z):
             _, _, values, piece, *_ = given
-            self.values.setdefault(number, []).append(values[0, :, -piece.tokens :])
-            self.reads[number, ATTENTION] = z[0, -1]
+            # One text; its segments are attended to side by side, as rows.
+            new = values[:, :, -piece.tokens :].transpose(0, 1).flatten(1, 2)
+            self.values.setdefault(number, []).append(new)
+            self.reads[number, ATTENTION] = z[-1, -1]
 
         return hook
 
@@ -112,7 +114,7 @@ def test_what_an_associative_memory_reads_is_the_values_of_tokens_by_these_weigh
             "ht,htd->hd", tracer.sources[number, name].weights[0], seen.of_tokens(number, 4)
         )
         z = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + 1e-5)
-        z = z * memory.norm_weight.flatten(0, 1)
+        z = z * memory.norm_weight.flatten(0, 1) * memory.gate.flatten()[:, None]
         close(memory.out(z.flatten()), seen.reads[number, name])
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from infty.config import ModelConfig
+from infty.hf.cache_infty import InftyCache
 from infty.hf.modeling_infty import InftyForCausalLM
 from support.twins import VARIANTS, pair, tokens, twin
 
@@ -81,6 +82,18 @@ def test_int8_weights_change_nothing_but_the_weights(name, dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     assert (got - expected).norm() < tolerance * expected.norm()
     assert all(m.dtypes == {dtype} for m in quantised.modules() if isinstance(m, Int8Linear))
+
+
+@torch.no_grad()
+def test_a_quantised_model_goes_on_from_its_bookmark_and_from_no_other(tmp_path):
+    model, cache = replaced(twin("gist and facts"), nn.Linear, Int8Linear), InftyCache()
+    model(tokens(1, 45), cache=cache)
+    cache.save(tmp_path / "book.safetensors")
+    expected = model(tokens(1, 9), cache=cache).logits
+    again = model.load_cache(tmp_path / "book.safetensors")
+    assert torch.equal(model(tokens(1, 9), cache=again).logits, expected)
+    with pytest.raises(ValueError, match="with other weights"):
+        twin("gist and facts").load_cache(tmp_path / "book.safetensors")
 
 
 @torch.no_grad()

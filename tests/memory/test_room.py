@@ -105,7 +105,7 @@ def test_a_token_keeps_room_as_the_weight_it_was_written_with():
     x = torch.zeros(4, 1, 1, L, 1)
     x[1, 0, 0, 4:6] = 1.0
     core, state = ContinuousMemory(config, L), write_all(config, x, weights)
-    held = core.at_centers(state)[0, 0, :, 0].clamp(0, 1).mean()
+    held = core.at_centers(state.coefficients)[0, 0, :, 0].clamp(0, 1).mean()
     assert held.item() == pytest.approx(6.0 / weights.sum().item(), abs=0.02)
 
 

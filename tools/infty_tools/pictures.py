@@ -8,7 +8,6 @@ one segment and 0 elsewhere shows which part of [0, 1] stands for that segment.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +43,7 @@ def written(config: MemoryConfig, segments: Tensor, attended: int | None = None)
 def _attention(memory: ContinuousMemory, state: MemoryState, segment: int) -> Tensor:
     """Half of it on one segment, wherever that lies now, the rest even: [1, 1, D]."""
     bins = state.histogram.shape[-1]
-    share = memory.at_centers(state)[0, 0, :, segment].clamp(min=0)
+    share = memory.at_centers(state.coefficients)[0, 0, :, segment].clamp(min=0)
     share = torch.nn.functional.interpolate(share[None, None], size=bins, mode="linear")
     return 0.5 * share / share.sum() + 0.5 / bins
 
@@ -57,7 +56,7 @@ def marks(count: int) -> Tensor:
 def _rooms(axes: Any, config: MemoryConfig, count: int, title: str, **how: Any) -> None:
     """Which part of [0, 1] stands for which segment."""
     memory = ContinuousMemory(config, SEGMENT)
-    signal = memory.at_centers(written(config, marks(count), **how))[0, 0].clamp(min=0)
+    signal = memory.at_centers(written(config, marks(count), **how).coefficients)[0, 0].clamp(min=0)
     share = signal / signal.sum(-1, keepdim=True).clamp(min=0.3)
     viridis = plots.pyplot().get_cmap("viridis")(torch.linspace(0, 1, count).tolist())
     colors = share @ torch.tensor(viridis[:, :3]).float() + 1 - share.sum(-1, keepdim=True)
@@ -92,7 +91,7 @@ def content() -> Any:
     keys = torch.nn.functional.normalize(torch.randn(8, 16), dim=-1)
     keys[6] = keys[2]  # two passages on one subject
     state = written(ORDINARY, keys[:, None].expand(-1, SEGMENT, -1))
-    signal = ContinuousMemory(ORDINARY, SEGMENT).at_centers(state)[0, 0]
+    signal = ContinuousMemory(ORDINARY, SEGMENT).at_centers(state.coefficients)[0, 0]
     places = torch.linspace(0, 1, len(signal))
     softmax = torch.softmax(8 * signal @ keys[2], 0)
     mean = (softmax * places).sum()
@@ -122,7 +121,7 @@ def functions() -> Any:
     for count in (16, 64, 256):
         config = MemoryConfig(basis=count, sticky="off")
         state = written(config, heights[:, None, None].expand(-1, SEGMENT, 1))
-        signal = ContinuousMemory(config, SEGMENT).at_centers(state)[0, 0, :, 0]
+        signal = ContinuousMemory(config, SEGMENT).at_centers(state.coefficients)[0, 0, :, 0]
         axes.plot(
             torch.linspace(0, 1, count).tolist(), signal.tolist(), linewidth=1, label=f"N = {count}"
         )
@@ -133,7 +132,7 @@ def functions() -> Any:
 
 def demo() -> Any:
     """docs/results/demo-positions.json: `make demo` with and without its memory."""
-    found = json.loads((RESULTS / "demo-positions.json").read_text())["models"]
+    found = files.read_json(RESULTS / "demo-positions.json")["models"]
     figure, axes = plots.pyplot().subplots(figsize=(7, 2.6), layout="constrained")
     for model, name in zip(
         found, ("trained without a memory", "trained with the memory of what followed")
@@ -151,7 +150,7 @@ def demo() -> Any:
 
 def sorting() -> Any:
     """docs/results/sorting.json: every system with its memory on and off."""
-    found = json.loads((RESULTS / "sorting.json").read_text())["accuracy"]
+    found = files.read_json(RESULTS / "sorting.json")["accuracy"]
     figure, axes = plots.pyplot().subplots(figsize=(7, 2.2), layout="constrained")
     names = list(found)[::-1]
     axes.barh(names, [100 * found[name]["on"] for name in names], label="as trained")

@@ -99,10 +99,7 @@ class Continuous(Memory):
             self.gate = ColumnParallelLinear(3 * e, e, normal(f"{stream}.gate", init), bias=True)
         if self.memory.output_gate:
             self.output_gate = sharded_parameter(torch.zeros(config.heads))
-        # The logarithm of a learned contraction's rate: at zero it is the uniform one.
-        self.log_rate = (
-            nn.Parameter(torch.zeros(1)) if self.memory.contraction == "learned" else None
-        )
+        self.log_rate = nn.Parameter(torch.zeros(1)) if self.memory.policy.learned else None
         self.out = RowParallelLinear(
             config.heads * d, e, normal(f"{stream}.out", init / math.sqrt(2 * config.layers))
         )

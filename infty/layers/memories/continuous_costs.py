@@ -67,18 +67,18 @@ def write_per_channel(memory: MemoryConfig, tokens: int) -> float:
     samples = samples_of(memory)
     band = None if memory.learns_places else band_of(N, memory.widths)
     sampling = samples * (band or N)
-    if not memory.has_policy:
+    if memory.policy.constant:
         return N * (N + tokens) if memory.sticky == "off" else sampling + N * (samples + tokens)
-    uneven = memory.room != "even" or memory.contraction == "learned"
+    uneven = memory.room != "even" or memory.policy.learned
     pooling = tokens * (samples if uneven else touched(samples, tokens))
     return sampling + pooling + grid_tiles(memory)[0].operations
 
 
 def operators_of(memory: MemoryConfig, segment_length: int) -> float:
     """Bytes of the precomputed operators."""
-    if memory.has_policy:
-        return sum(t.entries.nbytes for t in grid_tiles(memory))
-    return sum(x.nbytes for x in operators(memory, segment_length).values())
+    if memory.policy.constant:
+        return sum(x.nbytes for x in operators(memory, segment_length).values())
+    return sum(t.entries.nbytes for t in grid_tiles(memory))
 
 
 def kept_of_writes(config: ModelConfig, memory: MemoryConfig, layout: Layout, stm: int) -> float:
@@ -96,11 +96,11 @@ def kept_of_writes(config: ModelConfig, memory: MemoryConfig, layout: Layout, st
         4 * N if band is None else 8 + 4 * band
     )  # the place of a sample's first function, and the functions
     rewritten = (S - 1) * b * signals * samples * sampled
-    if not memory.has_policy:
+    if memory.policy.constant:
         return 0.0 if memory.sticky == "off" else rewritten
-    if memory.room == "even" and memory.contraction != "learned":
+    if memory.room == "even" and not memory.policy.learned:
         return rewritten + S * b * L * (8 + 4 * touched(samples, L))
-    if memory.room == "surprise" and memory.contraction != "learned":
+    if memory.room == "surprise" and not memory.policy.learned:
         return rewritten + S * b * samples * L * 4  # the share of a cell that a token covers
     numbers = stored(config, memory) / layout.tensor
     stream = 4 * b * numbers * (stm + S * L)

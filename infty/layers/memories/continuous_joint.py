@@ -10,10 +10,9 @@ from infty.layers.linear import sharded_parameter
 from infty.layers.memories import continuous_costs as writing
 from infty.layers.memories import continuous_room
 from infty.layers.memories.base import Attended, Costs, Inputs, Layout, Memory, Reading
-from infty.memory import attending, room
+from infty.memory import attending, room, tiles
 from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
-from infty.memory.resample import band_of
 from infty.memory.state import MemoryState
 from infty.memory.writing import samples_of
 from infty.parallel import collectives, groups
@@ -56,18 +55,20 @@ class JointContinuous(Memory):
     def costs(cls, config: ModelConfig, layer: int, memory: MemoryConfig, layout: Layout) -> Costs:
         d, L, N = config.head_size, config.segment_length, memory.basis
         stored = writing.stored(config, memory)
-        band = band_of(N, memory.widths) or N
+        centers = tiles.at_centers(N, memory.widths)[0]
         b, S, w = layout.lanes, layout.segments, layout.width
         kv = config.kv_heads / layout.tensor
         stm = config.stm_of(layer)
         mask = N + (0 if stm else L)
         room = writing.weighing(config, memory, layout)
-        # The signal at its centres, and from it keys and values; the mask; the bands of all reads; what is written.
-        kept = S * b * N * kv * d * 4 * w + w * b * S * L * mask + S * b * N * (8 + 4 * band)
+        # The signal at its centres, and from it keys and values; the mask; what is written.
+        kept = S * b * N * kv * d * 4 * w + w * b * S * L * mask
         return Costs(
             products=room.products,
             reads=4.0 * config.heads * d * N,
-            exact=2.0 * N * band * stored / L + writing.writes(config, memory, layout) + room.exact,
+            exact=2.0 * centers.operations * stored / L
+            + writing.writes(config, memory, layout)
+            + room.exact,
             moved=4.0 * 6 * samples_of(memory) * stored / L,
             launches=writing.SEGMENT_LAUNCHES / 2,
             saved=kept + writing.kept_of_writes(config, memory, layout, stm) + room.saved,
@@ -112,13 +113,13 @@ class JointContinuous(Memory):
         found = []
         for s in range(seen.shape[1]):
             signal = self.core.reset(signal, (seen[:, s] == 0) | (not enabled))
-            found.append(self.core.at_centers(signal))
+            found.append(signal.coefficients)
             ready = (seen[:, s] >= self.delay) & enabled
             tokens = slice(s * L, (s + 1) * L)
             share = None if weights is None else weights[:, tokens]
             with part(WRITE):
                 signal = self.core.write(signal, stream[:, :, tokens], ready, weights=share)
-        return torch.stack(found, 2), signal
+        return self.core.at_centers(torch.stack(found, 2)), signal
 
     @torch.no_grad()
     def _figures(self, signal: MemoryState) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ def inputs(
     trials: Annotated[
         int,
         typer.Option(
-            parser=whole(1, 10**9), metavar="N", help="How many, shared out over the kinds"
+            parser=whole(1, 10**9), metavar="N", help="Trials, divided evenly among the kinds"
         ),
     ] = 2000,
     kinds: Annotated[
@@ -34,9 +34,7 @@ def inputs(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(
-            parser=SEED, metavar="N", help="Of the changes: the same seed makes the same trials"
-        ),
+        typer.Option(parser=SEED, metavar="N", help="The same seed makes the same trials"),
     ] = 0,
     output: Annotated[
         Path | None,

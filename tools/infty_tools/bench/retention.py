@@ -73,7 +73,7 @@ def retention(
             "memories; 0 measures without warps.",
         ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(parser=SEED, metavar="N", help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(parser=SEED, metavar="N", help="Seed of the noise.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -223,21 +223,18 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 def _config(name: str, basis: int, warped: bool) -> MemoryConfig:
     from infty.errors import UserError
-    from infty.memory import MemoryConfig
+    from infty.memory import MemoryConfig, contraction
     from infty.memory.presets import PRESETS, preset
 
     sticky = "quantile" if warped else "off"
     if name in PRESETS:
         return preset(name, basis=basis, samples=basis, sticky=sticky, precision="float32")
-    if name in ("uniform", "doubling"):
-        return MemoryConfig(basis=basis, contraction=name, sticky=sticky)
     try:
-        return MemoryConfig(basis=basis, contraction=float(name), sticky=sticky)
-    except ValueError:
-        raise UserError(
-            f"--policies: '{name}' is not uniform, doubling, a number in (0, 1) or one of "
-            f"{', '.join(sorted(PRESETS))}"
-        ) from None
+        kept = contraction.written(name)
+    except UserError as error:
+        presets = ", ".join(sorted(PRESETS))
+        raise UserError(f"--policies: {error}; nor is it a preset: {presets}") from error
+    return MemoryConfig(basis=basis, contraction=kept, sticky=sticky)
 
 
 def _numbers(text: str) -> list[int]:

@@ -147,9 +147,9 @@ def clock(device: str) -> float:
 def interleaved(
     models: dict[str, Trained], rounds: int, device: str, tell: Any = lambda: None
 ) -> dict[str, list[float]]:
-    """Seconds of `rounds` steps of each model, taken in turn after two that warm up."""
+    """Seconds of `rounds` steps of each model, taken in turn after one that warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for i in range(-2, rounds):
+    for i in range(-1, rounds):
         for name, model in models.items():
             start = clock(device)
             model.step()

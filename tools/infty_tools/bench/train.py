@@ -101,7 +101,7 @@ def measured(
     ):
         data = step_systems.dataset(size, Path(folder))
         for group in groups_of(size, systems, device):
-            bar = progress.add_task(", ".join(group), total=(rounds + 2) * len(group))
+            bar = progress.add_task(", ".join(group), total=(rounds + 1) * len(group))
             rows |= _group(size, group, data, rounds, device, precision, profile, progress, bar)
             progress.remove_task(bar)
     return {"tokens": size.tokens, "rounds": rounds, "systems": rows}

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from infty.errors import UserError
 from infty_tools.options import any_path, any_text_prints, check_new_file, utf8, whole
 
 
@@ -65,14 +64,12 @@ def look(
     passages every layer and head read, through local attention and through each memory, with exact weights.
     """
     from infty_tools.look import page, reading, terminal
-    from infty_tools.writer import Writer, read_text
+    from infty_tools.writer import Writer, read_book
 
     any_text_prints()
     if html is not None:
         check_new_file(html, "--html")
-    book = read_text(read)
-    if not book.strip():
-        raise UserError(f"--read {read} is empty: give a text to look at")
+    book = read_book(read)
     writer = Writer(model, device)
     found = reading.look(writer, book, ask, passage, max_new_tokens, read)
     terminal.show(found, top)

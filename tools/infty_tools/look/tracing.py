@@ -29,8 +29,6 @@ class Source:
 
     layer: int
     name: str
-    in_attention: bool = False
-    """A memory that local attention sees: its weights are in those of the attention."""
     measured: bool = True
     weights: list[Tensor] = field(default_factory=list)
     """float32 [H, m] of each token that was recorded: how much of what a head read has each mark.
@@ -80,7 +78,7 @@ class Tracer:
         source = self.sources[number, ATTENTION] = Source(number, ATTENTION)
         self._hook(layer.attention, source, self._attention)
         for name, memory in layer.memories.items():
-            source = self.sources[number, name] = Source(number, name, memory.attends)
+            source = self.sources[number, name] = Source(number, name)
             shape = memory.mark_shape()
             if shape is None:
                 source.measured = False

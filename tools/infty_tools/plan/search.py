@@ -130,7 +130,6 @@ def _valid(config: Config, parallel) -> bool:
 
 def advice(
     config: Config,
-    chosen: Option | None,
     fitting: list[Option],
     gpu: GPU,
     nodes: int,
