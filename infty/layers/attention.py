@@ -86,7 +86,7 @@ class LocalAttention(nn.Module):
 
     def _tail(self, tokens: Tensor) -> Tensor:
         """The last `stm` tokens, [b, K, stm, d]; a copy, or the state would keep the whole window's storage."""
-        return tokens[:, :, tokens.shape[2] - self.stm :].detach().clone()
+        return tokens[:, :, tokens.shape[2] - self.stm :].clone()
 
     def project(self, h: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """h [T, b, e] -> queries [b, K, G, T, d], keys and values [b, K, T, d] of this rank's heads.

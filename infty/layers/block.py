@@ -88,7 +88,8 @@ class Block(nn.Module):
         """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, penalty, (state, figures, pictures)).
 
         The penalty, float32 [b, T] or None, is what the memories add to every token's loss; figures are scalars, and
-        pictures `Picture`s, by the memories' names and their own. The state carries no gradient out of the window.
+        pictures `Picture`s, by the memories' names and their own. The state's gradient ends where the model's window
+        does.
         """
         with part(ATTENTION):
             h = self.region.enter(self.attention_norm(x))
@@ -139,7 +140,7 @@ class Block(nn.Module):
             {"attention": short_term, "memories": {name: r.state for name, r in readings.items()}}
         )
         penalty = reduce(torch.add, penalties) if penalties else None
-        return x, penalty, (new.map(Tensor.detach), figures | shares, pictures)
+        return x, penalty, (new, figures | shares, pictures)
 
     def _read(self, inputs: Inputs, states: Tree, attends: bool) -> dict[str, Reading]:
         """What the memories say that local attention sees, or those that it does not see."""

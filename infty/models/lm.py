@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +29,7 @@ from infty.tree import Field, Tree, fresh
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass yields beside the loss; nothing here carries a gradient."""
+    """What a forward pass yields beside the loss; nothing that leaves the model carries a gradient."""
 
     state: Tree
     """The lanes' state after the window."""
@@ -65,11 +66,19 @@ class InftyLM(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, *, sequence_parallel: bool = False, recompute: bool = False
+        self,
+        config: ModelConfig,
+        *,
+        sequence_parallel: bool = False,
+        recompute: bool = False,
+        part_segments: int | None = None,
     ) -> None:
+        """`recompute`: a layer's activations are computed again in the backward pass; `part_segments`: those of so many
+        segments of a window together, through all layers."""
         super().__init__()
         check_divisible(config, groups.tensor_size())
         self.config, self.recompute = config, recompute
+        self.part_segments = part_segments
         self.region = Region(sequence_parallel)
         init = normal("embedding", config.init_std, rows=config.vocab_size)
         self.embedding = VocabParallelEmbedding(config.padded_vocab, config.hidden_size, init)
@@ -124,6 +133,59 @@ class InftyLM(nn.Module):
         over tokens of weight * nll plus the penalties, for the caller to divide; without labels, it is this rank's
         share of the logits, float32 [b, S, L, V/tp], and the output has no losses.
         """
+        size = tokens.shape[1] if self.part_segments is None else self.part_segments
+        how = (memory_enabled, statistics, pictures)
+        if labels is None or not torch.is_grad_enabled() or tokens.shape[1] <= size:
+            first, out = self._window(tokens, reset, state, labels, weights, *how)
+            return first, replace(out, state=out.state.map(Tensor.detach))
+        weights = torch.ones(labels.shape, device=labels.device) if weights is None else weights
+        parts = zip(*(x.split(size, 1) for x in (tokens, reset, labels, weights)))
+        return self._in_parts(parts, state, *how)
+
+    def _in_parts(
+        self, parts: Iterable[tuple[Tensor, ...]], state: Tree, *how: bool
+    ) -> tuple[Tensor, Output]:
+        """A window part by part, (tokens, reset, labels, weights) each. Of a part only what it begins with is kept; its
+        activations are computed again when the backward pass gets there. Gradients go from part to part through the
+        state, so that they are those of the whole window up to rounding. Figures and pictures are the last part's."""
+        losses = []
+        outs: list[Output] = []
+        for tokens, reset, labels, weights in parts:
+            loss, out = checkpoint(
+                self._window,
+                tokens,
+                reset,
+                state,
+                labels,
+                weights,
+                *how,
+                use_reentrant=False,
+                context_fn=randomness.recompute_context,
+            )
+            losses.append(loss)
+            outs.append(out)
+            state = out.state
+        return torch.stack(losses).sum(), Output(
+            state.map(Tensor.detach),
+            torch.stack([out.nll_sum for out in outs]).sum(),
+            torch.cat([out.token_nll for out in outs], 1),
+            None,
+            outs[-1].figures,
+            outs[-1].pictures,
+        )
+
+    def _window(
+        self,
+        tokens: Tensor,
+        reset: Tensor,
+        state: Tree,
+        labels: Tensor | None,
+        weights: Tensor | None,
+        memory_enabled: bool,
+        statistics: bool,
+        pictures: bool,
+    ) -> tuple[Tensor, Output]:
+        """See `forward`; the new state has a gradient."""
         b, S, L = tokens.shape
         seen = segments_seen(state["segments"], reset)
         with part(EMBEDDING):

@@ -62,6 +62,9 @@ class BatchConfig:
     window_stages: dict[int, int] | None = None
     """Shorter windows first, as segments: steps. {2: 500, 4: 500}: 500 steps with windows of 2 segments, 500 of 4, then
     of `window_segments`. Every lane reads on across stages, so later steps read more tokens than the first."""
+    part_segments: int | None = None
+    """Segments of a window that go through the model at once; the activations of one such part are kept, and computed
+    again in the backward pass. Gradients flow through the whole window all the same. Left out: the window at once."""
     micro_batch: int | None = None
     """Lanes of a rank that go through the model at once; left out: all of them. Fewer: gradients accumulate."""
 

@@ -60,6 +60,7 @@ class Engine:
             seed=config.run.seed,
             sequence_parallel=config.parallel.sequence,
             recompute=config.parallel.recompute,
+            part_segments=config.batch.part_segments,
             partition=config.parallel.zero_stage == 3,
             bf16=config.precision == "bf16",
         )

@@ -56,6 +56,11 @@ CONDITIONS: tuple[Condition, ...] = (
         lambda c: sum((c.batch.window_stages or {}).values()) < c.total_steps,
         "the run ends in an earlier stage (batch.window_stages)",
     ),
+    (
+        "batch.part_segments",
+        lambda c: c.batch.part_segments < c.batch.window_segments,
+        "a window has no more segments than that (batch.window_segments)",
+    ),
     ("schedule.kind", _decays, ENDS_IN_WARMUP),
     ("schedule.min_ratio", lambda c: c.schedule.kind != "constant", "schedule.kind is constant"),
     ("schedule.min_ratio", _decays, ENDS_IN_WARMUP),

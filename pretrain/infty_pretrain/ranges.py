@@ -28,6 +28,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "batch": {
         "lanes": whole(1, 2**20),
         "window_segments": whole(1, 2**16),
+        "part_segments": whole(1, 2**16),
         "micro_batch": whole(1, 2**20),
     },
     "optimizer": {

@@ -179,6 +179,34 @@ def test_lanes_that_do_not_write_and_lanes_that_begin_anew():
     assert torch.equal(first.coefficients[1], alone.coefficients[1])
 
 
+def test_gradient_descent_finds_what_is_asked_for():
+    """Two tokens in sixteen are asked for by their keys, among six segments; one channel of the hidden state tells
+    which, the others tell nothing. The vector learns that channel, and what is asked for is read better."""
+    config = MemoryConfig(basis=24, sticky="off", room="salience")
+    core, g, on = ContinuousMemory(config, 16), torch.Generator().manual_seed(0), torch.ones(4) > 0
+    w = torch.zeros(6, requires_grad=True)
+    optimizer = torch.optim.Adam([w], lr=0.3)
+    losses = []
+    for _ in range(30):
+        x = torch.randn(6, 4, 1, 16, 32, generator=g)  # keys and values of 16 channels
+        asked = torch.rand(6, 4, 16, generator=g).topk(2).indices
+        h = torch.randn(6, 4, 16, 6, generator=g)
+        h[..., 2] = torch.zeros(6, 4, 16).scatter(2, asked, 1.0)
+        state = core.empty(4, 1, 32)
+        for k in range(6):
+            state = core.write(state, x[k], on, weights=salience(h[k], w))
+        points = core.at_centers(state)[:, 0]  # [b, N, 32]
+        facts = x[:, :, 0].gather(2, asked[..., None].expand(-1, -1, -1, 32)).transpose(0, 1)
+        keys, values = facts.flatten(1, 2).chunk(2, -1)  # [b, 12, 16]
+        read = torch.softmax(keys @ points[..., :16].mT, -1) @ points[..., 16:]
+        losses.append((read - values).square().mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert w[2] > 2 and w[2] > 5 * w[torch.arange(6) != 2].abs().max()
+    assert losses[0] > 0.9 and sum(losses[-5:]) / 5 < 0.1
+
+
 def test_edges_fill_the_room_in_order():
     start, end = torch.tensor([0.0, 0.75], dtype=F64), torch.tensor([1.0, 0.8], dtype=F64)
     at = edges(start, end, torch.tensor([[1.0, 1e-4, 3.0], [5.0, 5.0, 5.0]]))

@@ -162,6 +162,11 @@ CASES = [
         ["model.memory.kl_sigma=0.1", "model.memory.kl_weight=1e-3"],
     ),
     (
+        "batch.part_segments",
+        ["batch.part_segments=3", "batch.window_segments=3"],
+        ["batch.part_segments=2", "batch.window_segments=3"],
+    ),
+    (
         "batch.window_segments",
         ["batch.window_stages={2: 6}", "batch.window_segments=3"],
         ["batch.window_stages={2: 5}", "batch.window_segments=3"],

@@ -128,7 +128,7 @@ class Continuation(Memory):
 
 def _tail(tokens: Tensor, length: int) -> Tensor:
     """The last `length` tokens; a copy, or the state would keep the whole window's storage."""
-    return tokens[:, :, tokens.shape[2] - length :].detach().clone()
+    return tokens[:, :, tokens.shape[2] - length :].clone()
 
 
 def costs(config: ModelConfig, layer: int, memory: ContinuationConfig, layout: Layout) -> Costs:

@@ -147,7 +147,7 @@ class Continuous(Memory):
         new: dict[str, Tree | Tensor] = {"signal": signal.tree()}
         new |= continuous_room.kept(weights, state)
         if "pending" in state:
-            new["pending"] = stream[:, :, stream.shape[2] - self.stm :].detach().clone()
+            new["pending"] = stream[:, :, stream.shape[2] - self.stm :].clone()
         return Reading(
             Tree(new),
             update=self.out(context.to(inputs.q.dtype)),

@@ -44,7 +44,7 @@ def kept(weights: Tensor | None, state: Tree) -> dict[str, Tensor]:
     if weights is None or "room" not in state:
         return {}
     stm = state["room"].shape[1]
-    return {"room": weights[:, weights.shape[1] - stm :].detach().clone()}
+    return {"room": weights[:, weights.shape[1] - stm :].clone()}
 
 
 def figures(weights: Tensor | None) -> dict[str, Tensor]:
