@@ -28,6 +28,7 @@ OWN = {
     "_ephemeral",  # whether a checkpoint of this run goes; what is resumed from is read by Reader
     "forget_after",  # metrics of this run
     "_others",  # what ranks told each other
+    "_config",  # likewise, of a model
     "options",  # as a file that is written of it will be read
     "run_alone",
     "convert_config",
