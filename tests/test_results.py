@@ -39,17 +39,34 @@ def table(data: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
-def test_novels():
-    systems = json.loads((DOCS / "results" / "novels.json").read_text())["systems"]
-    plain, memory = systems["none"], systems["continuation"]
+@pytest.mark.parametrize(
+    ("data", "other"), [("novels.json", "none"), ("transformer-xl.json", "transformer-xl")]
+)
+def test_novels(data, other):
+    systems = json.loads((DOCS / "results" / data).read_text())["systems"]
+    plain, memory = systems[other], systems["continuation"]
     curves = {
         f"{a['from']:,} to {a['to']:,}": (math.exp(a["nll"]), math.exp(b["nll"]))
         for a, b in zip(plain["by_position"], memory["by_position"])
     }
     curves["all"] = plain["perplexity"], memory["perplexity"]
-    for place, without, with_memory, ratio in table("novels.json"):
+    for place, without, with_memory, ratio in table(data):
         a, b = curves[place]
         assert (without, with_memory, ratio) == (f"{a:.2f}", f"{b:.2f}", f"{b / a:.3f}")
+
+
+def test_past_2048_tokens():
+    systems = json.loads((DOCS / "results" / "transformer-xl.json").read_text())["systems"]
+    nats = {
+        name: sum(x["nll"] * x["tokens"] for x in system["by_position"] if x["from"] >= 2048)
+        / sum(x["tokens"] for x in system["by_position"] if x["from"] >= 2048)
+        for name, system in systems.items()
+    }
+    ratio = math.exp(nats["continuation"] - nats["transformer-xl"])
+    assert f"Past 2,048 tokens it is {ratio:.3f} of".replace("0.", ".") in PAGE
+    cost = {name: f"{x['training_flops_a_token'] / 1e6:.1f}" for name, x in systems.items()}
+    assert f"costs it {cost['transformer-xl']} MFLOPs" in PAGE
+    assert f"the\nmodel with the memory {cost['continuation']}" in PAGE
 
 
 def test_recall():
