@@ -82,7 +82,7 @@ def read(path: Path, model: nn.Module) -> Bookmark:
     reader = infty_model(model)
     told, tensors = _open(path)
     _check_model(path, told, reader)
-    texts = tuple(TextRead(**text) for text in json.loads(told["texts"]))
+    texts = tuple(TextRead(**text) for text in files.parse_json(told["texts"]))
     fill, segments = tensors.pop("fill"), tensors.pop("segments")
     try:
         states = _states(reader, tensors, fill)
@@ -167,7 +167,7 @@ def _content(told: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 def _check_model(path: Path, told: Mapping[str, str], model: Any) -> None:
     """Raise ValueError unless the bookmark was written by this model; what is cheap to compare is compared first."""
-    theirs, ours = json.loads(told["config"]), _config(model)
+    theirs, ours = files.parse_json(told["config"]), _config(model)
     odd = sorted(n for n in theirs.keys() | ours.keys() if theirs.get(n) != ours.get(n))
     if odd:
         raise ValueError(f"{path} is of another model ({', '.join(odd[:4])} differ): {AGAIN}")
@@ -184,7 +184,8 @@ def _config(model: Any) -> dict[str, Any]:
     """What of the model's config decides how a text is read."""
     names = inspect.signature(InftyConfig.__init__).parameters.keys()
     names -= ELSEWHERE | {"self", "kwargs"}
-    return json.loads(json.dumps({name: getattr(model.config, name) for name in sorted(names)}))
+    said = {name: getattr(model.config, name) for name in sorted(names)}
+    return files.parse_json(json.dumps(said))  # as a file that holds it is read
 
 
 def _dtype(model: Any) -> str:
