@@ -184,7 +184,8 @@ def _config(model: Any) -> dict[str, Any]:
     """What of the model's config decides how a text is read."""
     names = inspect.signature(InftyConfig.__init__).parameters.keys()
     names -= ELSEWHERE | {"self", "kwargs"}
-    return json.loads(json.dumps({name: getattr(model.config, name) for name in sorted(names)}))
+    said = {name: getattr(model.config, name) for name in sorted(names)}
+    return files.parse_json(json.dumps(said))  # as a file that holds it is read
 
 
 def _dtype(model: Any) -> str:
