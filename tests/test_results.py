@@ -32,9 +32,9 @@ def test_the_demo(system):
     assert figures[len(perplexities)] == round(fmean(ratios), 2)
 
 
-def table(data: str) -> list[list[str]]:
-    """The rows, cell by cell, of the table of docs/results.md whose figures are those of docs/results/`data`."""
-    lines = PAGE.split(f"<!-- figures of docs/results/{data};")[1].splitlines()[3:]
+def table(data: str, page: str = PAGE) -> list[list[str]]:
+    """The rows, cell by cell, of the table of a page whose figures are those of docs/results/`data`."""
+    lines = page.split(f"<!-- figures of docs/results/{data};")[1].splitlines()[3:]
     rows = lines[: lines.index("")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
@@ -149,3 +149,13 @@ def test_pictures_are_drawn_from_the_product(tmp_path):
     for name in drawn:
         assert f"pictures/{name})" in pages, name
         assert (DOCS / "pictures" / name).stat().st_size < 40_000
+
+
+def test_a_pretrained_model():
+    systems = json.loads((DOCS / "results" / "adapt.json").read_text())["systems"]
+    rows = table("adapt.json", (DOCS / "adapting.md").read_text())
+    assert [row[0] for row in rows] == [row["what"] for row in systems.values()]
+    for (_, *cells), row in zip(rows, systems.values()):
+        ends = " to ".join(f"{x:.3f}" for x in row["ratio_interval"])
+        assert cells == [f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}", ends]
+    assert systems["untrained"]["nll"] == systems["window"]["nll"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_every_station_is_one_command(place, asked, capsys):
     assert "continuation" in narrow and "model.segment_length=16" in narrow
     assert "--memory" not in wide and "model.stm_length=32" in wide  # all 64 positions
     assert {"run.steps=7", "batch.lanes=1"} <= set(asked[4])
-    found = files.read_json(place / "demo" / "results.json")
+    found = files.read_json(place / "demo" / "results.json")["systems"]
     assert list(found) == list(demo_adapt.SYSTEMS)
     assert found["wide"]["ratio"] == pytest.approx(math.exp(-1))
     said = capsys.readouterr().out
@@ -96,6 +97,18 @@ def test_what_is_there_is_not_made_again(place, asked):
     AdaptDemo(given(place)).run()
     # These know themselves what they have done already.
     assert [words[0] for words in asked] == ["books", "prepare", "pretrain", "generate"]
+    asked.clear()
+    AdaptDemo(given(place, steps=9)).run()
+    verbs = [words[0] for words in asked]
+    assert "adapt" not in verbs and verbs.count("evaluate") == 3 and "export" in verbs
+
+
+def test_another_model_needs_another_folder(place, asked):
+    AdaptDemo(given(place)).run()
+    shutil.copytree(place / "model", place / "other")
+    for changes in ({"window": 64}, {"model": place / "other"}):
+        with pytest.raises(UserError, match=r"began with the model .* another folder"):
+            AdaptDemo(given(place, **changes)).run()
 
 
 def test_learned_positions_have_no_short_term_memory(place, asked):

@@ -135,9 +135,7 @@ def test_a_tokenizer_that_does_not_fit(folder):
 def test_what_is_asked_for(folder):
     llama, gpt2 = folder(), folder("gpt2")
     assert "--memory brain" in refusal(llama, "brain")
-    assert "model.hidden_size cannot be set here" in refusal(
-        llama, "none", ["model.hidden_size=8"]
-    )
+    assert "model.hidden_size cannot be set here" in refusal(llama, "none", ["model.hidden_size=8"])
     assert "optimizer.lr cannot be set here" in refusal(llama, "none", ["optimizer.lr=1"])
     assert "more than the 32 positions" in refusal(gpt2, "none", ["model.stm_length=32"])
     assert "has no token" in refusal(llama, "none", [], "<end>")

@@ -43,10 +43,10 @@ PROMPT = "It was the last evening of the year, and"
 
 SYSTEMS = {
     "window": "window only",
-    "untrained": "window, memory untrained",
-    "trained": "window, memory trained",
-    "emptied": "each segment by itself, memory trained",
-    "other": "window, memory of another book",
+    "untrained": "the same, memory untrained",
+    "trained": "the same, memory trained",
+    "other": "the same, memory of another book",
+    "emptied": "each segment by itself",
     "wide": "the original, wide window",
 }
 """What is compared, in this order; the first is what the others stand beside."""
@@ -95,6 +95,7 @@ class AdaptDemo(Stations):
         self.export, self.results = folder / "export", folder / "results.json"
 
     def run(self) -> None:
+        self._check_settings()
         self.visit(
             (
                 self.get_model,
@@ -108,6 +109,24 @@ class AdaptDemo(Stations):
             )
         )
         self.summary()
+
+    def _check_settings(self) -> None:
+        """Refuse to go on with another model or window than the folder began with. Raises UserError."""
+        path = self.folder / "settings.json"
+        settings = {"model": str(self.model.resolve()), "window": self.given.window}
+        if not path.exists():
+            files.write_json(path, settings)
+        elif (before := files.read_json(path)) != settings:
+            raise UserError(
+                f"{self.folder} began with the model {before['model']} and a window of {before['window']} tokens: "
+                "give the same, or another folder (make demo-adapt DEMO_ADAPT=folder)"
+            )
+
+    @property
+    def _made_with(self) -> dict[str, Any]:
+        """What results depend on and may change from one start to the next."""
+        given = self.given
+        return {"steps": given.steps, "tokens": given.tokens, "overrides": given.overrides}
 
     def get_model(self) -> None:
         """A pretrained model"""
@@ -171,20 +190,23 @@ class AdaptDemo(Stations):
 
     def evaluate(self) -> None:
         """Held-out works: with and without the memory, with another book's, and with a wide window"""
-        if self.results.exists():
+        if self.results.exists() and files.read_json(self.results)["with"] == self._made_with:
             console.print(f"already in {self.results}", markup=False)
             return
+        shutil.rmtree(self.export, ignore_errors=True)  # of what was trained before
         untrained = self._evaluated(self.adapted, "off,on")
         trained = self._evaluated(self.run_folder, "on,emptied,other")
         found = {
             "window": untrained["off"],
             "untrained": untrained["on"],
             "trained": trained["on"],
-            "emptied": trained["emptied"],
             "other": trained["other"],
+            "emptied": trained["emptied"],
             "wide": self._evaluated(self.wide, "on")["none"],
         }
-        files.write_json(self.results, beside_the_first(found))
+        files.write_json(
+            self.results, {"with": self._made_with, "systems": beside_the_first(found)}
+        )
 
     def _evaluated(self, model: Path, modes: str) -> dict[str, Any]:
         output = self.folder / f"evaluation-{model.name}.json"
@@ -216,9 +238,9 @@ class AdaptDemo(Stations):
 
     def summary(self) -> None:
         """What came out, and the next command."""
-        found = files.read_json(self.results)
+        found = files.read_json(self.results)["systems"]
         table = Table(box=None, padding=(0, 2))
-        for title in ("", "perplexity", "÷ window only", "95 % over works"):
+        for title in ("", "perplexity", "÷ the first", "95 % over works"):
             table.add_column(title)
         for name, row in found.items():
             ends = " to ".join(f"{x:.3f}" for x in row.get("ratio_interval", []))
