@@ -248,7 +248,9 @@ class MemoryConfig:
 
     def of(self, layer: int) -> MemoryConfig:
         """The memory of one layer: this one, changed by the layer's overrides. Raises UserError."""
-        changes = dict((self.overrides or {}).get(layer, {}))
+        if self.overrides is None:
+            return self
+        changes = dict(self.overrides.get(layer, {}))
         if "basis" in changes and "widths" not in changes and self.widths == (0.75 / self.basis,):
             changes["widths"] = None  # left out: as narrow as the layer's own centres are close
         if (

@@ -73,7 +73,7 @@ class Monitor:
 
     def began(self, **details: Any) -> None:
         """Record that the run begins or goes on, with plain values that tell where and with what."""
-        if self.first_step:
+        if self.first_step and self.rank == 0:  # which alone has read what was logged
             details["reached"] = max(self.reached, self.first_step)
         self.event(
             records.RESUMED if self.first_step else records.BEGAN, self.first_step, **details
