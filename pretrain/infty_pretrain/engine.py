@@ -145,12 +145,7 @@ class Engine:
                 skipped = self.faults.verdict(mean)
                 if skipped:  # makes every gradient NaN, so that the optimizer drops the step
                     loss = loss * math.nan
-            watch.lap("forward")
-            self.deepspeed.backward(loss * scale)
-            watch.lap("backward")
-            with parts.part(parts.OPTIMIZER):
-                norm = self.update(last)
-            watch.lap("optimizer")
+            norm = self._learn(loss * scale, last, watch)
             states.append(out.state)
             quarantined.append(bad)
         if not math.isfinite(norm):
@@ -173,6 +168,16 @@ class Engine:
             skipped,
             lanes,
         )
+
+    def _learn(self, loss: Tensor, last: bool, watch: Stopwatch) -> float:
+        """A micro-batch's backward, and the update after the last one; see `update`."""
+        watch.lap("forward")
+        self.deepspeed.backward(loss)
+        watch.lap("backward")
+        with parts.part(parts.OPTIMIZER):
+            norm = self.update(last)
+        watch.lap("optimizer")
+        return norm
 
     def _read(
         self, part: Window, state: Tree, *wanted: bool
