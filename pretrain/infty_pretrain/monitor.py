@@ -37,6 +37,7 @@ class Monitor:
         self.config, self.rank, self.tokens = config, rank, tokens
         self.peak: flops.Peak | None = None
         self.first_step, self.started = first_step, time.monotonic()
+        self.reached = first_step
         self.interval_start, self.interval_tokens, self.interval_steps = self.started, 0, 0
         self.writer = None
         if rank != 0:
