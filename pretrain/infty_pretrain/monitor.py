@@ -48,6 +48,7 @@ class Monitor:
         self.device = device
         self.peak: flops.Peak | None = None
         self.first_step, self.started = first_step, time.monotonic()
+        self.reached = first_step
         self.interval_start, self.interval_tokens, self.interval_steps = self.started, 0, 0
         self.seconds: dict[str, float] = defaultdict(float)
         """Of this interval, by what they went to."""

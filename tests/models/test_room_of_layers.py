@@ -53,3 +53,13 @@ def test_a_fresh_salience_is_even():
             block.memories["memory"].room.weight.zero_()
         _, out = logits(model, batch, statistics=True)
     assert out.figures["0.memory.room_spread"].item() == pytest.approx(1)
+
+
+def test_a_lane_whose_weight_is_not_finite_is_seen():
+    """A number a lane, without further dimensions, is looked at like everything else of its state."""
+    from infty_pretrain.faults.quarantine import damaged
+
+    state = build(VARIANTS["salience"]).initial_state(3)
+    assert not damaged(state).any()
+    state["layers"]["1"]["memories"]["memory"]["signal"]["weight"][1] = float("nan")
+    assert damaged(state).tolist() == [False, True, False]
