@@ -53,6 +53,8 @@ class Monitor:
         self.seconds: dict[str, float] = defaultdict(float)
         """Of this interval, by what they went to."""
         self.board: Board | None = None
+        self.reached = 0
+        """The last step that earlier starts recorded; known to rank 0."""
         if rank != 0:
             return
         given = config.logging.peak_tflops
