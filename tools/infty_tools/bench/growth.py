@@ -222,7 +222,8 @@ def measure(
 
 
 def _row(size: float | str, difference: list[float]) -> dict[str, Any]:
-    early, late = max(difference[1:11]), max(difference[11:] or difference[-1:])
+    early = max(difference[1:11] or difference)
+    late = max(difference[11:] or difference[-1:])
     return {"size": size, "grown": late / max(early, 1e-30), "difference": difference}
 
 
