@@ -159,3 +159,19 @@ def test_a_pretrained_model():
         ends = " to ".join(f"{x:.3f}" for x in row["ratio_interval"])
         assert cells == [f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}", ends]
     assert systems["untrained"]["nll"] == systems["window"]["nll"]
+
+
+def test_steps_of_training():
+    found = json.loads((DOCS / "results" / "train.json").read_text())
+    systems = found["sizes"]["demo"]["systems"]
+    page = (DOCS / "performance.md").read_text()
+    lines = page.split("<!-- figures of docs/results/train.json -->")[1].splitlines()[3:]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines]
+    rows = rows[: rows.index([""])]
+    assert [row[0] for row in rows] == list(systems)
+    for name, parameters, *milliseconds, tokens, speed in rows:
+        row = systems[name]
+        assert parameters == f"{row['parameters']:,}"
+        seconds = [row["seconds"][key] for key in ("least", "median", "most")]
+        assert milliseconds == [f"{1000 * x:,.0f}" for x in seconds]
+        assert (tokens, speed) == (f"{row['tokens_per_second']:,.0f}", f"{row['speed']:.2f}")
