@@ -42,6 +42,7 @@ RANGES: dict[str, Range] = {
     "ffn_size": whole(1, 2**22),
     "segment_length": whole(1, 2**20),
     "stm_length": whole(0, 2**24),
+    "sinks": whole(0, 2**20),
     "window": whole(1, 2**24),
     "norm_eps": Range(0, 0.1, above=True),
     "rope_theta": Range(1, 1e12),
@@ -78,6 +79,9 @@ class ModelConfig:
     """Tokens before the segment whose keys and values are attended to; a multiple of segment_length."""
     stm_layers: tuple[int, ...] | None = None
     """Layers (from 0) that have a short-term memory; left out: all."""
+    sinks: int = 0
+    """Tokens at the beginning of a document that stay in sight of layers with a short-term memory, when it has left
+    them behind: attention sinks (arXiv 2309.17453). At most segment_length."""
     window: int | None = None
     """Tokens that local attention sees at most, the token's own included; null: the short-term memory and the segment
     so far."""
@@ -166,6 +170,16 @@ class ModelConfig:
             f"{self.stm_length} is not a multiple of segment_length {self.segment_length} (0 means none)",
         )
         self._validate_layers("stm_layers", self.stm_layers)
+        _require(
+            self.sinks <= self.segment_length,
+            "sinks",
+            f"{self.sinks} must not exceed segment_length {self.segment_length}",
+        )
+        _require(
+            not self.sinks or self.positions != "relative",
+            "sinks",
+            "need positions other than relative",
+        )
         self._validate_layers("window_layers", self.window_layers)
         for name in self.memories or ():
             _require(
@@ -214,6 +228,10 @@ class ModelConfig:
     def stm_of(self, layer: int) -> int:
         """Length of this layer's short-term memory in tokens."""
         return self.stm_length if self.stm_layers is None or layer in self.stm_layers else 0
+
+    def sinks_of(self, layer: int) -> int:
+        """Tokens at the beginning of the document that this layer keeps in sight."""
+        return self.sinks if self.stm_of(layer) else 0
 
     def window_of(self, layer: int) -> int | None:
         """Tokens that this layer's attention sees at most; None where it sees all that are in sight."""

@@ -35,6 +35,7 @@ class InftyConfig(PretrainedConfig):
         segment_length: int = 512,
         stm_length: int = 0,
         stm_layers: list[int] | None = None,
+        sinks: int = 0,
         window: int | None = None,
         window_layers: list[int] | None = None,
         norm: str = "rmsnorm",
@@ -75,6 +76,7 @@ class InftyConfig(PretrainedConfig):
         self.segment_length = segment_length
         self.stm_length = stm_length
         self.stm_layers = stm_layers
+        self.sinks = sinks
         self.window = window
         self.window_layers = window_layers
         self.norm = norm
@@ -113,6 +115,10 @@ class InftyConfig(PretrainedConfig):
     def stm_of(self, layer: int) -> int:
         """Length of this layer's short-term memory in tokens."""
         return self.stm_length if self.stm_layers is None or layer in self.stm_layers else 0
+
+    def sinks_of(self, layer: int) -> int:
+        """Tokens at the beginning of the document that this layer keeps in sight."""
+        return self.sinks if self.stm_of(layer) else 0
 
     def window_of(self, layer: int) -> int | None:
         """Tokens that this layer's attention sees at most; None where it sees all that are in sight."""

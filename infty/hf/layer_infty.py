@@ -31,6 +31,7 @@ class InftyAttention(nn.Module):
     def __init__(self, config: InftyConfig, layer: int) -> None:
         super().__init__()
         self.config, self.stm = config, config.stm_of(layer)
+        self.sinks = config.sinks_of(layer)
         self.window = config.window_of(layer)
         self.kv_heads, self.group = (
             config.num_key_value_heads,
@@ -58,11 +59,15 @@ class InftyAttention(nn.Module):
         return q, keys, values
 
     def fields(self, dtype: torch.dtype) -> Tree:
-        """The short-term memory: unrotated keys and values of the `stm` tokens before the segment."""
+        """The short-term memory: unrotated keys and values of the `stm` tokens before the segment, and of the sinks."""
         if not self.stm:
             return Tree({})
         field = Field((self.kv_heads, self.stm, self.config.head_dim), dtype)
-        return Tree({"key": field, "value": field})
+        fields = {"key": field, "value": field}
+        if self.sinks:
+            sink = Field((self.kv_heads, self.sinks, self.config.head_dim), dtype)
+            fields |= {"sink_key": sink, "sink_value": sink}
+        return Tree(fields)
 
     def in_sight(self, state: PartState) -> tuple[Tensor, Tensor]:
         """Keys and values [b, K, stm+w, d] of the short-term memory and the segment so far."""
@@ -74,13 +79,33 @@ class InftyAttention(nn.Module):
             torch.cat([state.kept["value"].to(value.dtype), value], 2),
         )
 
+    def kept_sinks(self, state: PartState, piece: Piece) -> list[Attended]:
+        """The first tokens of the document, seen where the short-term memory has left them behind."""
+        if not self.sinks:
+            return []
+        left = piece.segments * self.config.segment_length > self.stm
+        key, value = (
+            state.kept[f"sink_{name}"].to(state.segment[name].dtype) for name in ("key", "value")
+        )
+        return [Attended(key, value, left, 0.0)]
+
     def end_segment(
         self, keys: Tensor, values: Tensor, piece: Piece, state: PartState
     ) -> PartState:
-        """The new short-term memory, in rows whose segment is complete."""
-        if self.stm:
-            state = state.keep(key=self._tail(keys, piece), value=self._tail(values, piece))
-        return state
+        """The new short-term memory and sinks, in rows whose segment is complete."""
+        if not self.stm:
+            return state
+        new = {"key": self._tail(keys, piece), "value": self._tail(values, piece)}
+        if self.sinks:
+            for name, tokens in (("sink_key", keys), ("sink_value", values)):
+                new[name] = self._first(tokens, state.kept[name], piece)
+        return state.keep(**new)
+
+    def _first(self, x: Tensor, kept: Tensor, piece: Piece) -> Tensor:
+        """The sinks after a segment: its first tokens, where it is the document's first."""
+        begins = (piece.segments == 0)[:, None, None, None]
+        first = torch.where(begins, x[:, :, self.stm : self.stm + self.sinks], kept)
+        return piece.where_complete(first, kept)
 
     def _tail(self, x: Tensor, piece: Piece) -> Tensor:
         return piece.where_complete(x[:, :, x.shape[2] - self.stm :], x[:, :, : self.stm])
@@ -255,7 +280,8 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         if inputs.piece.ends:
             ended = Ended(keys, values, inputs.piece, enabled, losses)
             state = self._end_segment(state, ended)
-        attended = [r.attended for r in readings.values() if r.attended is not None]
+        attended = self.attention.kept_sinks(attention, inputs.piece)
+        attended += [r.attended for r in readings.values() if r.attended is not None]
         updates = [r.update for r in readings.values() if r.update is not None]
         return Read(keys, values, attended, updates), state
 

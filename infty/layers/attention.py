@@ -46,6 +46,7 @@ class LocalAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.segment_length, self.stm = config.segment_length, config.stm_of(layer)
+        self.sinks = config.sinks_of(layer)
         self.head_size, self.group = config.head_size, config.heads // config.kv_heads
         self.kv_heads = config.kv_heads // groups.tensor_size()
         self.window = config.window_of(layer)
@@ -57,7 +58,10 @@ class LocalAttention(nn.Module):
         # For each key/value head: its group of queries, its key, its value. So any slice by heads is whole.
         width = config.kv_heads * (self.group + 2) * self.head_size
         self.qkv = ColumnParallelLinear(
-            config.hidden_size, width, normal(f"{layer}.qkv", config.init_std), bias=config.qkv_bias
+            config.hidden_size,
+            width,
+            normal(f"{layer}.qkv", config.init_std),
+            bias=config.qkv_bias,
         )
         self.query_norm = HeadNorm(config) if config.qk_norm else None
         self.key_norm = HeadNorm(config) if config.qk_norm else None
@@ -69,20 +73,52 @@ class LocalAttention(nn.Module):
         )
 
     def fields(self, dtype: torch.dtype) -> Tree:
-        """The short-term memory: unrotated keys and values of the last `stm` tokens; nothing without one."""
+        """The short-term memory: unrotated keys and values of the last `stm` tokens, and of the sinks; nothing without
+        one."""
         if not self.stm:
             return Tree({})
         field = Field((self.kv_heads, self.stm, self.head_size), dtype, split=True)
-        return Tree({"key": field, "value": field})
+        fields = {"key": field, "value": field}
+        if self.sinks:
+            sink = Field((self.kv_heads, self.sinks, self.head_size), dtype, split=True)
+            fields |= {"sink_key": sink, "sink_value": sink}
+        return Tree(fields)
 
-    def remember(self, keys: Tensor, values: Tensor, state: Tree) -> tuple[Tensor, Tensor, Tree]:
-        """Keys and values [b, K, T, d] of a window -> the same after those of the short-term memory, and its new
-        state."""
+    def remember(
+        self, keys: Tensor, values: Tensor, state: Tree, seen: Tensor
+    ) -> tuple[Tensor, Tensor, list[Attended], Tree]:
+        """Keys and values [b, K, T, d] of a window -> the same after those of the short-term memory, the sinks, and
+        the new state. `seen`: as in `forward`."""
         if not self.stm:
-            return keys, values, state
+            return keys, values, [], state
+        sinks, new = self._keep_sinks(keys, values, state, seen)
         keys = torch.cat([state["key"].to(keys.dtype), keys], 2)
         values = torch.cat([state["value"].to(values.dtype), values], 2)
-        return keys, values, Tree({"key": self._tail(keys), "value": self._tail(values)})
+        new |= {"key": self._tail(keys), "value": self._tail(values)}
+        return keys, values, sinks, Tree(new)
+
+    def _keep_sinks(
+        self, keys: Tensor, values: Tensor, state: Tree, seen: Tensor
+    ) -> tuple[list[Attended], dict[str, Tensor]]:
+        """The first tokens of every segment's document, to be attended to where the short-term memory has left them
+        behind; and their new state."""
+        if not self.sinks:
+            return [], {}
+        found: dict[str, Tensor] = {}
+        new: dict[str, Tensor] = {}
+        for name, tokens in (("sink_key", keys), ("sink_value", values)):
+            kept = state[name].to(tokens.dtype)
+            first = tokens.unflatten(2, (-1, self.segment_length))[:, :, :, : self.sinks]
+            each = []
+            for s in range(seen.shape[1]):
+                begins = (seen[:, s] == 0)[:, None, None, None]
+                kept = torch.where(begins, first[:, :, s], kept)
+                each.append(kept)
+            found[name] = torch.cat(each, 2)  # [b, K, S*n, d]
+            new[name] = kept.clone()
+        visible = self.sinks * (seen * self.segment_length > self.stm)
+        n = self.sinks
+        return [Attended(found["sink_key"], found["sink_value"], visible, n, n)], new
 
     def _tail(self, tokens: Tensor) -> Tensor:
         """The last `stm` tokens, [b, K, stm, d]; a copy, or the state would keep the whole window's storage."""

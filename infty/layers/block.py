@@ -94,7 +94,9 @@ class Block(nn.Module):
         with part(ATTENTION):
             h = self.region.enter(self.attention_norm(x))
             q, keys, values = self.attention.project(h)
-            keys, values, short_term = self.attention.remember(keys, values, state["attention"])
+            keys, values, sinks, short_term = self.attention.remember(
+                keys, values, state["attention"], how.seen
+            )
         inputs = Inputs(
             q,
             keys,
@@ -111,7 +113,7 @@ class Block(nn.Module):
             how.pictures,
         )
         readings = self._read(inputs, state["memories"], attends=True)
-        attended = [reading.attended for reading in readings.values()]
+        attended = [*sinks, *(reading.attended for reading in readings.values())]
         with part(ATTENTION):
             partial = self.attention.out(self.attention(q, keys, values, how.seen, attended))
         readings |= self._read(inputs, state["memories"], attends=False)

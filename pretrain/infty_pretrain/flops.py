@@ -43,7 +43,7 @@ def forward_per_token(config: ModelConfig) -> dict[str, float]:
     }
     for i in range(layers):
         costs = memory_costs(config, i, ONE)
-        parts["attention"] += 4.0 * H * d * (config.stm_of(i) + L / 2)
+        parts["attention"] += 4.0 * H * d * (config.sinks_of(i) + config.stm_of(i) + L / 2)
         if (
             config.positions == "relative"
         ):  # scores by distance, and the projection of the distances once a window

@@ -95,6 +95,11 @@ CONDITIONS: tuple[Condition, ...] = (
         "model.stm_layers names no layer",
     ),
     ("model.stm_layers", lambda c: c.model.stm_length > 0, "model.stm_length is 0"),
+    (
+        "model.sinks",
+        lambda c: any(map(c.model.stm_of, range(c.model.layers))),
+        "no layer has a short-term memory (model.stm_length, model.stm_layers)",
+    ),
     ("model.window_layers", lambda c: c.model.window is not None, "model.window is not set"),
     (
         "model.rope_scaling",

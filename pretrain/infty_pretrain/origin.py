@@ -30,7 +30,7 @@ ORIGINAL = "original"
 """In a checkpoint that `infty adapt` made, and in the folder of a run that began with one: the original's tokenizer,
 generation config and license."""
 FREE = re.compile(
-    r"model\.(vocab_size|dropout|init_std|segment_length|stm_length|stm_layers|memory|memories)\b"
+    r"model\.(vocab_size|dropout|init_std|segment_length|stm_length|stm_layers|sinks|memory|memories)\b"
 )
 """Keys that may differ between a checkpoint and a run that begins with it."""
 

@@ -82,6 +82,7 @@ def test_every_station_is_one_command(place, asked, capsys):
     ]
     narrow, wide = asked[:2]
     assert "continuation" in narrow and "model.segment_length=16" in narrow
+    assert "model.sinks=4" in narrow
     assert "--memory" not in wide and "model.stm_length=32" in wide  # all 64 positions
     assert {"run.steps=7", "batch.lanes=1"} <= set(asked[4])
     found = files.read_json(place / "demo" / "results.json")["systems"]

@@ -81,6 +81,7 @@ CASES = [
         ["model.memory=null", "checkpoint.memory=reset"],
     ),
     ("model.stm_length", ["model.stm_length=8", "model.stm_layers=[]"], ["model.stm_layers=[1]"]),
+    ("model.sinks", ["model.sinks=2", "model.stm_length=0"], ["model.sinks=2"]),
     ("model.stm_layers", ["model.stm_length=0", "model.stm_layers=[1]"], ["model.stm_layers=[1]"]),
     (
         "optimizer.gate_lr",

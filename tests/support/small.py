@@ -67,6 +67,7 @@ VARIANTS = {
         LLAMA, stm_layers=(1,), memory=replace(LLAMA.memory, layers=(0,), kl_weight=0.0)
     ),
     "no memory": replace(LLAMA, memory=None),
+    "sinks": replace(LLAMA, sinks=2, memory=None),
     "wide heads": replace(
         LLAMA,
         head_size=12,

@@ -55,6 +55,8 @@ PAPER = replace(
 
 VARIANTS = {
     "llama": LLAMA,
+    "sinks": replace(LLAMA, sinks=3, memory=None),
+    "sinks gpt2": replace(GPT2, stm_length=16, sinks=1),
     "llama tied": replace(LLAMA, tie_embeddings=True, stm_length=0),
     "gpt2": GPT2,
     "gpt2 untied": replace(GPT2, tie_embeddings=False, stm_length=16),

@@ -36,13 +36,15 @@ READERS = ("gguf", "accelerate")
 """What transformers needs to read a GGUF."""
 HELD_OUT = 8
 """Works: an interval over fewer means little."""
+SINKS = 4
+"""First tokens that stay in sight: without them a model whose window slides does worse than one that begins anew."""
 CEILING = 2048
 """Tokens that the original sees when it is read as a ceiling, if it knows so many positions."""
 MOST = 10**9
 PROMPT = "It was the last evening of the year, and"
 
 SYSTEMS = {
-    "window": "window only",
+    "window": "window and sinks",
     "untrained": "the same, memory untrained",
     "trained": "the same, memory trained",
     "other": "the same, memory of another book",
@@ -153,6 +155,7 @@ class AdaptDemo(Stations):
         # Learned positions are numbered anew in every segment, and a short-term memory would confuse them.
         half = 0 if _kind(self.model) == "gpt2" else window // 2
         sizes = [f"model.segment_length={window - half}", f"model.stm_length={half}"]
+        sizes += [f"model.sinks={min(SINKS, half)}"] if half else []
         self.infty("adapt", self.model, "--output", output, *options, *sizes)
 
     def get_books(self) -> None:

@@ -33,6 +33,7 @@ FREE = (
     "segment_length",
     "stm_length",
     "stm_layers",
+    "sinks",
     "dropout",
     "init_std",
     "vocab_multiple",

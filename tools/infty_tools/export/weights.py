@@ -77,6 +77,7 @@ def convert_config(config: ModelConfig, **extra: Any) -> InftyConfig:
         segment_length=config.segment_length,
         stm_length=config.stm_length,
         stm_layers=values["stm_layers"],
+        sinks=config.sinks,
         window=config.window,
         window_layers=values["window_layers"],
         norm=config.norm,
