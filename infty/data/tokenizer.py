@@ -157,7 +157,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.path = path
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError, TypeError) as error:
+            self._model.id_to_piece(list(range(self._model.vocab_size())))  # all are text
+        except (OSError, RuntimeError, TypeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not a sentencepiece model: {error}") from error
         self.vocab_size, own = self._model.vocab_size(), self._model.eos_id()
         self._usual_end = self._model.id_to_piece(own) if own >= 0 else None

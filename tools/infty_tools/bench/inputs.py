@@ -132,7 +132,8 @@ class Harness:
         from infty_tools.bench.input_kinds import KINDS
         from infty_tools.bench.input_trials import carry_out
 
-        place = self.folder / "trial"
+        # "../.." of its inputs is still a folder of this bench.
+        place = self.folder / "trials" / "trial"
         (place / "inputs").mkdir(parents=True)
         trial = KINDS[kind](self.inputs, place, random.Random(f"{self.seed} {kind} {number}"))
         ending = carry_out(trial, place / "inputs")
