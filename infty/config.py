@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from infty import ranges
 from infty.errors import UserError
-from infty.memory.config import LEFT_OUT, LeftOut, MemoryConfig
+from infty.memory.config import LEFT_OUT, LeftOut
 from infty.memory.rope_scaling import RopeScaling
+from infty.memory.sections import ContinuationConfig, held_in
 from infty.memory_kinds import section_of
 from infty.ranges import Range, whole
 
@@ -84,14 +85,18 @@ class ModelConfig:
     vocab_size: int | None = None
     """Number of tokens; left out: taken from the dataset's tokenizer."""
     hidden_size: int = 768
+    """Features of the residual stream [e]."""
     layers: int = 12
+    """Decoder layers."""
     heads: int = 12
+    """Query heads [H]."""
     kv_heads: LeftOut[int] = LEFT_OUT
     """Heads that share keys and values in groups; left out: as many as heads."""
     head_size: LeftOut[int] = LEFT_OUT
     """Channels of a head [d]; left out: hidden_size / heads."""
     ffn_size: LeftOut[int] = LEFT_OUT
-    """Left out: 4 x hidden (gelu) or 8/3 x hidden rounded up to a multiple of 64 (swiglu)."""
+    """Width of the feed-forward layers; left out: 4 x hidden (gelu) or 8/3 x hidden rounded up to a multiple of 64
+    (swiglu)."""
     segment_length: int = 512
     """Tokens in a segment [L]: the unit in which the long-term memory is written."""
     stm_length: int = 0
@@ -107,27 +112,39 @@ class ModelConfig:
     window_layers: tuple[int, ...] | None = None
     """Layers (from 0) in which `window` holds; left out: all."""
     norm: LeftOut[Literal["layernorm", "rmsnorm"]] = LEFT_OUT
+    """The norm before attention, before the feed-forward layer and at the end; left out: the family's."""
     activation: LeftOut[Literal["gelu", "swiglu"]] = LEFT_OUT
+    """Of the feed-forward layers; left out: the family's."""
     positions: LeftOut[Literal["learned", "rotary", "relative", "none"]] = LEFT_OUT
-    """`relative`: Transformer-XL's (Dai et al., arXiv 1901.02860)."""
+    """How attention knows positions; left out: the family's. `relative`: Transformer-XL's (Dai et al., arXiv
+    1901.02860)."""
     bias: LeftOut[bool] = LEFT_OUT
-    """Of the linear layers, where none of the next three says otherwise."""
+    """Biases of the linear layers, where none of the next three keys says otherwise; left out: the family's."""
     qkv_bias: LeftOut[bool] = LEFT_OUT
+    """Biases of queries, keys and values; left out: `bias`."""
     attention_out_bias: LeftOut[bool] = LEFT_OUT
+    """Bias of attention's output; left out: `bias`."""
     mlp_bias: LeftOut[bool] = LEFT_OUT
+    """Biases of the feed-forward layers; left out: `bias`."""
     qk_norm: bool = False
     """Normalise each head's queries and keys (RMS) before they are rotated, as Qwen3 does."""
     tie_embeddings: LeftOut[bool] = LEFT_OUT
+    """Use the embedding as the output matrix; left out: the family's."""
     norm_eps: float = 1e-5
+    """Added to the variance in a norm."""
     rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """How rotary frequencies are stretched; null: not at all."""
     dropout: float = 0.0
+    """Share of the embeddings, attention weights and layer outputs that training drops."""
     init_std: float = 0.02
+    """Standard deviation of the initial weights."""
     vocab_multiple: int = 128
     """The embedding is padded to a multiple of this many rows; padding never changes the loss."""
-    memory: Any = field(default_factory=MemoryConfig)
-    """The memory beyond the short-term one, of the kind that it names (infty.memory_kinds); null: none."""
+    memory: Any = field(default_factory=ContinuationConfig)
+    """The memory beyond the short-term one, of the kind that it names; null: none; left out: what
+    followed, in the last layer (docs/memory.md says why)."""
     memories: dict[str, Any] | None = None
     """Further memories beside it, by name."""
     lora: LoraConfig | None = None
@@ -228,7 +245,7 @@ class ModelConfig:
         return {
             name: section.of(layer)
             for name, section in self.sections().items()
-            if section.layers is None or layer in section.layers
+            if layer in held_in(section, self.layers)
         }
 
     @property

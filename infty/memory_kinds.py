@@ -19,7 +19,12 @@ class MemorySection(Protocol):
     """What every memory's section of the config has: a frozen dataclass that checks itself when it is made."""
 
     layers: tuple[int, ...] | None
-    """Layers (from 0) that have this memory; None: all."""
+    """Layers (from 0) that have this memory; None: all, or the last, as `everywhere` says."""
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether all layers have this memory where `layers` is left out; otherwise the last one has."""
+        ...
 
     @property
     def learns_to_write(self) -> bool:

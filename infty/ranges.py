@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class Range:
     below: bool = False
     """Without `most` itself."""
 
-    words: tuple[str, ...] = ()
+    words: Collection[str] = ()
     """What may stand in place of a number."""
 
     def __contains__(self, value: Any) -> bool:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from infty.errors import UserError
-from infty_tools.bench import input_mutations, inputs
+from infty_tools.bench import input_mutations, inputs, ledger
 from infty_tools.bench.input_kinds import KINDS
 from infty_tools.bench.input_trials import GOOD, digests, outcome_of
 
@@ -89,7 +89,7 @@ def test_a_ledger_is_gone_on_with(tmp_path):
     path = tmp_path / "ledger.jsonl"
     row = {"seed": 0, "kind": "texts", "number": 3, "outcome": "traceback"}
     for written in (row, row | {"seed": 1}, row | {"outcome": "right"}):
-        inputs.write_row(path, written)
+        ledger.write_row(path, written)
     with open(path, "a") as f:
         f.write('{"seed": 0, "ki')
     assert inputs.read_ledger(path, 0) == {("texts", 3): row | {"outcome": "right"}}

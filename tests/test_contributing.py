@@ -20,13 +20,13 @@ from infty import config as model_config
 from infty.config import ModelConfig
 from infty.errors import UserError
 from infty.layers.memories.base import Layout
-from infty.memory import config as memory_config
 from infty.memory import contraction, densities
 from infty.memory.basis import GaussianBasis
 from infty.memory.config import MemoryConfig
 from infty.memory.reading import Parameter, statistics
 from infty.memory_kinds import memory_of
 from infty.models.lm import InftyLM
+from infty_pretrain import config as configs
 from support import twins
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,17 +65,12 @@ def trained(config: ModelConfig) -> InftyLM:
 def test_a_contraction_policy(monkeypatch, single_process):
     Floor = recipe("policy").Floor
     monkeypatch.setitem(contraction.NAMED, "floor", Floor)
-    named = (*memory_config.POLICIES, "floor")
-    accepted = replace(memory_config.RANGES["contraction"], words=named)
-    monkeypatch.setattr(memory_config, "POLICIES", named)
-    monkeypatch.setitem(memory_config.RANGES, "contraction", accepted)
     plan = contraction.policy("floor").plan(torch.tensor([0, 1, 100]))
     assert plan.keep.tolist() == [0, 0.5, 15 / 16]
-    trained(ModelConfig(**SMALL, memory=MemoryConfig(basis=16, bins=16, contraction="floor")))
-
-
-def test_every_policy_can_be_named_in_a_config():
-    assert set(contraction.NAMED) == set(memory_config.POLICIES)
+    written = {"model": {"memory": {"basis": "16", "bins": "16", "contraction": "floor"}}}
+    memory = configs.from_dict(written | {"run": {"steps": "1"}}).model.memory
+    assert memory.contraction == "floor"
+    trained(ModelConfig(**SMALL, memory=memory))
 
 
 def test_a_density(monkeypatch, single_process):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from infty.memory.contraction import NAMED
 from infty.memory.densities import FAMILIES
 from infty.memory.signals import SIGNALS
 
@@ -52,9 +53,16 @@ INSIDE |= {
 # What an exported model needs beside the standard library.
 CARRIED = {
     "infty.memory": {"torch", "triton", "infty"},
-    "infty.hf": {"torch", "triton", "transformers", "infty"},
+    "infty.hf": {"torch", "triton", "transformers", "safetensors", "infty"},
 }
-CARRIED_OF_INFTY = ("infty.memory", "infty.hf", "infty.errors", "infty.ranges", "infty.tree")
+CARRIED_OF_INFTY = (
+    "infty.memory",
+    "infty.hf",
+    "infty.errors",
+    "infty.files",
+    "infty.ranges",
+    "infty.tree",
+)
 
 # What a batch script runs, outside the container that may hold everything else.
 STANDARD_LIBRARY = (
@@ -177,18 +185,29 @@ def test_an_exported_model_carries_its_mathematics(part):
     assert not wrong
 
 
-def test_densities_and_signals_are_asked_what_they_are_not_what_they_are_called():
-    """Nothing of a density or a signal is decided by a comparison with its name, wherever."""
-    names = {*FAMILIES, *SIGNALS}
+def test_parts_of_a_memory_are_asked_what_they_are_not_what_they_are_called():
+    """Nothing of a density, a signal or a policy is decided by a comparison with its name, wherever."""
+    names = {*FAMILIES, *SIGNALS, *NAMED} - {"learned"}  # positions can be learned, too
     wrong = [
         f"{name}:{node.lineno}"
         for name, path in modules().items()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Compare)
         for x in ast.walk(node)
-        if isinstance(x, ast.Constant) and isinstance(x.value, str) and x.value in names
+        if (isinstance(x, ast.Constant) and isinstance(x.value, str) and x.value in names)
+        or (isinstance(x, ast.Attribute) and x.attr == "contraction")
     ]
     assert not wrong
+
+
+def test_megatron_is_imported_in_one_place():
+    """infty.megatron imports it without the compiler that it would bring in."""
+    users = {name for name, path in modules().items() if below_any(imports(name, path), "megatron")}
+    assert users == {"infty.megatron"}
+
+
+def below_any(names: set[str], package: str) -> bool:
+    return any(below(name, [package]) for name in names)
 
 
 def test_relative_imports_are_understood(tmp_path):
@@ -235,9 +254,15 @@ def test_a_wheel_holds_three_packages(tmp_path):
     assert not missing
 
 
-def test_the_command_line_starts_without_what_only_some_verbs_need():
-    """`infty --help` answers at once; a verb imports torch when it runs."""
+def test_programs_start_without_what_they_do_not_need():
+    """`infty --help` answers at once; a verb imports torch when it runs, and training no compiler."""
     heavy = "torch", "transformers", "deepspeed", "megatron", "matplotlib"
-    code = f"import sys, infty_tools.cli; print([n for n in {heavy} if n in sys.modules])"
+    compilers = "torch._dynamo", "torch._inductor", "transformers", "matplotlib"
+    code = f"""
+import sys, infty_tools.cli
+print([n for n in {heavy} if n in sys.modules])
+import infty_pretrain.trainer
+print([n for n in {compilers} if n in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-2:] == ["[]", "[]"]

@@ -26,8 +26,9 @@ OWN = {
     "_outline",  # a cache's key
     "_with_reading_steps",  # a library's object
     "_ephemeral",  # whether a checkpoint of this run goes; what is resumed from is read by Reader
-    "_forget_after",  # metrics of this run
+    "forget_after",  # metrics of this run
     "_others",  # what ranks told each other
+    "_config",  # likewise, of a model
     "options",  # as a file that is written of it will be read
     "run_alone",
     "convert_config",

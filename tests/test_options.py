@@ -123,8 +123,8 @@ def test_before_any_work_it_says_what_is_accepted(words, said_of_it):
         ("--tokens=-3", "whole number from 2"),
         ("--window=0", "whole number from 1"),
         ("--stride=0", "whole number from 1"),
-        ("--memory=", "not one or more of on, off, emptied, other"),
-        ("--memory=on,of", "not one or more of on, off, emptied, other"),
+        ("--memory=", "must be one or more of on, off, emptied, other"),
+        ("--memory=on,of", "must be one or more of on, off, emptied, other"),
         ("--memory=on,on", "each once"),
         ("--plots=", "it is empty"),
         ("--plots=/dev/null", "is a file"),
@@ -158,13 +158,22 @@ def test_export(tmp_path, size):
         ("--top-p=nan", "--top-p"),
         ("--top-p=1.1", "from 0 to 1"),
         ("--max-new-tokens=0", "from 1"),
-        ("--prompt-file=", "it is empty"),
+        ("--prompt= ", "nothing but space"),
+        ("--read=", "it is empty"),
+        ("--memory=", "it is empty"),
+        ("--memory=a --memory=b", "bookmarks cannot be merged"),
+        ("--save-memory=x", "name a text with --read"),
         ("--device=", "it is empty"),
     ],
 )
 def test_generate(tmp_path, option, words):
     assert words in said(
-        "generate", "--model", tmp_path, *(["--prompt", "x"] * ("prompt" not in option)), option
+        "generate",
+        "--model",
+        tmp_path,
+        *(["--prompt", "x"] * ("prompt" not in option)),
+        *option.split(" --")[:1],
+        *(f"--{more}" for more in option.split(" --")[1:]),
     )
 
 

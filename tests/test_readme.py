@@ -91,6 +91,12 @@ def test_the_six_steps_and_what_evaluating_says(tmp_path):
     assert [list(m["memory"]) for m in found["models"]] == [["none"], ["on", "off"]]
     assert found["comparisons"][0]["ratio"] > 0 and "WITHOUT WITH" in beside
     assert sorted(p.name for p in (tmp_path / "plots").iterdir()) == ["position.png", "ratio.png"]
+    [told, *_, tables, _] = (run(s, tmp_path) for s in commands("docs/monitoring.md"))
+    assert "written: report.html" in told and "# Run demo" in tables
+    assert "without" in (tmp_path / "compared.html").read_text()
+    both = json.loads((tmp_path / "compared.json").read_text())["runs"]
+    assert [r["state"] for r in both] == ["finished: 3 of 3 steps"] * 2
+    assert list(both[0]["evaluations"]) == ["validation.json"] and both[0]["figures"]
     modes = json.loads((tmp_path / "modes.json").read_text())["models"][0]["memory"]
     assert list(modes) == ["on", "off", "emptied", "other"]
     assert "window of 256 tokens, stride 128" in another

@@ -152,12 +152,14 @@ class DatasetWriter:
     def __init__(
         self, output: Path, tokenizer: Tokenizer, task: dict[str, Any] | None = None
     ) -> None:
-        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+        from infty.megatron import indexed_dataset
 
         output.mkdir(parents=True)
         self.output, self.tokenizer = output, tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
-        self._builder = IndexedDatasetBuilder(str(output / f"{PREFIX}.bin"), dtype=self.dtype.type)
+        self._builder = indexed_dataset.IndexedDatasetBuilder(
+            str(output / f"{PREFIX}.bin"), dtype=self.dtype.type
+        )
         self._digest, self._tokens = hashlib.sha256(), 0
         self.names: list[str] = []
         self.words: list[int] = []

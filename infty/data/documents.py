@@ -79,10 +79,12 @@ class Documents:
                 "it was cut short or changed; prepare the dataset again or copy it again"
             )
         _check_index(folder / f"{PREFIX}.idx", info.documents)
-        from megatron.core.datasets.indexed_dataset import IndexedDataset
+        from infty.megatron import indexed_dataset
 
         try:
-            index = IndexedDataset(str(folder / PREFIX), multimodal=False, mmap=True)
+            index = indexed_dataset.IndexedDataset(
+                str(folder / PREFIX), multimodal=False, mmap=True
+            )
             lengths = np.asarray(index.sequence_lengths, dtype=np.int64)
         except PermissionError:  # not damage: preparing again would not help
             raise

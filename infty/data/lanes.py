@@ -32,14 +32,9 @@ class Piece:
     """Whether the document begins here."""
 
 
-def repeated_documents(lengths: Sequence[int] | np.ndarray, lanes: int) -> int:
-    """How many of `lanes` lanes begin with a copy of a document that another lane begins with, in a dataset whose
-    documents have `lengths` tokens. What such a lane reads, another reads at the same time or nearly so."""
-    return max(0, lanes - usable_documents(lengths))
-
-
 def usable_documents(lengths: Sequence[int] | np.ndarray) -> int:
-    """How many documents give a prediction: those of two tokens or more."""
+    """How many documents give a prediction: those of two tokens or more. Of more lanes than that, the others begin with
+    a copy of a document that another lane reads, at the same time or nearly so."""
     return int((np.asarray(lengths) >= 2).sum())
 
 
@@ -105,6 +100,23 @@ class LaneSchedule:
         """Single pass only: nothing is left to read in any lane."""
         dealt = self.index == len(self._order) and not self.returned
         return self.single_pass and dealt and all(c.document < 0 for c in self.cursors)
+
+    @property
+    def finished(self) -> int:
+        """Documents that were read to their end, in all epochs."""
+        dealt = self.epoch * len(self.usable) + self.index - len(self.returned)
+        return dealt - sum(cursor.document >= 0 for cursor in self.cursors)
+
+    @property
+    def progress(self) -> float:
+        """How far the lanes are in their documents, from 0 to 1: a mean over those that stand in one."""
+        places = [c.position / self.lengths[c.document] for c in self.cursors if c.document >= 0]
+        return float(np.mean(places)) if places else 1.0
+
+    @property
+    def padding_share(self) -> float:
+        """Share of all tokens read so far that only pad the last segments of documents."""
+        return self.padding / max(1, self.padding + self.predictions)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on from here, as plain JSON values; lanes by their id."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from infty import exit_codes
 from infty.data import build
 from infty.data import prepare as one_process
 from infty.data.build import Job
@@ -43,13 +44,13 @@ def prepare(request: Request, progress: Progress, tell: Callable[[str], None]) -
         return _together(MPI, request, place, progress, tell)
     except UserError:
         if MPI.COMM_WORLD.rank:
-            raise SystemExit(2) from None
+            raise SystemExit(exit_codes.MISTAKE) from None
         raise
     except BaseException as error:  # on this rank alone: the others would wait for it for ever
         print(_reason(error), file=sys.stderr, flush=True)
-        MPI.COMM_WORLD.Abort(
-            130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-        )
+        stopped = isinstance(error, KeyboardInterrupt)
+        status = exit_codes.INTERRUPTED if stopped else getattr(error, "exit_code", 1)
+        MPI.COMM_WORLD.Abort(status)
         raise
     finally:
         place.close()

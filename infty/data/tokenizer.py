@@ -157,7 +157,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.path = path
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError, TypeError) as error:
+            self._model.id_to_piece(list(range(self._model.vocab_size())))  # all are text
+        except (OSError, RuntimeError, TypeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not a sentencepiece model: {error}") from error
         self.vocab_size, own = self._model.vocab_size(), self._model.eos_id()
         self._usual_end = self._model.id_to_piece(own) if own >= 0 else None
@@ -239,7 +240,7 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._model.decode([int(i) for i in ids])
+        return self._model.decode(_plain(ids))
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -312,7 +313,12 @@ class HuggingFaceTokenizer(Tokenizer):
         return np.asarray(encoded.ids, dtype=np.int64), ends
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self.backend.decode(_plain(ids), skip_special_tokens=False)
+
+
+def _plain(ids: Sequence[int]) -> list[int]:
+    """Python's own integers, as libraries want them; of an array all at once."""
+    return np.asarray(ids, dtype=np.int64).tolist()
 
 
 def _check_unicode(text: str) -> None:

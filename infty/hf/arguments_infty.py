@@ -15,6 +15,24 @@ VARLEN = ("cu_seq_lens_k", "max_length_q", "max_length_k")
 LOSS = ("num_items_in_batch", "ignore_index", "shift_labels")  # what transformers' loss takes
 
 
+NOT_COMPILED = (
+    "an infty model is not for torch.compile or torch.export: which memory is written when depends on how "
+    "far each text has been read; run the model as it is"
+)
+
+
+def refuse_compilers() -> None:
+    """Raise ValueError where a compiler traces the model, instead of compiling anew for every place in a segment."""
+    if torch.compiler.is_compiling():
+        _refuse()
+
+
+@torch.compiler.disable(reason=NOT_COMPILED)
+def _refuse() -> None:
+    # Not traced, but run: what is raised while dynamo traces, it swallows.
+    raise ValueError(NOT_COMPILED)
+
+
 def one_cache(cache: InftyCache | None, older: InftyCache | None) -> InftyCache:
     """The one that was given, under either name, or an empty one. Raises ValueError."""
     if cache is not None and older is not None:
@@ -161,4 +179,4 @@ def refuse_others(kwargs: dict[str, Any], known: tuple[str, ...] = ()) -> None:
         )
 
 
-__all__ = ["document_starts", "one_cache", "refuse_others", "token_mask"]
+__all__ = ["document_starts", "one_cache", "refuse_compilers", "refuse_others", "token_mask"]

@@ -3,17 +3,35 @@ text."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from infty.hf import bookmark_infty as bookmarks
+from infty.hf.bookmark_infty import Bookmark, TextRead
 from infty.hf.state_infty import InftyLayerState
 
 # What a model's output calls its cache: transformers renamed `past_key_values`, and passes it under the new name.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+class ReadBy:
+    """The model that has read, as long as something else keeps it; copies of a cache share it."""
+
+    def __init__(self, model: Any = None) -> None:
+        self.model = (lambda: None) if model is None else weakref.ref(model)
+
+    def __deepcopy__(self, memo: Any) -> ReadBy:
+        return self
+
+    def __reduce__(self) -> Any:
+        return ReadBy, ()
 
 
 class InftyCache(Cache):
@@ -38,6 +56,8 @@ class InftyCache(Cache):
             None  # int64 [b], on the host: whole segments read of each row's document
         )
         self.tokens = 0  # columns of input seen, padding included: what transformers calls the sequence length
+        self.texts: tuple[TextRead, ...] = ()  # what was read, as far as `note` was told
+        self.read_by = ReadBy()
 
     def store(
         self, states: tuple[InftyLayerState, ...], fill: Tensor, segments: Tensor, tokens: int
@@ -45,6 +65,35 @@ class InftyCache(Cache):
         """Replace the state, after `tokens` more columns of input. It carries no gradient out of a call."""
         self.states = tuple(state.map(Tensor.detach) for state in states)
         self.fill, self.segments, self.tokens = fill, segments, self.tokens + tokens
+
+    def note(self, name: str, text: str, tokens: int) -> None:
+        """Note for bookmarks what text was read last, by a name and in how many tokens. Its digest is kept, not the
+        text."""
+        self.texts = (*self.texts, TextRead.of(name, text, tokens))
+
+    def save(self, path: str | Path) -> None:
+        """Write a bookmark: a safetensors file from which `load` goes on. Its size does not depend on the text's.
+
+        Raises ValueError when nothing was read, or the model that has read is gone.
+        """
+        if self.states is None or self.fill is None or self.segments is None:
+            raise ValueError("the cache has read nothing: there is nothing to save")
+        model = self.read_by.model()
+        if model is None:
+            raise ValueError("the model that filled this cache is gone: save while it is there")
+        found = Bookmark(self.states, self.fill, self.segments, self.tokens, self.texts)
+        bookmarks.write(Path(path), model, found)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any) -> InftyCache:
+        """The cache that was saved, to the bit, on the device of `model`, which must be the model that has read it:
+        of the same config, dtype and weights. Raises ValueError, in one sentence, for anything else."""
+        found = bookmarks.read(Path(path), model)
+        cache = cls()
+        cache.states, cache.fill, cache.segments = found.states, found.fill, found.segments
+        cache.tokens, cache.texts = found.tokens, found.texts
+        cache.read_by = ReadBy(bookmarks.infty_model(model))
+        return cache
 
     @property
     def rows(self) -> int:
@@ -56,6 +105,7 @@ class InftyCache(Cache):
         if self.states is None:
             return
         rows = self._rows(rows)
+        self.texts = () if bool(rows.any()) else self.texts
         self.fill = torch.where(rows, 0, self.fill)
         self.segments = torch.where(rows, 0, self.segments)
         held = int(self.fill.max())
@@ -69,6 +119,7 @@ class InftyCache(Cache):
             pairs = zip(self.states, donor.states)
             lent.states = tuple(own.with_memories(theirs) for own, theirs in pairs)
             lent.fill, lent.segments, lent.tokens = self.fill, self.segments, self.tokens
+            lent.read_by = self.read_by
         return lent
 
     def _rows(self, rows: Tensor) -> Tensor:

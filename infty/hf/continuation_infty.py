@@ -84,24 +84,48 @@ class InftyContinuationMemory(InftyMemory):
 
     def write(self, ended: Ended, state: PartState) -> PartState:
         L, piece = self.segment_length, ended.piece
-        keys = torch.cat([state.kept["keys"], state.held("key").to(state.kept["keys"].dtype)], 2)
-        values = state.held("value")
+        keys, values = self._waiting(state)
         kept = {"keys": piece.where_complete(keys[:, :, L:], state.kept["keys"])}
         if self.delay:
-            values = torch.cat([state.kept["values"], values.to(state.kept["values"].dtype)], 2)
             kept["values"] = piece.where_complete(values[:, :, L:], state.kept["values"])
         if ended.enabled:
-            kept["matrix"] = self._written(keys[:, :, :L], values[:, :, :L], ended, state)
+            told = self._told(ended, state)
+            kept["matrix"] = self._written(state.kept["matrix"], told, ended)
         return state.keep(**kept)
 
-    def _written(self, keys: Tensor, values: Tensor, ended: Ended, state: PartState) -> Tensor:
-        """The matrices after the segment that leaves the short-term memory: [b, H, k, d]."""
+    def mark_shape(self) -> tuple[int, int]:
+        return self.heads, self.memory.key_size
+
+    def read_marks(self, inputs: Inputs, state: PartState, marks: Tensor) -> Tensor:
+        """Before the gate."""
+        key = self._by_head(self.key(inputs.normed))
+        return read(key[:, :, None], marks[:, :, None])[:, :, 0]
+
+    def write_marks(self, ended: Ended, state: PartState, marks: Tensor, new: Tensor) -> Tensor:
+        keys, _, *how = self._told(ended, state)
+        values = new[:, None].expand(-1, self.heads, -1, -1)
+        return self._written(marks, (keys, values, *how), ended)
+
+    def _waiting(self, state: PartState) -> tuple[Tensor, Tensor]:
+        """Keys [b, H, stm + 1 + L, k] and values [b, H, stm + L, d] of what is not written yet."""
+        keys = torch.cat([state.kept["keys"], state.held("key").to(state.kept["keys"].dtype)], 2)
+        values = state.held("value")
+        if self.delay:
+            values = torch.cat([state.kept["values"], values.to(state.kept["values"].dtype)], 2)
+        return keys, values
+
+    def _told(self, ended: Ended, state: PartState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the segment that leaves the short-term memory tells: see `told_after`."""
+        keys, values = (x[:, :, : self.segment_length] for x in self._waiting(state))
         begins = (ended.piece.segments == self.delay)[:, None].to(keys.device)
         strength = (self.strength_weight, self.strength_bias)
         decay = (self.decay_weight, self.decay_bias)
-        matrix = state.kept["matrix"]
         with torch.autocast(keys.device.type, enabled=False):
-            told = told_after(keys, values, begins, strength, decay)
+            return told_after(keys, values, begins, strength, decay)
+
+    def _written(self, matrix: Tensor, told: tuple[Tensor, ...], ended: Ended) -> Tensor:
+        """Matrices [b, H, k, d] after the segment that told this."""
+        with torch.autocast(matrix.device.type, enabled=False):
             forgotten, added = segment_map(*told)
             written = forgotten @ matrix + added
         return torch.where(self.ready(ended)[:, None, None, None], written, matrix)

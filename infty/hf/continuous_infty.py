@@ -3,6 +3,7 @@ written."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +12,9 @@ from transformers import initialization as init
 
 from infty.hf.joint_infty import InftyJointMemory
 from infty.hf.memory_infty import Ended, InftyMemory, InftyModule, Inputs, Reading
+from infty.hf.room_infty import InftyRoom
 from infty.hf.state_infty import PartState
-from infty.memory import reading, signals
+from infty.memory import reading, room, signals
 from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
 from infty.memory.reading import Density
@@ -61,9 +63,9 @@ class InftyProjections(signals.Projections):
 class InftyContinuousMemory(InftyMemory):
     """`infty.layers.memories.continuous`, a piece at a time.
 
-    Of a segment it holds hidden states, if its signal stores them, and for the sticky histogram
-    what its densities make of each token, [b, H, w, ...] each. Of its state it makes keys and
-    values.
+    Of a segment it holds hidden states, if its signal stores them, for the sticky histogram
+    what its densities make of each token, [b, H, w, ...] each, and the weights of its room. Of its
+    state it makes keys and values.
     """
 
     def __init__(self, config: InftyConfig, layer: int, memory: MemoryConfig) -> None:
@@ -73,6 +75,8 @@ class InftyContinuousMemory(InftyMemory):
         self.shape = self.kind.shape(heads, self.kv_heads, config.head_dim)
         self.core = ContinuousMemory(memory, self.segment_length)
         self.maps = InftyDensityMaps(memory, heads)
+        self.room = InftyRoom(memory, config.hidden_size)
+        self.surprised = memory.room == "surprise"
         e, width = config.hidden_size, self.kv_heads * config.head_dim
         for part in self.kind.projections:
             self.add_module(part, nn.Linear(e, width, bias=False))
@@ -81,7 +85,7 @@ class InftyContinuousMemory(InftyMemory):
         self.output_gate = None
         if memory.output_gate:
             self.output_gate = nn.Parameter(torch.zeros(heads))
-        self.log_rate = nn.Parameter(torch.zeros(1)) if memory.contraction == "learned" else None
+        self.log_rate = nn.Parameter(torch.zeros(1)) if memory.policy.learned else None
         self.out = nn.Linear(config.num_attention_heads * config.head_dim, e, bias=False)
 
     def initialise(self) -> None:
@@ -97,7 +101,7 @@ class InftyContinuousMemory(InftyMemory):
     def describe(cls, memory: MemoryConfig) -> str:
         return (
             f"{memory.basis} basis functions a head and layer, contraction {memory.contraction}, "
-            f"sticky: {memory.sticky}"
+            f"room {memory.room}, sticky: {memory.sticky}"
         )
 
     @classmethod
@@ -108,7 +112,8 @@ class InftyContinuousMemory(InftyMemory):
         """The signal; of hidden states also those of the tokens in the short-term memory, which are
         not written yet."""
         stm = self.delay * self.segment_length
-        return self.kind.fields(self.core.fields(*self.shape), self.shape, stm, dtype)
+        fields = self.kind.fields(self.core.fields(*self.shape), self.shape, stm, dtype)
+        return fields.replace(**room.pending(self.memory, stm))
 
     def read(self, inputs: Inputs, state: PartState) -> Reading:
         q, dtype = inputs.q, inputs.normed.dtype
@@ -135,7 +140,7 @@ class InftyContinuousMemory(InftyMemory):
         if not self.kind.of_attention:
             content = inputs.normed if self.memory.content == "normed" else inputs.residual
             held["content"] = content[:, None]
-        return state.extend(inputs.piece, **held)
+        return state.extend(inputs.piece, **held, **self.room(inputs))
 
     def _prepared(
         self,
@@ -161,8 +166,7 @@ class InftyContinuousMemory(InftyMemory):
 
     def write(self, ended: Ended, state: PartState) -> PartState:
         L, piece = self.segment_length, ended.piece
-        signal = MemoryState(**state.kept["signal"])
-        kept = {}
+        weights, kept = self.room.ended(ended, state)
         stream = torch.cat([ended.keys, ended.values], -1)
         if not self.kind.of_attention:
             stream = new = self._content(state.held("content")[:, 0])
@@ -172,14 +176,48 @@ class InftyContinuousMemory(InftyMemory):
                 kept["pending"] = piece.where_complete(stream[:, :, L:], pending)
         elif not self.memory.backprop:
             stream = stream.detach()
-        if self.memory.sticky != "off":
-            there = (signal.written > 0) & piece.complete
-            signal = self.core.with_histogram(signal, self._histogram(state), there)
+        signal = self._heard(ended, state)
         if ended.enabled:
-            seeds = self.core.seeds(signal, self.layer)
-            rate = None if self.log_rate is None else self.log_rate.float().exp()
-            signal = self.core.write(signal, stream[:, :, :L], self.ready(ended), seeds, rate)
-        return state.keep(signal=Tree(vars(signal)), **kept)
+            signal = self._written(signal, stream[:, :, :L], ended, weights)
+        return state.keep(signal=signal.tree(), **kept)
+
+    def _heard(self, ended: Ended, state: PartState) -> MemoryState:
+        """The signal that is to be written to, with where the segment's reads fell."""
+        signal = MemoryState(**state.kept["signal"])
+        if self.memory.sticky == "off":
+            return signal
+        there = (signal.written > 0) & ended.piece.complete
+        return self.core.with_histogram(signal, self._histogram(state), there)
+
+    def _written(
+        self, signal: MemoryState, x: Tensor, ended: Ended, weights: Tensor | None
+    ) -> MemoryState:
+        seeds = self.core.seeds(signal, self.layer)
+        rate = None if self.log_rate is None else self.log_rate.float().exp()
+        return self.core.write(signal, x, self.ready(ended), seeds, rate, weights)
+
+    def mark_shape(self) -> tuple[int, int]:
+        """Heads that share the histogram of past attention are written alike."""
+        return self.kv_heads if self.memory.sticky_heads == "per_head" else 1, self.memory.basis
+
+    def read_marks(self, inputs: Inputs, state: PartState, marks: Tensor) -> Tensor:
+        """Before the output gate."""
+        with torch.autocast(marks.device.type, enabled=False):
+            place = self.family.place(self.memory, inputs.q, _keys(state), self.maps())
+            marks = marks.expand(-1, self.kv_heads, -1, -1).contiguous()
+            z = self._density(place, state).read(marks, self.core.basis)
+        return z.unflatten(2, (self.group, -1)).flatten(1, 2)
+
+    def write_marks(self, ended: Ended, state: PartState, marks: Tensor, new: Tensor) -> Tensor:
+        heard = self._heard(ended, state)
+        marked = replace(heard, coefficients=marks)
+        new = new[:, None].expand(-1, marks.shape[1], -1, -1)
+        weights, _ = self.room.ended(ended, state)
+        return self._written(marked, new, ended, weights).coefficients
+
+    def share_of(self, state: PartState, marks: Tensor) -> Tensor:
+        """The share of [0, 1] that stands for it."""
+        return self.core.shares(marks)
 
     def _histogram(self, state: PartState) -> Tensor:
         """Where the segment's reads fell: [b, 1, D] for all heads of the layer, or [b, h, D] for

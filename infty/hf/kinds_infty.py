@@ -11,7 +11,7 @@ from infty.hf.continuation_infty import InftyContinuationMemory
 from infty.hf.continuous_infty import InftyContinuousMemory
 from infty.hf.memory_infty import InftyMemory
 from infty.memory.config import MemoryConfig
-from infty.memory.sections import AssociativeConfig, ContinuationConfig
+from infty.memory.sections import AssociativeConfig, ContinuationConfig, held_in
 
 if TYPE_CHECKING:
     from infty.hf.configuration_infty import InftyConfig
@@ -51,7 +51,7 @@ def sections_of(config: InftyConfig, layer: int) -> dict[str, Any]:
     return {
         name: section.of(layer)
         for name, section in sections.items()
-        if section.layers is None or layer in section.layers
+        if layer in held_in(section, config.num_hidden_layers)
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infty.hf.configuration_infty import InftyConfig
 from infty.hf.kinds_infty import memory_of, sections_of
-from infty.hf.memory_infty import Attended, Ended, Inputs
-from infty.hf.memory_infty import Reading as MemoryReading
+from infty.hf.memory_infty import Attended, Ended, Inputs, Losses
 from infty.hf.pieces_infty import Piece
 from infty.hf.state_infty import InftyLayerState, PartState
 from infty.memory.attending import in_front
@@ -177,6 +176,22 @@ class InftyMLP(nn.Module):
         return self.out(F.silu(gate) * value)
 
 
+class Read(NamedTuple):
+    """What is there for the tokens of a segment to see."""
+
+    keys: Tensor
+    """[b, K, stm + w, d]: of the short-term memory and the segment so far."""
+    values: Tensor
+    attended: list[Attended]
+    updates: list[Tensor]
+    """[b, t, e] each: of the memories that are not attended to."""
+
+
+def _side_by_side(segments: list[Tensor]) -> Tensor:
+    """Segments [b, ...] as rows of their own, in the order of `Piece.side_by_side`: [b * S, ...]."""
+    return torch.stack(segments, 1).flatten(0, 1)
+
+
 class InftyDecoderLayer(GradientCheckpointingLayer):
     """Residual stream in, residual stream out; state in, state out."""
 
@@ -200,6 +215,12 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         memories: list[Any] = list(self.memories.values())
         return any(memory.predicts for memory in memories)
 
+    @property
+    def surprised(self) -> bool:
+        """Whether one of the memories wants the tokens' losses."""
+        memories: list[Any] = list(self.memories.values())
+        return any(memory.surprised for memory in memories)
+
     def begin(self, x: Tensor) -> InftyLayerState:
         """The state of rows that have read nothing; x [b, t, e] is what they will read."""
 
@@ -217,37 +238,67 @@ class InftyDecoderLayer(GradientCheckpointingLayer):
         state: InftyLayerState,
         piece: Piece,
         memory_enabled: bool = True,
+        tokens: Tensor | None = None,
+        losses: Losses | None = None,
     ) -> tuple[Tensor, InftyLayerState]:
-        """x [b, t, e] -> x and the layer's new state; `output_rows` [b, t, e]: see `Inputs.output_rows`."""
+        """x [b, t, e] -> x and the layer's new state; `output_rows` [b, t, e] and `tokens` [b, t]: see `Inputs`."""
         h = self.attention_norm(x)
         q, key, value = self.attention.project(h)
-        attention = state.attention.extend(piece, key=key, value=value)
-        keys, values = self.attention.in_sight(attention)
-        inputs = Inputs(q, h, x, output_rows, piece)
-        readings = self._read(inputs, state, attends=True)
-        attended = self.attention.kept_sinks(attention, piece)
-        attended += [r.attended for r in readings.values()]
-        y = self.attention.out(self.attention(q, keys, values, piece, attended))
-        readings |= self._read(inputs, state, attends=False)
-        for reading in readings.values():
-            if reading.update is not None:
-                y = y + reading.update
+        # What a segment reads and writes depends on the layer below and on this layer's state, not on what the layer
+        # makes of earlier segments: only the memories go from segment to segment, all else is done at once.
+        reads = []
+        for one, at in piece.one_by_one():
+            rows = None if output_rows is None else output_rows[:, at]
+            ids = None if tokens is None else tokens[:, at]
+            inputs = Inputs(q[..., at, :], h[:, at], x[:, at], rows, one, ids)
+            kv = key[:, :, at], value[:, :, at]
+            read, state = self._remember(inputs, *kv, state, memory_enabled, losses)
+            reads.append(read)
+        y = self.attention.out(self._attend(q, reads, piece))
+        for updates in zip(*(read.updates for read in reads), strict=True):
+            y = y + torch.cat(updates, 1)
         x = x + F.dropout(y, self.config.dropout, self.training)
         x = x + F.dropout(self.mlp(self.mlp_norm(x)), self.config.dropout, self.training)
-        state = InftyLayerState(attention, {name: readings[name].state for name in self.memories})
-        return x, self._end_segment(
-            state, Ended(keys, values, piece, memory_enabled)
-        ) if piece.ends else state
+        return x, state
 
-    def _read(
-        self, inputs: Inputs, state: InftyLayerState, attends: bool
-    ) -> dict[str, MemoryReading]:
-        """What the memories say that local attention sees, or those that it does not see."""
-        return {
-            name: memory(inputs, state.memories[name])
-            for name, memory in self.memories.items()
-            if memory.attends == attends
+    def _remember(
+        self,
+        inputs: Inputs,
+        key: Tensor,
+        value: Tensor,
+        state: InftyLayerState,
+        enabled: bool,
+        losses: Losses | None,
+    ) -> tuple[Read, InftyLayerState]:
+        """Read a segment, or a part of it, and write it where it ends. key, value [b, K, t, d]: of its tokens."""
+        attention = state.attention.extend(inputs.piece, key=key, value=value)
+        keys, values = self.attention.in_sight(attention)
+        readings = {
+            name: memory(inputs, state.memories[name]) for name, memory in self.memories.items()
         }
+        state = InftyLayerState(attention, {name: r.state for name, r in readings.items()})
+        if inputs.piece.ends:
+            ended = Ended(keys, values, inputs.piece, enabled, losses)
+            state = self._end_segment(state, ended)
+        attended = self.attention.kept_sinks(attention, inputs.piece)
+        attended += [r.attended for r in readings.values() if r.attended is not None]
+        updates = [r.update for r in readings.values() if r.update is not None]
+        return Read(keys, values, attended, updates), state
+
+    def _attend(self, q: Tensor, reads: list[Read], piece: Piece) -> Tensor:
+        """Local attention of all segments at once: [b, t, H*d]."""
+        if piece.several == 1:
+            return self.attention(q, reads[0].keys, reads[0].values, piece, reads[0].attended)
+        shape = (len(q), piece.several)
+        q = q.unflatten(3, (piece.several, -1)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
+        keys = _side_by_side([read.keys for read in reads])
+        values = _side_by_side([read.values for read in reads])
+        attended = [
+            Attended(*(_side_by_side(list(x)) for x in list(zip(*of))[:3]), of[0].prior)
+            for of in zip(*(read.attended for read in reads), strict=True)
+        ]
+        z = self.attention(q, keys, values, piece.side_by_side(), attended)
+        return z.unflatten(0, shape).flatten(1, 2)
 
     def _end_segment(self, state: InftyLayerState, ended: Ended) -> InftyLayerState:
         memories = {

@@ -8,6 +8,7 @@ class here and a line in `kinds_infty`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,6 +20,11 @@ from infty.tree import Tree
 
 if TYPE_CHECKING:
     from infty.hf.configuration_infty import InftyConfig
+
+
+Losses = Callable[[Tensor, Tensor], Tensor]
+"""float32 [b, n]: of tokens int64 [b, n], as streams [b, n, e] predict them through the model's last
+norm and its head, without gradients."""
 
 
 class Inputs(NamedTuple):
@@ -36,6 +42,8 @@ class Inputs(NamedTuple):
     """[b, t, e]: the tokens' rows of the output matrix, which predict them (with tied embeddings,
     the tokens' embeddings); None unless a memory of the model `predicts`."""
     piece: Piece
+    tokens: Tensor | None = None
+    """int64 [b, t]; None unless a memory of the model is `surprised`."""
 
 
 class Ended(NamedTuple):
@@ -49,6 +57,8 @@ class Ended(NamedTuple):
     """The last of the segment; `complete` says in which rows it ends."""
     enabled: bool
     """False: nothing is written."""
+    losses: Losses | None = None
+    """For a memory that is `surprised`."""
 
 
 class Attended(NamedTuple):
@@ -87,8 +97,8 @@ class InftyMemory(InftyModule):
 
     predicts: bool = False
     """Whether it wants `inputs.output_rows`."""
-    attends: bool = False
-    """Whether its readings have `attended`: local attention waits for it then."""
+    surprised: bool = False
+    """Whether it wants `inputs.tokens` and `ended.losses`."""
 
     def __init__(self, config: InftyConfig, layer: int, memory: Any) -> None:
         """`memory` is its section of the config, for this layer."""
@@ -119,6 +129,33 @@ class InftyMemory(InftyModule):
         """Write, in rows whose segment is complete, the segment that leaves the short-term memory.
         A row's result must not depend on the others."""
         raise NotImplementedError
+
+    def mark_shape(self) -> tuple[int, int] | None:
+        """Heads h and rows n of what `write_marks` keeps; None: it cannot be told which tokens a
+        read comes from.
+
+        What a memory holds is a sum over the values that were written, and so is what is read. When
+        marks are written in the place of values, by the same weights, reading them says how much of
+        a read each token's value is. A mark is one of m numbers that a token has.
+        """
+        return None
+
+    def read_marks(self, inputs: Inputs, state: PartState, marks: Tensor) -> Tensor | Attended:
+        """How much of what `read` reads has each mark: float32 [b, H, t, m]. Of a memory that
+        attends, what is attended to, with marks as values.
+
+        state: of the `Reading` of the same inputs; marks float32 [b, h, n, m].
+        """
+        raise NotImplementedError
+
+    def write_marks(self, ended: Ended, state: PartState, marks: Tensor, new: Tensor) -> Tensor:
+        """The marks [b, h, n, m] after `write` of the same arguments; new float32 [b, L, m]: of the
+        tokens of the segment that leaves the short-term memory."""
+        raise NotImplementedError
+
+    def share_of(self, state: PartState, marks: Tensor) -> Tensor:
+        """How much of the memory each mark has: float32 [b, m], >= 0."""
+        return marks.square().sum((1, 2))
 
     def ready(self, ended: Ended) -> Tensor:
         """bool [b]: rows in which a segment leaves the short-term memory."""

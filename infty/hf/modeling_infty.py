@@ -8,6 +8,7 @@ reading a token at a time gives what reading everything at once gives.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +22,15 @@ from infty.hf.arguments_infty import (
     VARLEN,
     document_starts,
     one_cache,
+    refuse_compilers,
     refuse_others,
     token_mask,
 )
-from infty.hf.cache_infty import CACHE, InftyCache
+from infty.hf.cache_infty import CACHE, InftyCache, ReadBy
 from infty.hf.configuration_infty import InftyConfig
 from infty.hf.generation_infty import InftyGenerationMixin
 from infty.hf.layer_infty import InftyDecoderLayer, make_norm
-from infty.hf.memory_infty import InftyModule
+from infty.hf.memory_infty import InftyModule, Losses
 from infty.hf.pieces_infty import Piece, Reading
 from infty.hf.state_infty import InftyLayerState
 
@@ -53,6 +55,10 @@ class InftyPreTrainedModel(PreTrainedModel):
             )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
+    def load_cache(self, path: str | Path) -> InftyCache:
+        """What a bookmark of this model holds; see `InftyCache.load`. Raises ValueError."""
+        return InftyCache.load(path, self)
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, InftyModule):
@@ -75,6 +81,7 @@ class InftyModel(InftyPreTrainedModel):
         )
         self.norm = make_norm(config)
         self.predicts = any(layer.predicts for layer in self._layers())
+        self.surprised = any(layer.surprised for layer in self._layers())
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -98,6 +105,7 @@ class InftyModel(InftyPreTrainedModel):
         seq_idx: Tensor | None = None,
         cu_seq_lens_q: Tensor | None = None,
         output_rows: Tensor | None = None,
+        head: nn.Module | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """Read tokens input_ids int64 [b, T], T of any length, after what `cache` (older versions of transformers:
@@ -107,9 +115,10 @@ class InftyModel(InftyPreTrainedModel):
         columns of the output are zero. Where position_ids is 0, seq_idx changes, or cu_seq_lens_q says so (see
         `document_starts`), a document begins: its row forgets what it has read. `memory_enabled=False` leaves the
         long-term memory empty. `output_rows` [b, T, e]: what the head predicts these tokens with, where it is not the
-        embedding and a memory stores it; `InftyForCausalLM` gives it. Raises ValueError for arguments that have no
-        effect.
+        embedding and a memory stores it, and `head`, where it is not the embedding and a memory writes by losses;
+        `InftyForCausalLM` gives both. Raises ValueError for arguments that have no effect.
         """
+        refuse_compilers()
         refuse_others(kwargs, VARLEN if cu_seq_lens_q is not None else ())
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -127,15 +136,17 @@ class InftyModel(InftyPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         pieces = []
-        rows = self._rows(x, output_rows)
+        rows, ids = self._rows(x, output_rows), self._tokens(input_ids, head)
         for columns, piece in reading.pieces(mask, starts, T, x.device):
             part, told = _taken(x, columns), None if rows is None else _taken(rows, columns)
+            tokens = None if ids is None else _taken(ids[..., None], columns)[..., 0]
             if piece.begins is not None:
                 states = tuple(state.start_document(piece.begins, piece.held) for state in states)
-            streams, states = self._read(part, told, states, piece, memory_enabled)
+            streams, states = self._read(part, told, tokens, states, piece, memory_enabled, head)
             pieces.append(streams if output_hidden_states else streams[-1:])
         if use_cache if use_cache is not None else self.config.use_cache:
             cache.store(states, reading.fill, reading.segments, T)
+            cache.read_by = ReadBy(self)
         else:
             cache = None
         levels = [reading.in_columns(list(level), x) for level in zip(*pieces)] or [
@@ -165,13 +176,38 @@ class InftyModel(InftyPreTrainedModel):
             )
         return embedded if output_rows is None else output_rows
 
+    def _tokens(self, input_ids: Tensor | None, head: nn.Module | None) -> Tensor | None:
+        """The tokens, where a memory writes by their losses."""
+        if not self.surprised:
+            return None
+        if input_ids is None or (head is None and not self.config.tie_word_embeddings):
+            raise ValueError(
+                "this model's memory writes by its tokens' losses: call InftyForCausalLM with input_ids"
+            )
+        return input_ids
+
+    def _losses(self, head: nn.Module | None) -> Losses:
+        """See `Losses`; without a head it is the embedding."""
+
+        @torch.no_grad()
+        def losses(stream: Tensor, tokens: Tensor) -> Tensor:
+            h = self.norm(stream)
+            logits = F.linear(h, self.embed_tokens.weight) if head is None else head(h)
+            target = tokens.to(logits.device)
+            each = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
+            return each.view(tokens.shape).to(stream.device)
+
+        return losses
+
     def _read(
         self,
         x: Tensor,
         output_rows: Tensor | None,
+        tokens: Tensor | None,
         states: tuple[InftyLayerState, ...],
         piece: Piece,
         memory_enabled: bool,
+        head: nn.Module | None,
     ) -> tuple[tuple[Tensor, ...], tuple[InftyLayerState, ...]]:
         """One piece through all layers: what each layer is given, then what the head is; and the new states."""
         if self.embed_positions is not None:
@@ -182,7 +218,8 @@ class InftyModel(InftyPreTrainedModel):
         new, streams = [], []
         for layer, state in zip(self.layers, states):
             streams.append(x)
-            x, state = layer(x, output_rows, state, piece, memory_enabled)
+            losses = self._losses(head) if layer.surprised else None
+            x, state = layer(x, output_rows, state, piece, memory_enabled, tokens, losses)
             new.append(state)
         return (*streams, self.norm(x)), tuple(new)
 
@@ -254,6 +291,7 @@ class InftyForCausalLM(InftyPreTrainedModel, InftyGenerationMixin):
     ) -> CausalLMOutputWithPast | tuple:
         """As `InftyModel.forward`. labels int64 [b, T] are shifted inside, -100 does not count. `logits_to_keep`:
         only the last so many columns' logits, or those of these columns; 0: all."""
+        refuse_compilers()
         loss_kwargs = {name: kwargs.pop(name) for name in LOSS if name in kwargs}
         outputs = self.model(
             input_ids,
@@ -266,9 +304,12 @@ class InftyForCausalLM(InftyPreTrainedModel, InftyGenerationMixin):
             cache=cache,
             seq_idx=seq_idx,
             output_rows=self._output_rows(input_ids),
+            head=self.lm_head if self.model.surprised else None,
             return_dict=True,
             **kwargs,
         )
+        if outputs.get(CACHE) is not None:  # the head counts where a memory stores its rows
+            outputs[CACHE].read_by = ReadBy(self)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None

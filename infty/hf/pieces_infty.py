@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+AT_ONCE = 4096
+"""Tokens of all rows that go through the model at once, where they are whole segments."""
 _FAR = 2**62  # beyond every token
 
 
@@ -36,6 +38,8 @@ class Piece:
     """bool [b]: rows that begin a document with the piece; None: no row does."""
     held: int = 0
     """Tokens of the segment before the piece, of the row that is furthest."""
+    several: int = 1
+    """Whole segments of every row, one after the other; or one segment, or a part of it."""
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Piece:
         """The same on another device: what accelerate asks of a layer's arguments when layers are spread out."""
@@ -47,8 +51,31 @@ class Piece:
             }
         )
 
+    def one_by_one(self) -> list[tuple[Piece, slice]]:
+        """The segments of the piece, in order, and their columns."""
+        t = self.tokens // self.several
+        found = []
+        for s in range(self.several):
+            one = replace(self, tokens=t, segments=self.segments + s, several=1)
+            found.append((one, slice(s * t, (s + 1) * t)))
+        return found
+
+    def side_by_side(self) -> Piece:
+        """The segments of the piece as rows of one segment each: b * S rows, a text's one after the other."""
+        if self.several == 1:
+            return self
+        numbers = torch.arange(self.several, device=self.fill.device)
+        return replace(
+            self,
+            tokens=self.tokens // self.several,
+            fill=self.fill.repeat_interleave(self.several),
+            segments=(self.segments[:, None] + numbers).flatten(),
+            complete=self.complete.repeat_interleave(self.several),
+            several=1,
+        )
+
     def places(self) -> Tensor:
-        """int64 [b, t]: where in its segment each token stands."""
+        """int64 [b, t]: where each token stands, counted from the first token of the piece's first segment."""
         return self.fill[:, None] + torch.arange(self.tokens, device=self.fill.device)
 
     def extend(self, old: Tensor | None, new: Tensor) -> Tensor:
@@ -144,18 +171,24 @@ class Reading:
 
     def _even_pieces(self, columns: int, device: torch.device) -> Iterator[tuple[slice, Piece]]:
         """Pieces of rows that all stand at the same place and have a token in every column."""
-        first = 0
+        first, most = 0, max(1, AT_ONCE // (len(self.fill) * self.segment_length))
         while first < columns:
-            count = min(self.segment_length - int(self.fill[0]), columns - first)
-            yield (
-                slice(first, first + count),
-                self._piece(torch.full_like(self.fill, count), device),
-            )
+            fill, left = int(self.fill[0]), columns - first
+            several = 1 if fill else max(1, min(left // self.segment_length, most))
+            count = min(several * self.segment_length - fill, left)
+            piece = self._piece(torch.full_like(self.fill, count), device, several=several)
+            yield slice(first, first + count), piece
             first += count
 
-    def _piece(self, counts: Tensor, device: torch.device, begins: Tensor | None = None) -> Piece:
-        """The piece that takes `counts` [b] tokens of each row, whose place moves on."""
-        after = self.fill + counts
+    def _piece(
+        self,
+        counts: Tensor,
+        device: torch.device,
+        begins: Tensor | None = None,
+        several: int = 1,
+    ) -> Piece:
+        """The piece that takes `counts` [b] tokens of each row, whose place moves on; or `several` whole segments."""
+        after = self.fill + counts // several
         complete = after == self.segment_length
         rest = torch.where(complete, 0, after)
         even = bool((self.fill == self.fill[0]).all() and (counts == counts[0]).all())
@@ -171,9 +204,10 @@ class Reading:
             ends=bool(complete.any()),
             begins=begins.to(device) if some else None,
             held=int(self.fill.max()),
+            several=several,
         )
         self.fill = rest
-        self.segments = self.segments + complete
+        self.segments = self.segments + several * complete
         return piece
 
     def in_columns(self, pieces: list[Tensor], x: Tensor) -> Tensor:

@@ -117,14 +117,14 @@ class LocalAttention(nn.Module):
                 kept = torch.where(begins, first[:, :, s], kept)
                 each.append(kept)
             found[name] = torch.cat(each, 2)  # [b, K, S*n, d]
-            new[name] = kept.detach().clone()
+            new[name] = kept.clone()
         visible = self.sinks * (seen * self.segment_length > self.stm)
         n = self.sinks
         return [Attended(found["sink_key"], found["sink_value"], visible, n, n)], new
 
     def _tail(self, tokens: Tensor) -> Tensor:
         """The last `stm` tokens, [b, K, stm, d]; a copy, or the state would keep the whole window's storage."""
-        return tokens[:, :, tokens.shape[2] - self.stm :].detach().clone()
+        return tokens[:, :, tokens.shape[2] - self.stm :].clone()
 
     def project(self, h: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """h [T, b, e] -> queries [b, K, G, T, d], keys and values [b, K, T, d] of this rank's heads.

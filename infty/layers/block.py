@@ -15,7 +15,9 @@ from infty.layers.attention import LocalAttention
 from infty.layers.memories.base import Inputs, Memory, Reading
 from infty.layers.mlp import MLP
 from infty.memory_kinds import memory_of
+from infty.parallel import collectives, groups
 from infty.parallel.region import Region, mark_stream
+from infty.parts import ATTENTION, FEED_FORWARD, READ, part
 from infty.tree import Tree
 
 
@@ -29,6 +31,9 @@ class Pass:
     """[T, b, e]: the tokens' rows of the output matrix, all tokens; see `Inputs.output_rows`."""
     memory_enabled: bool = True
     statistics: bool = False
+    losses: Tensor | None = None
+    """float32 [b, S, L - 1]: see `Inputs.losses`. Of one layer, where it is `surprised`."""
+    pictures: bool = False
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -62,6 +67,11 @@ class Block(nn.Module):
         """Whether one of the memories wants the tokens' rows of the output matrix."""
         return any(cast(Memory, memory).predicts for memory in self.memories.values())
 
+    @property
+    def surprised(self) -> bool:
+        """Whether one of the memories wants the tokens' losses."""
+        return any(cast(Memory, memory).surprised for memory in self.memories.values())
+
     def fields(self, dtype: torch.dtype) -> Tree:
         """What is declared of the layer's state (infty.tree); `dtype` is that of the run."""
         return Tree(
@@ -75,16 +85,18 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, state: Tree, how: Pass) -> tuple[Tensor, Tensor | None, tuple]:
-        """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, penalty, (state, figures)).
+        """x [T, b, e] (this rank's tokens under sequence parallelism) -> (x, penalty, (state, figures, pictures)).
 
-        The penalty, float32 [b, T] or None, is what the memories add to every token's loss; figures are scalars by the
-        memories' names and their own. The state carries no gradient out of the window.
+        The penalty, float32 [b, T] or None, is what the memories add to every token's loss; figures are scalars, and
+        pictures `Picture`s, by the memories' names and their own. The state's gradient ends where the model's window
+        does.
         """
-        h = self.region.enter(self.attention_norm(x))
-        q, keys, values = self.attention.project(h)
-        keys, values, sinks, short_term = self.attention.remember(
-            keys, values, state["attention"], how.seen
-        )
+        with part(ATTENTION):
+            h = self.region.enter(self.attention_norm(x))
+            q, keys, values = self.attention.project(h)
+            keys, values, sinks, short_term = self.attention.remember(
+                keys, values, state["attention"], how.seen
+            )
         inputs = Inputs(
             q,
             keys,
@@ -97,17 +109,22 @@ class Block(nn.Module):
             self.region,
             how.memory_enabled,
             how.statistics,
+            how.losses,
+            how.pictures,
         )
         readings = self._read(inputs, state["memories"], attends=True)
         attended = [*sinks, *(reading.attended for reading in readings.values())]
-        partial = self.attention.out(self.attention(q, keys, values, how.seen, attended))
+        with part(ATTENTION):
+            partial = self.attention.out(self.attention(q, keys, values, how.seen, attended))
         readings |= self._read(inputs, state["memories"], attends=False)
+        shares = self._shares(x, partial, readings) if how.pictures else {}
         for reading in readings.values():
             if reading.update is not None:
                 partial = partial + reading.update
         x = self._add(x, partial, self.attention.out.bias)
-        h = self.region.enter(self.mlp_norm(x))
-        x = self._add(x, self.mlp(h), self.mlp.out.bias)
+        with part(FEED_FORWARD):
+            h = self.region.enter(self.mlp_norm(x))
+            x = self._add(x, self.mlp(h), self.mlp.out.bias)
         penalties = [
             reading.penalty for reading in readings.values() if reading.penalty is not None
         ]
@@ -116,19 +133,39 @@ class Block(nn.Module):
             for name, reading in readings.items()
             for key, value in (reading.figures or {}).items()
         }
+        pictures = {
+            f"{name}.{key}": picture
+            for name, reading in readings.items()
+            for key, picture in (reading.pictures or {}).items()
+        }
         new = Tree(
             {"attention": short_term, "memories": {name: r.state for name, r in readings.items()}}
         )
         penalty = reduce(torch.add, penalties) if penalties else None
-        return x, penalty, (new.map(Tensor.detach), figures)
+        return x, penalty, (new, figures | shares, pictures)
 
     def _read(self, inputs: Inputs, states: Tree, attends: bool) -> dict[str, Reading]:
         """What the memories say that local attention sees, or those that it does not see."""
-        return {
-            name: memory(inputs, states[name])
-            for name, memory in self.memories.items()
-            if memory.attends == attends
-        }
+        with part(READ):
+            return {
+                name: memory(inputs, states[name])
+                for name, memory in self.memories.items()
+                if memory.attends == attends
+            }
+
+    @torch.no_grad()
+    def _shares(
+        self, x: Tensor, attended: Tensor, readings: dict[str, Reading]
+    ) -> dict[str, Tensor]:
+        """What attention and each memory add to the residual stream: its size ÷ the stream's (root mean squares)."""
+        stream = collectives.sum_(x.float().square().mean()) / groups.tensor_size()
+        added = {"attention": attended}
+        added |= {name: r.update for name, r in readings.items() if r.update is not None}
+        found = {}
+        for name, partial in added.items():
+            whole = collectives.sum_(partial.float().clone())
+            found[f"{name}.share_of_stream"] = (whole.square().mean() / stream).sqrt()
+        return found
 
     def _add(self, x: Tensor, partial: Tensor, bias: Tensor | None) -> Tensor:
         y = self.region.leave(partial)

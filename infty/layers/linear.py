@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from megatron.core import ModelParallelConfig, tensor_parallel
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infty.config import ModelConfig
+from infty.megatron import ModelParallelConfig, layers, tensor_parallel
 from infty.parallel import collectives, groups, region
 
 Initializer = Callable[[Tensor], Tensor]
@@ -195,5 +194,5 @@ class PositionEmbedding(nn.Module):
 def sharded_parameter(full: Tensor, dim: int = 0) -> nn.Parameter:
     """This rank's part of a parameter that is split along a dimension, with the marks DeepSpeed's norm reads."""
     part = nn.Parameter(full.chunk(groups.tensor_size(), dim)[groups.tensor_rank()].clone())
-    set_tensor_model_parallel_attributes(part, True, dim, 1)
+    layers.set_tensor_model_parallel_attributes(part, True, dim, 1)
     return part

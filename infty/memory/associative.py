@@ -131,15 +131,15 @@ def through_segments(
     return torch.stack(found, 2), matrix
 
 
-def read_normed(queries: Tensor, found: Tensor, weight: Tensor) -> Tensor:
-    """`read`, normed for each head as in section 3.4 of the paper; weight [K, G, d]. What an empty memory answers is 0.
+def read_normed(queries: Tensor, found: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
+    """`read`, normed for each head as in section 3.4 of the paper and times the head's gate; weight [K, G, d], gate
+    [K, G]. What an empty memory answers is 0.
 
     How large a read is says how full the memory is, not how sure: without the norm, facts are not learned.
     """
     z = read(queries, found)
-    return (
-        z * torch.rsqrt(z.square().mean(-1, keepdim=True) + NORM_EPS) * weight.float()[:, :, None]
-    )
+    size = weight.float() * gate.float()[..., None]
+    return z * torch.rsqrt(z.square().mean(-1, keepdim=True) + NORM_EPS) * size[:, :, None]
 
 
 NORM_EPS = 1e-5

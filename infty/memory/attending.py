@@ -31,7 +31,7 @@ class Attending(Density):
             ("output_gate", f"has no effect with {name}: leave it out", not memory.output_gate),
             ("kl_weight", f"has no effect with {name}: must be 0", memory.kl_weight == 0),
             ("widths", f"must be one with {name}", len(memory.widths) == 1),
-            ("contraction", f"cannot be learned with {name}", memory.contraction != "learned"),
+            ("contraction", f"cannot be learned with {name}", not memory.policy.learned),
         )
         return [(key, problem) for key, problem, kept in rules if not kept]
 

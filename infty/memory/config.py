@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from infty import ranges
 from infty.errors import UserError
 from infty.memory import contraction
+from infty.memory.contraction import Policy
 from infty.memory.densities import FAMILIES
 from infty.memory.reading import Density
+from infty.memory.room import ROOMS
 from infty.memory.signals import SIGNALS, Signal
 from infty.ranges import Range, whole
 
@@ -34,14 +36,12 @@ PER_LAYER = (
     "attention_span",
 )
 """What may differ from layer to layer."""
-ContractionPolicy = Literal["uniform", "doubling", "learned"]
-POLICIES = get_args(ContractionPolicy)
 WARPS = ("off", "quantile", "multinomial")
 RANGES: dict[str, Range] = {
     "basis": whole(1, 2**16),
     "widths": Range(0, 10, above=True),
     "ridge": Range(0, 1e6, above=True),
-    "contraction": Range(0, 1, above=True, below=True, words=POLICIES),
+    "contraction": Range(0, 1, above=True, below=True, words=contraction.NAMED.keys()),
     "sticky_seed": whole(0, 2**31 - 1),
     "bins": whole(2, 2**16),
     "explore": Range(0, 1),
@@ -58,6 +58,7 @@ class MemoryConfig:
     """The long-term memory of one model. Symbols in brackets are those of the paper (arXiv 2109.00301)."""
 
     kind: Literal["continuous"] = "continuous"
+    """Which memory; left out: this one."""
     basis: int = 512
     """Number of Gaussian basis functions [N]; a multiple of the number of widths."""
     widths: LeftOut[tuple[float, ...]] = LEFT_OUT
@@ -65,12 +66,16 @@ class MemoryConfig:
     ridge: float = 0.5
     """Ridge penalty of the regression [lambda]."""
     signal: str = "heads"
-    """What is stored: each head's own keys and values, or its slice of the hidden state (the paper)."""
+    """What is stored: `heads`, each head's own keys and values; `hidden`, its slice of the hidden state (the paper)."""
     content: Literal["normed", "residual"] = "normed"
     """With `signal: hidden`: the layer's input after its first norm, or before it (the paper)."""
-    contraction: float | ContractionPolicy = "uniform"
-    """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts as
-    `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
+    contraction: float | str = "uniform"
+    """Share of [0, 1] kept for the old signal at each write: a constant [tau], or a policy. `learned` starts
+    as `uniform`; each layer then learns how much more room new tokens get than an even share (needs `backprop`)."""
+    room: Literal["even", "salience", "surprise"] = "even"
+    """How a segment's tokens share out its room: evenly, by a learned weight each, from their hidden states, or by
+    their losses, as the layer's input predicts them; under `uniform` and `learned` an old token keeps room by that
+    weight, too. (Not with a constant contraction.)"""
     sticky: Literal["off", "quantile", "multinomial"] | None = None
     """Where old samples are taken: evenly, at quantiles of past attention, or drawn from it (the paper, for a constant
     contraction). Left out: `quantile` for `uniform` and `learned`; `off` for a constant contraction and `doubling`,
@@ -87,14 +92,15 @@ class MemoryConfig:
     decides only about the room that new tokens take, of which this share is taken evenly."""
     attention_span: int | None = None
     """With a policy: segments over which past attention is averaged, each part of it moving with what was read. Shorter
-    spans react faster, and let the feedback from attention to warp to attention amplify rounding errors; None: an
-    eighth of the number of basis functions."""
+    spans react faster, and let the feedback from attention to warp to attention amplify rounding errors; left
+    out: an eighth of the number of basis functions."""
     samples: int | None = None
-    """Samples of the signal taken at each write [M]; None: two for each basis function."""
+    """Samples of the signal taken at each write [M]; left out: two for each basis function."""
     precision: Literal["float32", "float64"] = "float32"
     """Arithmetic of a write. The basis is ill-conditioned: float32 costs about 5e-5 of what is read back."""
     density: str = "gaussian"
-    """The family of read densities: a name of `infty.memory.densities.FAMILIES`."""
+    """The family of read densities: `gaussian` (the paper), `truncated`, `sparsemax` or `gibbs`; or `joint`, where
+    local attention reads the signal in its own softmax."""
     maps: Literal["per_head", "shared"] = "per_head"
     """The maps from scores to the density's mean and variance: one a head, or one a layer (the paper)."""
     map_bias: bool = True
@@ -114,9 +120,10 @@ class MemoryConfig:
     kl_sigma: float = 0.05
     """Standard deviation of that prior [sigma_0]."""
     layers: tuple[int, ...] | None = None
-    """Layers (from 0) that have a long-term memory; None: all."""
+    """Layers (from 0) that have it; left out: all."""
     overrides: dict[int, dict[str, Any]] | None = None
-    """What is different in some layers, such as {0: {basis: 128, contraction: 0.75}}; see PER_LAYER."""
+    """What is different in some layers, such as {0: {basis: 128, contraction: 0.75}}; these keys can differ: basis,
+    widths, ridge, contraction, sticky, samples, bins, explore, attention_span."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot work, naming the key as it is written in a config."""
@@ -135,36 +142,17 @@ class MemoryConfig:
             f"{self.basis} is not a positive multiple of the number of widths ({len(self.widths)})",
         )
         _require(len(self.widths) > 0, "widths", "need at least one")
-        for key, problem in self.signal_kind.refused(self):
-            _require(False, key, problem)
-        # One sample a function leaves the highest frequencies undetermined: rewriting then amplifies them.
-        _require(
-            not self.has_policy or self.samples is None or 4 * self.samples >= 5 * self.basis,
-            "samples",
-            f"{self.samples} is too few for contraction: {self.contraction}; needs at least 1.25 x basis",
-        )
-        for key, problem in self.family.refused(self):
-            _require(False, key, problem)
         _require(
             self.sticky in WARPS, "sticky", f"'{self.sticky}' is not one of {', '.join(WARPS)}"
         )
-        _require(
-            self.contraction != "learned" or self.backprop,
-            "contraction",
-            "'learned' needs backprop: true",
-        )
-        # Drawn left edges of bins are half a bin off and rough, and a policy draws them again at every segment.
-        _require(
-            self.sticky != "multinomial" or not self.has_policy,
-            "sticky",
-            f"'multinomial' forgets a book within some dozen segments under contraction: {self.contraction}; use "
-            "'quantile', or the paper's constant contraction, such as 0.5",
-        )
+        _require(self.room in ROOMS, "room", f"'{self.room}' is not one of {', '.join(ROOMS)}")
+        for part in (self.signal_kind, self.family, self.policy):
+            for key, problem in part.refused(self):
+                _require(False, key, problem)
         self._validate_overrides()
 
     def _usual_warp(self) -> str:
-        steady = self.contraction in ("uniform", "learned") and not self.family.attends
-        return "quantile" if steady else "off"
+        return "off" if self.family.attends else self.policy.warp
 
     def _validate_overrides(self) -> None:
         if self.overrides is None:
@@ -205,6 +193,11 @@ class MemoryConfig:
             f"{self.signal} shares the hidden state out over the heads: needs heads {model.heads} x head_size "
             f"{model.head_size} = hidden_size {model.hidden_size}",
         )
+        _require(
+            self.room != "surprise" or model.segment_length > 1,
+            "room",
+            "'surprise' needs segments of at least two tokens (model.segment_length)",
+        )
         wrong = [i for i in self.overrides or () if not 0 <= i < model.layers]
         _require(
             not wrong,
@@ -229,23 +222,35 @@ class MemoryConfig:
         return SIGNALS[self.signal]
 
     @property
-    def has_policy(self) -> bool:
-        """Whether the old signal's room follows a policy, not the paper's constant share."""
-        return contraction.is_named(self.contraction)
+    def policy(self) -> Policy:
+        """What `contraction` names."""
+        return contraction.policy(self.contraction)
 
     @property
     def learns_to_write(self) -> bool:
         """Whether parameters of the memory are trained only where a window reads what it has written."""
-        return self.gate
+        return self.gate or self.room == "salience"
+
+    @property
+    def learns_places(self) -> bool:
+        """Whether gradients reach the places where the old signal is sampled, at each write."""
+        return self.policy.learned or (self.room == "salience" and self.policy.weighs)
 
     @property
     def silent(self) -> bool:
         """Whether a fresh memory changes nothing: behind an output gate, which starts at zero."""
         return self.output_gate and not self.family.attends
 
+    @property
+    def everywhere(self) -> bool:
+        """Yes: where `layers` is left out, all layers have one."""
+        return True
+
     def of(self, layer: int) -> MemoryConfig:
         """The memory of one layer: this one, changed by the layer's overrides. Raises UserError."""
-        changes = dict((self.overrides or {}).get(layer, {}))
+        if self.overrides is None:
+            return self
+        changes = dict(self.overrides.get(layer, {}))
         if "basis" in changes and "widths" not in changes and self.widths == (0.75 / self.basis,):
             changes["widths"] = None  # left out: as narrow as the layer's own centres are close
         if (

@@ -1,8 +1,9 @@
 """Putting signals on the grid of a write: samples of the old one, cell averages of the new tokens.
 
 Both are products with matrices that have a few entries in each row (bands.py). The dense matrices are what the formulas
-say; they are used where functions are wide, and where gradients reach the positions of samples and tokens (a learned
-contraction). Which form runs depends on the configuration alone, never on what lanes hold.
+say; they are used where functions are wide, where gradients reach the positions of samples and tokens (a learned
+contraction, salience), and where tokens share out their room unevenly. Which form runs depends on the configuration
+alone, never on what lanes hold.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from infty.memory import bands
 from infty.memory.bands import Band
 from infty.memory.basis import GaussianBasis, placement
 from infty.memory.kernels import on_gpu
+from infty.memory.room import edges
 
 # Functions further than this many widths from a sample are left out of the band: psi < 2e-8 of its peak.
 REACH = 6.0
@@ -32,6 +34,7 @@ def grid(
     end: Tensor,
     x: Tensor,
     cells: int,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """What a write puts on its grid, the old signal and the new tokens: `sample` + `pool`, [b, h, cells, c].
 
@@ -40,6 +43,7 @@ def grid(
     fixed = not (times.requires_grad or weight.requires_grad or start.requires_grad)
     if (
         fixed
+        and weights is None
         and band_of(basis.size, basis.each)
         and signal.dtype == torch.float32
         and on_gpu(signal)
@@ -49,7 +53,7 @@ def grid(
         return kernel.grid(
             times, weight, signal, start, end, x, basis.on(x.device)[1], basis.each, REACH
         )
-    return sample(basis, times, weight, signal) + pool(start, end, x, cells)
+    return sample(basis, times, weight, signal) + pool(start, end, x, cells, weights)
 
 
 def sample(basis: GaussianBasis, times: Tensor, weight: Tensor | None, signal: Tensor) -> Tensor:
@@ -109,12 +113,18 @@ def banded(basis: GaussianBasis, times: Tensor, width: int, dtype: torch.dtype) 
     return Band(first, torch.exp(-0.5 * z * z) / (spread * math.sqrt(2 * math.pi)).to(dtype))
 
 
-def pool(start: Tensor, end: Tensor, x: Tensor, cells: int) -> Tensor:
-    """Averages over `cells` even cells of [0, 1] of the tokens x [b, h, l, c] that fill (start, end] evenly.
+def pool(
+    start: Tensor, end: Tensor, x: Tensor, cells: int, weights: Tensor | None = None
+) -> Tensor:
+    """Averages over `cells` even cells of [0, 1] of the tokens x [b, h, l, c] that fill (start, end] evenly, or by
+    their `weights` [b, l] > 0.
 
     start, end float64 [b]. Returns [b, h, cells, c]; a cell partly covered counts the rest as zero. Gradients reach x,
-    and start and end where they need them.
+    and start, end and weights where they need them.
     """
+    if weights is not None:
+        at = edges(start, end, weights)[:, None]
+        return heads_apart(_overlaps(at[..., :-1], at[..., 1:], cells).to(x.dtype)[:, None], x)
     if start.requires_grad:
         return heads_apart(coverage(start, end, x.shape[2], cells).to(x.dtype)[:, None], x)
     tokens = x.shape[2]
@@ -133,8 +143,13 @@ def coverage(start: Tensor, end: Tensor, tokens: int, cells: int) -> Tensor:
     """How much of each cell each token covers: [b, cells, tokens], for tokens that fill (start, end] evenly."""
     step = (end - start)[:, None, None] / tokens
     left = start[:, None, None] + step * torch.arange(tokens, device=step.device, dtype=step.dtype)
-    lower = torch.arange(cells, device=step.device, dtype=step.dtype)[:, None] / cells
-    overlap = torch.minimum(left + step, lower + 1 / cells) - torch.maximum(left, lower)
+    return _overlaps(left, left + step, cells)
+
+
+def _overlaps(left: Tensor, right: Tensor, cells: int) -> Tensor:
+    """How much of each cell each token from left to right, [b, 1, tokens], covers: [b, cells, tokens]."""
+    lower = torch.arange(cells, device=left.device, dtype=left.dtype)[:, None] / cells
+    overlap = torch.minimum(right, lower + 1 / cells) - torch.maximum(left, lower)
     return (overlap * cells).clamp(min=0)
 
 

@@ -17,6 +17,7 @@ class RopeScaling:
     """linear: every frequency divided by `factor`; llama3: low ones only; yarn (arXiv 2309.00071): low ones, and
     queries and keys multiplied by `attention_factor`."""
     factor: float
+    """How many times longer the texts became."""
     original_max_position_embeddings: int | None = None
     """Tokens of the texts before the stretch; llama3 and yarn need it."""
     low_freq_factor: float = 1.0

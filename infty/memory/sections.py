@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,11 +19,19 @@ COMPRESSIVE: dict[str, Range] = {
 CONTINUATION: dict[str, Range] = {"key_size": whole(1, 2**16)}
 
 
+def held_in(section: Any, layers: int) -> Sequence[int]:
+    """The layers (from 0) of a model with `layers` of them that have a section's memory."""
+    if section.layers is not None:
+        return section.layers
+    return range(layers) if section.everywhere else (layers - 1,)
+
+
 @dataclass(frozen=True)
 class CompressiveConfig:
     """The compressed memory of a compressive transformer (Rae et al., arXiv 1911.05507), in layers with an STM."""
 
     kind: Literal["compressive"] = "compressive"
+    """Which memory."""
     length: int = 512
     """Compressed memories kept and attended to; a multiple of what a segment is compressed to."""
     ratio: int = 4
@@ -53,6 +62,11 @@ class CompressiveConfig:
         """No: its compressed memories are attended to from the start."""
         return False
 
+    @property
+    def everywhere(self) -> bool:
+        """Yes: where `layers` is left out, all layers have one."""
+        return True
+
     def of(self, layer: int) -> CompressiveConfig:
         """The section for one layer."""
         return self
@@ -65,7 +79,7 @@ class CompressiveConfig:
             "kind",
             f"compressive needs positions: relative, not {model.positions}",
         )
-        chosen = range(model.layers) if self.layers is None else self.layers
+        chosen = held_in(self, model.layers)
         _require(
             all(model.stm_of(i) for i in chosen),
             "kind",
@@ -88,6 +102,7 @@ class AssociativeConfig:
     """An associative memory: a matrix a head, written by the gated delta rule (Yang et al., arXiv 2412.06464)."""
 
     kind: Literal["associative"] = "associative"
+    """Which memory."""
     backprop: bool = True
     """Let gradients flow through the memory from segment to segment inside a window."""
     layers: tuple[int, ...] | None = None
@@ -100,7 +115,12 @@ class AssociativeConfig:
 
     @property
     def silent(self) -> bool:
-        """Yes: its output starts at zero."""
+        """Yes: its gate starts at zero."""
+        return True
+
+    @property
+    def everywhere(self) -> bool:
+        """Yes: where `layers` is left out, all layers have one."""
         return True
 
     def of(self, layer: int) -> AssociativeConfig:
@@ -116,10 +136,11 @@ class ContinuationConfig:
     """A memory of what followed: from the hidden state before a token to the token, by the gated delta rule."""
 
     kind: Literal["continuation"] = "continuation"
+    """Which memory."""
     key_size: int = 128
     """Channels of a head's keys: how many contexts a head keeps apart."""
     layers: tuple[int, ...] | None = None
-    """Layers (from 0) that have one; left out: all. The last one is where a prediction helps."""
+    """Layers (from 0) that have one; left out: the last one, where a prediction helps."""
 
     def __post_init__(self) -> None:
         """Raises UserError."""
@@ -134,6 +155,11 @@ class ContinuationConfig:
     def silent(self) -> bool:
         """Yes: its gate starts at zero."""
         return True
+
+    @property
+    def everywhere(self) -> bool:
+        """No: where `layers` is left out, the last layer has one, where a prediction helps."""
+        return False
 
     def of(self, layer: int) -> ContinuationConfig:
         """The section for one layer."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from infty.tree import Tree
+
 
 @dataclass(frozen=True)
 class MemoryState:
@@ -19,10 +21,17 @@ class MemoryState:
     (shared) or h (one a head)."""
     written: Tensor
     """int64 [b]: segments of the current document that have been written."""
+    weight: Tensor | None = None
+    """float32 [b]: the weight that has been written, a segment's being the mean of its tokens'; None where tokens share
+    their room evenly."""
 
     def map(self, f: Callable[[Tensor], Tensor]) -> MemoryState:
         """Apply f to every tensor (lanes are dimension 0 of each)."""
-        return MemoryState(f(self.coefficients), f(self.histogram), f(self.written))
+        return MemoryState(**self.tree().map(f))
+
+    def tree(self) -> Tree:
+        """The tensors by their names, as `ContinuousMemory.fields` declares them."""
+        return Tree({name: x for name, x in vars(self).items() if x is not None})
 
     def detach(self) -> MemoryState:
         return self.map(Tensor.detach)

@@ -7,7 +7,7 @@ ninth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from infty.memory import regression
+from infty.memory.basis import CPU, gaussian, placement
 
 TILES = 8, 16
 """Tiles an operator is cut into, at least and at most, one for each 64 functions in between: more would waste less and
@@ -32,6 +33,10 @@ class Tiles:
     starts: tuple[int, ...]
     rows: int
 
+    def to(self, device: torch.device) -> Tiles:
+        """The same on a device."""
+        return replace(self, entries=self.entries.to(device))
+
     @property
     def operations(self) -> int:
         """Multiplications of a product with one column."""
@@ -44,8 +49,27 @@ def grid_write(
 ) -> tuple[Tiles, Tiles]:
     """`regression.grid_write` in a working precision, transposed: [N, points], and [points, N] for gradients."""
     operator = regression.cast(regression.grid_write(size, widths, ridge, points), dtype)
-    count = min(max(size // 64, TILES[0]), TILES[1])
-    return cut(operator.T, count), cut(operator, count)
+    return both_ways(operator.T)
+
+
+@lru_cache(maxsize=16)
+def at_centers(
+    size: int, widths: tuple[float, ...], device: torch.device = CPU
+) -> tuple[Tiles, Tiles]:
+    """psi at every centre, float32 [centres, N], and its transpose: what a signal is there."""
+    if device != CPU:
+        there, back = at_centers(size, widths)
+        return there.to(device), back.to(device)
+    with torch.inference_mode(False):  # it may be needed in training later
+        centers, spread = placement(size, widths)
+        psi = gaussian(centers[:: len(widths)], centers, spread)
+        return both_ways(regression.cast(psi, torch.float32))
+
+
+def both_ways(operator: Tensor) -> tuple[Tiles, Tiles]:
+    """An operator [N, M] of a signal of N functions, in tiles, and its transpose."""
+    count = min(max(len(operator) // 64, TILES[0]), TILES[1])
+    return cut(operator, count), cut(operator.T, count)
 
 
 def cut(operator: Tensor, count: int) -> Tiles:

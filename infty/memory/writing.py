@@ -5,7 +5,6 @@ Each owns its operators, how past attention is taken in, and what becomes of it 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from infty.memory import regression, sticky, tiles
 from infty.memory.basis import CPU, GaussianBasis, gaussian, placement
 from infty.memory.config import MemoryConfig
-from infty.memory.contraction import Plan, Policy, policy
+from infty.memory.contraction import Plan, Policy
 from infty.memory.resample import grid, old_cells, sample
 from infty.memory.state import MemoryState
 from infty.memory.tiles import Tiles
@@ -31,21 +30,34 @@ class Writing(Protocol):
         """The histogram [b, g, D] that warps the next write, from the one before and where a segment's reads fell."""
         ...
 
+    def plan(
+        self, state: MemoryState, rate: Tensor | None = None, weights: Tensor | None = None
+    ) -> Plan:
+        """How the next write, of tokens with these `weights` [b, l] (None: even ones), shares out [0, 1]."""
+        ...
+
     def room(self, state: MemoryState) -> Tensor:
         """How much room each part of the old signal gets at the next write: float64 [b, g, D], rows sum to 1."""
         ...
 
     def write(
-        self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None, rate: Tensor | None
+        self,
+        state: MemoryState,
+        old: Tensor,
+        x: Tensor,
+        seeds: Tensor | None,
+        rate: Tensor | None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Contract the old coefficients [b, h, N, c] and append the tokens x [b, h, l, c]: the new coefficients, and
-        the histogram [b, g, D] as it lies after the signal has moved."""
+        """Contract the old coefficients [b, h, N, c] and append the tokens x [b, h, l, c], which share out their room
+        by `weights` [b, l] (None: evenly): the new coefficients, and the histogram [b, g, D] as it lies after the
+        signal has moved."""
         ...
 
 
 def writing(config: MemoryConfig) -> Writing:
     """The way that a memory's contraction asks for."""
-    return OnGrid(config) if config.has_policy else SideBySide(config)
+    return SideBySide(config) if config.policy.constant else OnGrid(config)
 
 
 class SideBySide:
@@ -54,21 +66,33 @@ class SideBySide:
     def __init__(self, config: MemoryConfig) -> None:
         self.config = config
         self.basis = GaussianBasis(config.basis, config.widths)
-        self.policy = policy(config.contraction)
+        self.policy = config.policy
         self.samples = samples_of(config)
 
     def heard(self, past: Tensor, reads: Tensor) -> Tensor:
         """The last segment's reads alone."""
         return reads
 
+    def plan(
+        self, state: MemoryState, rate: Tensor | None = None, weights: Tensor | None = None
+    ) -> Plan:
+        """See `Writing`: always the same."""
+        return self.policy.plan(state.written)
+
     def room(self, state: MemoryState) -> Tensor:
         """As past attention was, with a little uniform mass."""
         return sticky.mixed(state.histogram, self.config.explore)
 
     def write(
-        self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None, rate: Tensor | None
+        self,
+        state: MemoryState,
+        old: Tensor,
+        x: Tensor,
+        seeds: Tensor | None,
+        rate: Tensor | None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See `Writing`. The first tokens of a document fill the whole signal."""
+        """See `Writing`. The first tokens of a document fill the whole signal; tokens always share theirs evenly."""
         operator = operators(self.config, x.shape[2], x.device)
         later = torch.matmul(operator["new"].T, x)
         if self.config.sticky == "off":
@@ -99,7 +123,7 @@ class OnGrid:
     def __init__(self, config: MemoryConfig) -> None:
         self.config = config
         self.basis = GaussianBasis(config.basis, config.widths)
-        self.policy = policy(config.contraction)
+        self.policy = config.policy
         self.samples = samples_of(config)
         # What a warp moves by one function is all that is read there: the more functions, the slower it must be.
         self.span = config.attention_span or max(1, config.basis // 8)
@@ -110,7 +134,17 @@ class OnGrid:
 
     def room(self, state: MemoryState) -> Tensor:
         """See `Writing` and `_room`."""
-        return self._room(state, self.policy.plan(state.written))
+        return self._room(state, self.plan(state))
+
+    def plan(
+        self, state: MemoryState, rate: Tensor | None = None, weights: Tensor | None = None
+    ) -> Plan:
+        """See `Writing`. Weights count where all segments would get the same room otherwise: a segment then gets its
+        share of all the weight that has been written."""
+        if state.weight is None or not self.policy.weighs:
+            return self.policy.plan(state.written, rate)
+        new = torch.ones_like(state.weight) if weights is None else weights.double().mean(-1)
+        return self.policy.plan(state.weight, new if rate is None else new * rate)
 
     def _room(self, state: MemoryState, plan: Plan) -> Tensor:
         """Attention decides only who gives up the room that new tokens take.
@@ -123,10 +157,16 @@ class OnGrid:
         return sticky.mixed(state.histogram, even[:, None, None])
 
     def write(
-        self, state: MemoryState, old: Tensor, x: Tensor, seeds: Tensor | None, rate: Tensor | None
+        self,
+        state: MemoryState,
+        old: Tensor,
+        x: Tensor,
+        seeds: Tensor | None,
+        rate: Tensor | None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `Writing`."""
-        plan = self.policy.plan(state.written, rate)
+        plan = self.plan(state, rate, weights)
         weight, u = old_cells(plan.keep, self.samples)
         weight = torch.where(
             plan.append[:, None], 0.0, weight
@@ -139,7 +179,7 @@ class OnGrid:
             histogram = sticky.carried(histogram, room, plan.keep, plan.end, plan.append).to(
                 histogram.dtype
             )
-        points = grid(self.basis, warp, weight, old, plan.keep, plan.end, x, self.samples)
+        points = grid(self.basis, warp, weight, old, plan.keep, plan.end, x, self.samples, weights)
         new = tiles.multiply(*grid_tiles(self.config, points.device), points)
         if self.policy.appends:
             new = torch.where(plan.append[:, None, None, None], new + old, new)
@@ -174,9 +214,7 @@ def grid_tiles(config: MemoryConfig, device: torch.device = CPU) -> tuple[Tiles,
     there, back = tiles.grid_write(
         config.basis, config.widths, config.ridge, samples_of(config), dtype_of(config)
     )
-    return replace(there, entries=there.entries.to(device)), replace(
-        back, entries=back.entries.to(device)
-    )
+    return there.to(device), back.to(device)
 
 
 def samples_of(config: MemoryConfig) -> int:

@@ -16,6 +16,7 @@ def build(
     seed: int,
     sequence_parallel: bool = False,
     recompute: bool = False,
+    part_segments: int | None = None,
     partition: bool = False,
     bf16: bool = False,
 ) -> InftyLM:
@@ -35,6 +36,11 @@ def build(
     with deepspeed.zero.Init(
         data_parallel_group=groups.data_group(), config_dict_or_path=settings, enabled=partition
     ):
-        model = InftyLM(config, sequence_parallel=sequence_parallel, recompute=recompute)
+        model = InftyLM(
+            config,
+            sequence_parallel=sequence_parallel,
+            recompute=recompute,
+            part_segments=part_segments,
+        )
     region.sum_stream_gradients(model, model.region)
     return model

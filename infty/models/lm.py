@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -19,14 +19,17 @@ from infty.layers.linear import (
     VocabParallelEmbedding,
     normal,
 )
+from infty.layers.memories.base import Picture
+from infty.megatron import tensor_parallel
 from infty.parallel import collectives, groups, randomness
 from infty.parallel.region import Region
+from infty.parts import EMBEDDING, LOSS, part
 from infty.tree import Field, Tree, fresh
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass yields beside the loss; nothing here carries a gradient."""
+    """What a forward pass yields beside the loss; nothing that leaves the model carries a gradient."""
 
     state: Tree
     """The lanes' state after the window."""
@@ -38,6 +41,8 @@ class Output:
     """bool [b, S, L]: whether the most likely token is the label; without gradients only."""
     figures: dict[str, Tensor]
     """Scalars of the memories by `layer.memory.figure`, such as `3.memory.sigma`; empty unless asked for."""
+    pictures: dict[str, Picture]
+    """Likewise, what the memories show of the first lane."""
 
 
 def segments_seen(segments: Tensor, reset: Tensor) -> Tensor:
@@ -61,11 +66,19 @@ class InftyLM(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, *, sequence_parallel: bool = False, recompute: bool = False
+        self,
+        config: ModelConfig,
+        *,
+        sequence_parallel: bool = False,
+        recompute: bool = False,
+        part_segments: int | None = None,
     ) -> None:
+        """`recompute`: a layer's activations are computed again in the backward pass; `part_segments`: those of so many
+        segments of a window together, through all layers."""
         super().__init__()
         check_divisible(config, groups.tensor_size())
         self.config, self.recompute = config, recompute
+        self.part_segments = part_segments
         self.region = Region(sequence_parallel)
         init = normal("embedding", config.init_std, rows=config.vocab_size)
         self.embedding = VocabParallelEmbedding(config.padded_vocab, config.hidden_size, init)
@@ -111,6 +124,7 @@ class InftyLM(nn.Module):
         *,
         memory_enabled: bool = True,
         statistics: bool = False,
+        pictures: bool = False,
     ) -> tuple[Tensor, Output]:
         """Read one window.
 
@@ -119,33 +133,91 @@ class InftyLM(nn.Module):
         over tokens of weight * nll plus the penalties, for the caller to divide; without labels, it is this rank's
         share of the logits, float32 [b, S, L, V/tp], and the output has no losses.
         """
+        size = tokens.shape[1] if self.part_segments is None else self.part_segments
+        how = (memory_enabled, statistics, pictures)
+        if labels is None or not torch.is_grad_enabled() or tokens.shape[1] <= size:
+            first, out = self._window(tokens, reset, state, labels, weights, *how)
+            return first, replace(out, state=out.state.map(Tensor.detach))
+        weights = torch.ones(labels.shape, device=labels.device) if weights is None else weights
+        parts = zip(*(x.split(size, 1) for x in (tokens, reset, labels, weights)))
+        return self._in_parts(parts, state, *how)
+
+    def _in_parts(
+        self, parts: Iterable[tuple[Tensor, ...]], state: Tree, *how: bool
+    ) -> tuple[Tensor, Output]:
+        """A window part by part, (tokens, reset, labels, weights) each. Of a part only what it begins with is kept; its
+        activations are computed again when the backward pass gets there. Gradients go from part to part through the
+        state, so that they are those of the whole window up to rounding. Figures and pictures are the last part's."""
+        losses = []
+        outs: list[Output] = []
+        for tokens, reset, labels, weights in parts:
+            loss, out = checkpoint(
+                self._window,
+                tokens,
+                reset,
+                state,
+                labels,
+                weights,
+                *how,
+                use_reentrant=False,
+                context_fn=randomness.recompute_context,
+            )
+            losses.append(loss)
+            outs.append(out)
+            state = out.state
+        return torch.stack(losses).sum(), Output(
+            state.map(Tensor.detach),
+            torch.stack([out.nll_sum for out in outs]).sum(),
+            torch.cat([out.token_nll for out in outs], 1),
+            None,
+            outs[-1].figures,
+            outs[-1].pictures,
+        )
+
+    def _window(
+        self,
+        tokens: Tensor,
+        reset: Tensor,
+        state: Tree,
+        labels: Tensor | None,
+        weights: Tensor | None,
+        memory_enabled: bool,
+        statistics: bool,
+        pictures: bool,
+    ) -> tuple[Tensor, Output]:
+        """See `forward`; the new state has a gradient."""
         b, S, L = tokens.shape
         seen = segments_seen(state["segments"], reset)
-        embedded = self.embedding(tokens.flatten(1).t())
-        rows = self._output_rows(tokens, embedded) if self.predicts else None
-        how = Pass(seen, rows, memory_enabled, statistics)
+        with part(EMBEDDING):
+            embedded = self.embedding(tokens.flatten(1).t())
+            rows = self._output_rows(tokens, embedded) if self.predicts else None
+            x = self._positioned(embedded, seen, L)
+        how = Pass(seen, rows, memory_enabled, statistics, pictures=pictures)
         layers = tree.reset(state, self.fields(), seen[:, 0] == 0)["layers"]
-        x = self._positioned(embedded, seen, L)
         new = {}
         penalties = []
         figures = {}
+        shown = {}
         for i, block in enumerate(self.blocks):
-            x, penalty, (new[str(i)], figure) = self._run(block, x, layers[str(i)], how)
+            told = replace(how, losses=self._losses(x, tokens)) if block.surprised else how
+            x, penalty, (new[str(i)], figure, picture) = self._run(block, x, layers[str(i)], told)
             penalties += [] if penalty is None else [penalty]
             figures |= {f"{i}.{key}": value for key, value in figure.items()}
+            shown |= {f"{i}.{key}": value for key, value in picture.items()}
         new_state = Tree({"segments": how.seen[:, -1] + 1, "layers": new})
         h = self.region.enter(self.norm(x))
         if labels is None:
             logits = self._logits(h).unflatten(0, (S, L)).permute(2, 0, 1, 3)
-            return logits, Output(new_state, None, None, None, figures)
-        nll, correct = self._token_losses(h, labels)
-        weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
-        loss = nll_sum = (nll * weights).sum()
+            return logits, Output(new_state, None, None, None, figures, shown)
+        with part(LOSS):
+            nll, correct = self._token_losses(h, labels)
+            weights = torch.ones_like(nll) if weights is None else weights.flatten(1).float()
+            loss = nll_sum = (nll * weights).sum()
         if penalties:
             loss = loss + (sum(penalties) * weights).sum()
         token_nll = nll.detach().view(b, S, L)
         correct = None if correct is None else correct.view(b, S, L)
-        return loss, Output(new_state, nll_sum.detach(), token_nll, correct, figures)
+        return loss, Output(new_state, nll_sum.detach(), token_nll, correct, figures, shown)
 
     def _run(self, block: Block, x: Tensor, state: Tree, how: Pass) -> tuple:
         if self.recompute and torch.is_grad_enabled():
@@ -167,6 +239,19 @@ class InftyLM(nn.Module):
         """[T, b, e]: the rows of the output matrix that predict the tokens, without gradients."""
         rows = embedded if self.head is None else self.head(tokens.flatten(1).t())
         return rows.detach()
+
+    @torch.no_grad()
+    def _losses(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [b, S, L - 1]: the losses of all tokens [b, S, L] of a segment but its first, as a layer's input x
+        [T, b, e] predicts them (the logit lens): causal, and the same in every layout and however text is cut."""
+        segments = self.region.enter(self.norm(x)).split(tokens.shape[2])
+        losses = [
+            tensor_parallel.vocab_parallel_cross_entropy(
+                self._logits(h[:-1]), target[:, 1:].t().contiguous()
+            )
+            for h, target in zip(segments, tokens.unbind(1), strict=True)
+        ]
+        return torch.stack(losses, 1).permute(2, 1, 0)
 
     def _logits(self, h: Tensor) -> Tensor:
         """float32 [T, b, V/tp]; columns that only pad the vocabulary can never be predicted."""
@@ -202,7 +287,7 @@ class InftyLM(nn.Module):
         """h [L, b, e], labels [b, L] -> [L, b] each."""
         logits, target = self._logits(h), labels.t().contiguous()
         correct = None if torch.is_grad_enabled() else most_likely(logits) == target
-        return vocab_parallel_cross_entropy(logits, target), correct
+        return tensor_parallel.vocab_parallel_cross_entropy(logits, target), correct
 
 
 def with_memories(state: Tree, donor: Tree) -> Tree:

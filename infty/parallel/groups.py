@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import torch.distributed as dist
-from megatron.core import parallel_state as ps
 
 from infty.errors import UserError
+from infty.megatron import parallel_state as ps
 
 
 def initialize(tensor: int = 1, timeout: timedelta = timedelta(minutes=30)) -> None:

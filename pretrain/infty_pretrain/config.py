@@ -26,6 +26,7 @@ class RunConfig:
     folder: Path = Path("runs/run")
     """Everything the run writes: checkpoints, logs, its resolved config."""
     seed: int = 1
+    """Where initial weights, dropout and the order of the documents are drawn from."""
     steps: int | None = None
     """Length of the run in optimizer steps; or give `tokens`."""
     tokens: int | None = None
@@ -49,6 +50,7 @@ class DataConfig:
     train: Path = Path("data/train")
     """A folder made by `infty prepare`."""
     validation: Path | None = None
+    """Another such folder, read by evaluations while training; left out: there are none."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class BatchConfig:
     window_stages: dict[int, int] | None = None
     """Shorter windows first, as segments: steps. {2: 500, 4: 500}: 500 steps with windows of 2 segments, 500 of 4, then
     of `window_segments`. Every lane reads on across stages, so later steps read more tokens than the first."""
+    part_segments: int | None = None
+    """Segments of a window that go through the model at once; the activations of one such part are kept, and computed
+    again in the backward pass. Gradients flow through the whole window all the same. Left out: the window at once."""
     micro_batch: int | None = None
     """Lanes of a rank that go through the model at once; left out: all of them. Fewer: gradients accumulate."""
 
@@ -67,13 +72,17 @@ class BatchConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     lr: float = 3e-4
+    """Peak learning rate."""
     memory_lr: float | None = None
     """Learning rate of the long-term memory's parameters; left out: `lr`."""
     gate_lr: float | None = None
     """Learning rate of the memories' gates, which begin at zero; left out: that of the memories. Gates do not decay."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's first and second moments."""
     eps: float = 1e-8
+    """Added to the denominator of AdamW's update."""
     weight_decay: float = 0.1
+    """Of matrices; biases, norms and gates do not decay."""
     clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
 
@@ -81,7 +90,9 @@ class OptimizerConfig:
 @dataclass(frozen=True)
 class ScheduleConfig:
     kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     warmup_steps: int = 0
+    """Steps in which the learning rate rises to its peak."""
     min_ratio: float = 0.1
     """Learning rate at the end, as a share of the peak."""
 
@@ -121,6 +132,9 @@ class LoggingConfig:
     every: int = 10
     """Steps between log lines."""
     tensorboard: bool = True
+    """Write `tensorboard/` in the run's folder."""
+    pictures: int | None = 500
+    """Steps between pictures of the memories, of which there is one at the end, too; null: none."""
     peak_tflops: float | None = None
     """Peak speed of one device, for the MFU; left out: known for common GPUs, measured on a CPU."""
 
@@ -166,6 +180,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations in a step; masters, moments and memories are float32 always."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -284,23 +299,12 @@ def from_dict(values: dict[str, Any], source: str = "config") -> Config:
 
 def differences(old: Config, new: Config) -> list[str]:
     """What a later config says otherwise, as `section.key: old -> new`; the run's folder may move."""
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    before, after = typed.flat(old.to_dict()), typed.flat(new.to_dict())
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key != "run.folder"
     ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for key, value in values.items():
-        out |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
-    return out
 
 
 def _override(values: dict[str, Any], text: str) -> None:

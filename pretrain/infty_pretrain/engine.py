@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from infty import parts
 from infty.data.lanes import Window
+from infty.layers.memories.base import Picture
 from infty.models.build import build
 from infty.models.lm import InftyLM, Output
 from infty.parallel import groups, randomness
@@ -19,6 +21,7 @@ from infty.tree import Tree
 from infty_pretrain.config import Config
 from infty_pretrain.faults import quarantine
 from infty_pretrain.faults.spikes import FaultHistory
+from infty_pretrain.gauges import Gauges, Stopwatch
 from infty_pretrain.learning import MEMORIES, is_gate, learns
 
 
@@ -35,6 +38,12 @@ class StepResult:
     """Tokens that counted in the window, whether they were learned from or not."""
     figures: dict[str, float]
     """Scalars of the memories by `layer.memory.figure`, mean over data-parallel ranks; empty unless asked for."""
+    gauges: dict[str, float] = field(default_factory=dict)
+    """What the optimizer's numbers look like, by their names in TensorBoard; empty unless asked for."""
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    """What the memories show of this rank's first lane in the last micro-batch, by `layer.memory.picture`."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """This rank's time in the parts of the step."""
     skipped: str | None = None
     """Why weights and optimizer were left as they were: `loss` (it is not finite), `spike` (it is far above recent
     ones), `gradient` (it is not finite); None: the step was taken."""
@@ -52,6 +61,7 @@ class Engine:
             seed=config.run.seed,
             sequence_parallel=config.parallel.sequence,
             recompute=config.parallel.recompute,
+            part_segments=config.batch.part_segments,
             partition=config.parallel.zero_stage == 3,
             bf16=config.precision == "bf16",
         )
@@ -65,6 +75,7 @@ class Engine:
             betas=config.optimizer.betas,
             eps=config.optimizer.eps,
         )
+        self.gauges = Gauges([group["label"] for group in optimizer.param_groups])
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.deepspeed = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.settings(), mpu=groups.MPU()
@@ -101,8 +112,10 @@ class Engine:
             group["lr"] = peak * factor
         return self.config.optimizer.lr * factor
 
-    def step(self, window: Window, statistics: bool = False) -> StepResult:
+    def step(self, window: Window, statistics: bool = False, pictures: bool = False) -> StepResult:
         """Forward, backward and update on one window of this rank's lanes; the lanes' states move on.
+
+        `statistics` and `pictures` ask for what `StepResult` says of them.
 
         Lanes whose numbers are not finite are put in quarantine (infty_pretrain.faults). A step whose loss or
         gradient is not finite, or whose loss is a spike, is skipped: weights, moments and the optimizer's step count
@@ -111,6 +124,9 @@ class Engine:
         the lanes in quarantine, the weights are at fault and no lane is: then those are put back, too, not emptied.
         """
         self.deepspeed.train()
+        watch = Stopwatch()
+        if statistics:
+            self.gauges.before(self.deepspeed)
         states, quarantined = [], []
         total = torch.zeros(
             2, dtype=torch.float64, device=self.device
@@ -123,15 +139,14 @@ class Engine:
             part = window.select(slice(i * self.micro_lanes, (i + 1) * self.micro_lanes)).to(
                 self.device
             )
-            loss, out, bad, lost = self._read(part, self.states[i], statistics)
+            loss, out, bad, lost = self._read(part, self.states[i], statistics, pictures and last)
             total += torch.stack([out.nll_sum.double(), lost])
             if last:
                 mean, blind = self._mean_loss(total, window.tokens_in_step)
                 skipped = self.faults.verdict(mean)
                 if skipped:  # makes every gradient NaN, so that the optimizer drops the step
                     loss = loss * math.nan
-            self.deepspeed.backward(loss * scale)
-            norm = self.update(last)
+            norm = self._learn(loss * scale, last, watch)
             states.append(out.state)
             quarantined.append(bad)
         if not math.isfinite(norm):
@@ -144,11 +159,29 @@ class Engine:
         lanes = () if blind else _ids(quarantined)
         self.faults.record(mean if window.tokens_in_step else math.nan, skipped, len(lanes))
         return StepResult(
-            mean, norm, window.tokens_in_step, _mean_over_data(out.figures), skipped, lanes
+            mean,
+            norm,
+            window.tokens_in_step,
+            _mean_over_data(out.figures),
+            self.gauges.after(self.deepspeed) if statistics else {},
+            out.pictures,
+            watch.seconds,
+            skipped,
+            lanes,
         )
 
+    def _learn(self, loss: Tensor, last: bool, watch: Stopwatch) -> float:
+        """A micro-batch's backward, and the update after the last one; see `update`."""
+        watch.lap("forward")
+        self.deepspeed.backward(loss)
+        watch.lap("backward")
+        with parts.part(parts.OPTIMIZER):
+            norm = self.update(last)
+        watch.lap("optimizer")
+        return norm
+
     def _read(
-        self, part: Window, state: Tree, statistics: bool
+        self, part: Window, state: Tree, *wanted: bool
     ) -> tuple[Tensor, Output, Tensor, Tensor]:
         """One micro-batch's forward, and a second one where a lane anywhere has numbers that are not finite.
 
@@ -156,10 +189,11 @@ class Engine:
         number of this rank's tokens that were to count and were not read (float64 scalar).
         """
         streams = randomness.states()
-        loss, out = self._forward(part, state, statistics)
+        loss, out = self._forward(part, state, *wanted)
         bad = torch.zeros(groups.data_size(), self.micro_lanes, dtype=torch.bool)
         if self.config.faults.quarantine:
-            bad = quarantine.agree(quarantine.faulty(out))
+            with parts.part(parts.CHECKS):
+                bad = quarantine.agree(quarantine.faulty(out))
         if not bad.any():
             return loss, out, bad, torch.zeros((), dtype=torch.float64, device=self.device)
         del loss, out  # the first graph, before there is a second
@@ -167,12 +201,14 @@ class Engine:
         mine = bad[groups.data_rank()].to(self.device)
         empty = self.model.initial_state(self.micro_lanes, self.device)
         loss, out = self._forward(
-            quarantine.reading_nothing(part, mine), empty.where(mine, state), statistics
+            quarantine.reading_nothing(part, mine), empty.where(mine, state), *wanted
         )
         out = replace(out, state=empty.where(mine, out.state))
         return loss, out, bad, part.weights[mine].double().sum()
 
-    def _forward(self, part: Window, state: Tree, statistics: bool) -> tuple[Tensor, Output]:
+    def _forward(
+        self, part: Window, state: Tree, statistics: bool, pictures: bool
+    ) -> tuple[Tensor, Output]:
         return self.deepspeed(
             part.tokens,
             part.reset,
@@ -180,6 +216,7 @@ class Engine:
             labels=part.labels,
             weights=part.weights,
             statistics=statistics,
+            pictures=pictures,
         )
 
     def _mean_loss(self, total: Tensor, tokens: int) -> tuple[float, bool]:
@@ -281,6 +318,8 @@ def parameter_groups(model: InftyLM, config: Config) -> list[dict]:
             buckets.setdefault((gate, MEMORIES in name, decays), []).append(p)
     return [
         {
+            "label": ("gate" if gate else "memory" if remembers else "base")
+            + ("_matrices" if decays else "_vectors"),
             "params": parameters,
             "lr": rates["gate" if gate else "memory" if remembers else "base"],
             "weight_decay": given.weight_decay if decays else 0.0,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infty.memory.config import MemoryConfig
+from infty.memory.sections import held_in
 from infty_pretrain import config as configs
 from infty_pretrain.config import Config
 
@@ -55,6 +56,11 @@ CONDITIONS: tuple[Condition, ...] = (
         lambda c: sum((c.batch.window_stages or {}).values()) < c.total_steps,
         "the run ends in an earlier stage (batch.window_stages)",
     ),
+    (
+        "batch.part_segments",
+        lambda c: c.batch.part_segments < c.batch.window_segments,
+        "a window has no more segments than that (batch.window_segments)",
+    ),
     ("schedule.kind", _decays, ENDS_IN_WARMUP),
     ("schedule.min_ratio", lambda c: c.schedule.kind != "constant", "schedule.kind is constant"),
     ("schedule.min_ratio", _decays, ENDS_IN_WARMUP),
@@ -67,6 +73,7 @@ CONDITIONS: tuple[Condition, ...] = (
     ("faults.spike_sigma", _judges_losses, "the run ends before half of faults.spike_window"),
     ("optimizer.memory_lr", lambda c: c.model.remembers, "the model has no memory"),
     ("optimizer.gate_lr", lambda c: c.model.remembers, "the model has no memory"),
+    ("logging.pictures", lambda c: c.model.remembers, "the model has no memory"),
     (
         "checkpoint.every",
         lambda c: c.checkpoint.every <= c.total_steps,
@@ -117,11 +124,6 @@ def _is_placed(memory: MemoryConfig, _: Config) -> bool:
     return memory.family.pools
 
 
-def _counts_reads(memory: MemoryConfig, config: Config) -> bool:
-    """Whether anything is made of where reads fell, or of a grid of as many cells."""
-    return not memory.family.pools or memory.sticky != "off" or config.logging.tensorboard
-
-
 NO_WARP = "sticky is off"
 NO_PLACE = "a density of this family has neither mean nor variance"
 # Of a continuous memory, in one layer.
@@ -130,10 +132,9 @@ CONTINUOUS: tuple[MemoryCondition, ...] = (
     ("sticky_heads", _warps, NO_WARP),
     ("sticky_seed", lambda m, _: m.sticky == "multinomial", "sticky is not multinomial"),
     ("bins", lambda m, _: not m.family.attends, "local attention reads the signal (density)"),
-    ("bins", _counts_reads, "sticky is off, and logging.tensorboard false"),
     ("explore", _warps, NO_WARP),
     ("attention_span", _warps, NO_WARP),
-    ("attention_span", lambda m, _: m.has_policy, "contraction is a constant"),
+    ("attention_span", lambda m, _: not m.policy.constant, "contraction is a constant"),
     ("maps", _is_placed, NO_PLACE),
     ("map_bias", _is_placed, NO_PLACE),
     ("sigma_floor", _is_placed, NO_PLACE),
@@ -188,7 +189,7 @@ def _idle_in_memory(
     written: dict[str, Any], section: Any, config: Config
 ) -> Iterator[tuple[str, str]]:
     """(key inside the section, why it has no effect); an empty key is the section itself."""
-    layers = range(config.model.layers) if section.layers is None else section.layers
+    layers = held_in(section, config.model.layers)
     if not layers:
         yield "", "layers names no layer"
         return

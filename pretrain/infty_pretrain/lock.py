@@ -18,6 +18,19 @@ PATIENCE = 60.0
 """Seconds to wait for the other one: a requeued job may start before the last process of the old one has gone."""
 
 
+def holder(folder: Path) -> str | None:
+    """Who works in a run's folder now, as it named itself; None: nobody, or nobody can know."""
+    try:
+        with open(folder / NAME) as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return file.read().strip() or "another process"
+    except OSError:  # no such file, or no locks here
+        pass
+    return None
+
+
 def take(
     folder: Path, tell: Callable[[str], None] = print, patience: float = PATIENCE
 ) -> IO | None:

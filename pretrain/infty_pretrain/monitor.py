@@ -1,22 +1,31 @@
-"""What a run tells: a line on the console, TensorBoard, `metrics.jsonl` with one row a step and `validation.jsonl` with
-one an evaluation."""
+"""What a run tells: a line on the console, TensorBoard, `metrics.jsonl` with one row a step, `validation.jsonl` with
+one an evaluation, and `events.jsonl` with what happened to it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from infty import files
+import psutil
+import torch
+
+from infty.data.lanes import LaneSchedule
 from infty.parallel import groups
-from infty_pretrain import flops
+from infty_pretrain import flops, pictures, records
+from infty_pretrain.board import Board
 from infty_pretrain.checkpoint import Saved
 from infty_pretrain.config import Config
 from infty_pretrain.engine import StepResult
 from infty_pretrain.faults.spikes import FaultHistory
+from infty_pretrain.records import FIGURES, METRICS, PICTURES, VALIDATION, Journal, forget_after
+from infty_pretrain.tally import LARGEST_EXPONENT
 
 WHY = {
     "loss": "because the loss is not finite",
@@ -36,10 +45,16 @@ class Monitor:
         self, config: Config, device: str, rank: int, first_step: int, tokens: int
     ) -> None:
         self.config, self.rank, self.tokens = config, rank, tokens
+        self.device = device
         self.peak: flops.Peak | None = None
         self.first_step, self.started = first_step, time.monotonic()
+        self.reached = first_step
         self.interval_start, self.interval_tokens, self.interval_steps = self.started, 0, 0
-        self.writer = None
+        self.seconds: dict[str, float] = defaultdict(float)
+        """Of this interval, by what they went to."""
+        self.board: Board | None = None
+        self.reached = 0
+        """The last step that earlier starts recorded; known to rank 0."""
         if rank != 0:
             return
         given = config.logging.peak_tflops
@@ -48,24 +63,58 @@ class Monitor:
             if given
             else flops.peak(device, config.precision)
         )
-        self.rows = config.run.folder / "metrics.jsonl"
-        self.validations = config.run.folder / "validation.jsonl"
-        for path in (self.rows, self.validations):
-            _forget_after(path, first_step)
+        self.rows = config.run.folder / METRICS
+        self.validations = config.run.folder / VALIDATION
+        self.figures, self.pictures = (config.run.folder / name for name in (FIGURES, PICTURES))
+        for path in (self.figures, self.pictures):
+            forget_after(path, first_step)
+        self.reached = max(forget_after(path, first_step) for path in (self.rows, self.validations))
+        self.journal = Journal(config.run.folder)
         self.file = open(self.rows, "a")  # noqa: SIM115 - open as long as the run
         if config.logging.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            self.board = Board(config, first_step)
 
-            self.writer = SummaryWriter(
-                str(config.run.folder / "tensorboard"), purge_step=first_step + 1
-            )
+    def began(self, **details: Any) -> None:
+        """Record that the run begins or goes on, with plain values that tell where and with what."""
+        if self.first_step and self.rank == 0:  # which alone has read what was logged
+            details["reached"] = max(self.reached, self.first_step)
+        self.event(
+            records.RESUMED if self.first_step else records.BEGAN, self.first_step, **details
+        )
+
+    def event(self, event: str, step: int, **details: Any) -> None:
+        """Record something that happened; see `infty_pretrain.records`."""
+        if self.rank == 0:
+            self.journal.add(event, step, **details)
 
     def wants_statistics(self, step: int) -> bool:
         """Whether this step (counted from 1) is one that is reported."""
-        return step % self.config.logging.every == 0 or step == self.config.total_steps or step == 1
+        reported = step % self.config.logging.every == 0 or self.wants_pictures(step)
+        return reported or step == self.config.total_steps or step == 1
 
-    def step(self, step: int, result: StepResult, rate: float, faults: FaultHistory) -> None:
+    def wants_pictures(self, step: int) -> bool:
+        """Whether this step (counted from 1) is one whose memories are drawn."""
+        every = self.config.logging.pictures
+        return every is not None and (step % every == 0 or step == self.config.total_steps)
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count what happens inside as a part of the steps' time."""
+        start = time.monotonic()
+        yield
+        self.seconds[part] += time.monotonic() - start
+
+    def step(
+        self,
+        step: int,
+        result: StepResult,
+        rate: float,
+        faults: FaultHistory,
+        lanes: LaneSchedule,
+    ) -> None:
         """Record a finished step (counted from 1). A loss or a norm that is not finite becomes null."""
+        for part, seconds in result.seconds.items():
+            self.seconds[part] += seconds
         self.tokens += result.tokens
         self.interval_tokens += result.tokens
         self.interval_steps += 1
@@ -82,8 +131,10 @@ class Monitor:
         if result.skipped or result.quarantined:
             row |= self._fault(step, result)
         if self.wants_statistics(step):
+            figures = self._shares_of_time() | _memory(self.device) | _lanes(lanes)
             row |= self._speed()
-            self._report(step, row, result)
+            self._report(step, row)
+            self._record(step, row, figures | result.gauges, result)
         self._count_faults(step, result, faults)
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
@@ -93,22 +144,33 @@ class Monitor:
         row: dict[str, Any] = {}
         if result.quarantined:
             row["quarantined"] = list(result.quarantined)
+            self.event(records.QUARANTINED, step, lanes=row["quarantined"])
             self.say(
                 f"step {step}: lane {', '.join(map(str, result.quarantined))} had non-finite numbers: "
                 "left out of the step, continues with an empty memory"
             )
         if result.skipped:
             row["skipped"] = result.skipped
+            self.event(records.SKIPPED, step, why=result.skipped, loss=_finite(result.loss))
             figure = f" ({result.loss:.4f})" if math.isfinite(result.loss) else ""
             self.say(f"step {step}: skipped, {WHY[result.skipped]}{figure}")
         return row
 
     def _count_faults(self, step: int, result: StepResult, faults: FaultHistory) -> None:
-        if self.writer is not None and (
+        if self.board is not None and (
             result.skipped or result.quarantined or self.wants_statistics(step)
         ):
-            self.writer.add_scalar("faults/skipped", faults.skipped, step)
-            self.writer.add_scalar("faults/quarantined", faults.quarantined, step)
+            self.board.scalars(
+                step,
+                {"faults/skipped": faults.skipped, "faults/quarantined": faults.quarantined},
+            )
+
+    def _shares_of_time(self) -> dict[str, float]:
+        """Where this interval's time went; `other` is what is not measured, such as the start of a checkpoint."""
+        whole = max(1e-9, time.monotonic() - self.interval_start, sum(self.seconds.values()))
+        shares = {f"time_share/{part}": spent / whole for part, spent in self.seconds.items()}
+        self.seconds.clear()
+        return shares | {"time_share/other": max(0.0, 1 - sum(shares.values()))}
 
     def _speed(self) -> dict[str, float]:
         now = time.monotonic()
@@ -139,25 +201,34 @@ class Monitor:
         self.peak = None
         return {}
 
-    def _report(self, step: int, row: dict, result: StepResult) -> None:
+    def _report(self, step: int, row: dict[str, Any]) -> None:
         left = row["seconds_per_step"] * (self.config.total_steps - step)
         text = (
-            f"step {step}/{self.config.total_steps}  loss {result.loss:.4f}  lr {row['lr']:.2e}  "
-            f"norm {result.grad_norm:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
+            f"step {step}/{self.config.total_steps}  loss {_shown(row['loss'], '.4f')}  lr {row['lr']:.2e}  "
+            f"norm {_shown(row['grad_norm'], '.2f')}  {row['tokens_per_second']:,.0f} tokens/s"
         )
         if "mfu" in row:
             text += f"  mfu {100 * row['mfu']:.0f}%"
         elif MEASURED in row:
             text += f"  {100 * row[MEASURED]:.0f}% of the measured peak"
         self.say(f"{text}  left {_duration(left)}")
-        if self.writer is None:
+
+    def _record(
+        self, step: int, row: dict[str, Any], figures: dict[str, float], result: StepResult
+    ) -> None:
+        """Write a reported step's figures and pictures for TensorBoard and for `infty report`."""
+        figures = figures | {pictures.tag(name): x for name, x in result.figures.items()}
+        figures = {name: x for name, x in figures.items() if math.isfinite(x)}
+        _append(self.figures, {"step": step, "figures": figures})
+        shown = {pictures.tag(name): pictures.plain(p) for name, p in result.pictures.items()}
+        if shown:
+            _append(self.pictures, {"step": step, "pictures": shown})
+        if self.board is None:
             return
-        for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu", MEASURED):
-            if row.get(name) is not None:
-                self.writer.add_scalar(f"train/{name}", row[name], step)
-        for name, value in result.figures.items():
-            layer, memory, figure = name.split(".")
-            self.writer.add_scalar(f"{memory}_{figure}/layer_{int(layer):02d}", value, step)
+        names = ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu", MEASURED)
+        train = {f"train/{name}": row[name] for name in names if row.get(name) is not None}
+        self.board.scalars(step, train | figures)
+        self.board.pictures(step, shown)
 
     def evaluation(self, step: int, figures: dict[str, dict[str, float]]) -> None:
         """Record what an evaluation found."""
@@ -170,12 +241,11 @@ class Monitor:
             for mode, f in figures.items()
         )
         self.say(f"step {step}: validation perplexity, {text}")
-        with open(self.validations, "a") as f:
-            f.write(json.dumps({"step": step, **figures}) + "\n")
-        if self.writer is not None:
+        _append(self.validations, {"step": step, **figures})
+        if self.board is not None:
             for mode, f in figures.items():
-                for name in ("nll", "accuracy"):
-                    self.writer.add_scalar(f"validation/{name}_memory_{mode}", f[name], step)
+                values = {f"validation/{x}_memory_{mode}": f[x] for x in ("nll", "accuracy")}
+                self.board.scalars(step, values | _by_position(mode, f["by_position"]))
 
     def saved(self, checkpoint: Saved) -> None:
         """Record a checkpoint that is in place."""
@@ -183,10 +253,17 @@ class Monitor:
             f"saved {checkpoint.path.name}: training paused for {checkpoint.stall:.2f} s, writing took "
             f"{checkpoint.written:.2f} s"
         )
-        if self.rank == 0 and self.writer is not None:
-            step = int(checkpoint.path.name.removeprefix("step-"))
-            self.writer.add_scalar("checkpoint/stall_seconds", checkpoint.stall, step)
-            self.writer.add_scalar("checkpoint/write_seconds", checkpoint.written, step)
+        step = int(checkpoint.path.name.removeprefix("step-"))
+        seconds = {"stall": checkpoint.stall, "written": checkpoint.written}
+        self.event(records.SAVED, step, **seconds)
+        if self.board is not None:
+            seconds = {f"checkpoint/{name}_seconds": x for name, x in seconds.items()}
+            self.board.scalars(step, seconds)
+
+    def flush(self) -> None:
+        """Put on disk what was told so far: a run that goes on from here tells only what comes after."""
+        if self.board is not None:
+            self.board.flush()
 
     def pause(self) -> None:
         """Do not count the time of a checkpoint as training."""
@@ -200,23 +277,47 @@ class Monitor:
     def close(self) -> None:
         if self.rank == 0:
             self.file.close()
-            if self.writer is not None:
-                self.writer.close()
+            if self.board is not None:
+                self.board.close()
             sys.stdout.flush()
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drop rows of steps after the checkpoint that the run goes on from: they are done again."""
-    if not path.exists():
-        return
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                rows.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue  # the last line of a killed run, or none of the run's
-    files.write_whole(path, "".join(row + "\n" for row in rows))
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _by_position(mode: str, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Perplexities by tag; the tags' names sort by position."""
+    return {
+        f"perplexity_by_position_memory_{mode}/{row['from']:08d}_to_{row['to']:08d}": math.exp(
+            row["nll"]
+        )
+        for row in rows
+        if row["nll"] < LARGEST_EXPONENT
+    }
+
+
+def _memory(device: str) -> dict[str, float]:
+    """Of this process, in GiB: what the host holds, and the most that was in use on its GPU since the last time."""
+    found = {"memory_gib/host": psutil.Process().memory_info().rss / 2**30}
+    if device.startswith("cuda"):
+        found["memory_gib/device_peak"] = torch.cuda.max_memory_allocated(device) / 2**30
+        found["memory_gib/device_reserved"] = torch.cuda.memory_reserved(device) / 2**30
+        torch.cuda.reset_peak_memory_stats(device)
+    return found
+
+
+def _lanes(lanes: LaneSchedule) -> dict[str, float]:
+    return {
+        "lanes/documents_finished": lanes.finished,
+        "lanes/place_in_the_book_share": lanes.progress,
+        "lanes/padding_share": lanes.padding_share,
+    }
+
+
+def _shown(x: float | None, how: str) -> str:
+    return "nan" if x is None else format(x, how)
 
 
 def _finite(x: float) -> float | None:

@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infty import files
 from infty.errors import UserError
-from infty.files import read_json
 from infty_pretrain import typed
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def check(config: Config, checkpoint: Path, tokenizer: str) -> None:
 def _run(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "run.json"
     try:
-        found = read_json(path)
+        found = files.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"init.from: {path} cannot be read: {error}") from error
     return found if isinstance(found, dict) else {}
@@ -170,10 +170,8 @@ def keep_original(checkpoint: Path, folder: Path) -> None:
     source, target = original_of(checkpoint), folder / ORIGINAL
     if source is None or target.exists():
         return
-    partial = target.with_name(f"{ORIGINAL}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    partial.rename(target)
+    with files.whole_folder(target) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
 
 
 def original_of(checkpoint: Path) -> Path | None:

@@ -28,6 +28,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "batch": {
         "lanes": whole(1, 2**20),
         "window_segments": whole(1, 2**16),
+        "part_segments": whole(1, 2**16),
         "micro_batch": whole(1, 2**20),
     },
     "optimizer": {
@@ -47,7 +48,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "keep_every": STEPS,
         "minutes": Range(0, YEAR, above=True),
     },
-    "logging": {"every": STEPS, "peak_tflops": Range(0, 1e9, above=True)},
+    "logging": {"every": STEPS, "pictures": STEPS, "peak_tflops": Range(0, 1e9, above=True)},
     "evaluation": {"every": STEPS, "windows": whole(1, 2**31)},
     "faults": {
         "spike_sigma": Range(0, 1e6, above=True),

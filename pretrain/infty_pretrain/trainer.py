@@ -16,7 +16,7 @@ import torch.distributed as dist
 from infty import files
 from infty.access import refused
 from infty.data.documents import Documents
-from infty.data.lanes import LaneReader, LaneSchedule
+from infty.data.lanes import LaneReader, LaneSchedule, usable_documents
 from infty.errors import UserError
 from infty.exit_codes import STOPPED
 from infty.parallel import groups
@@ -28,6 +28,8 @@ from infty_pretrain.engine import Engine, StepResult
 from infty_pretrain.faults.watchdog import REPORT, Watchdog
 from infty_pretrain.launch import Launch, connect
 from infty_pretrain.monitor import WHY, Monitor
+from infty_pretrain.records import DONE, GAVE_UP
+from infty_pretrain.records import STOPPED as WAS_STOPPED
 from infty_pretrain.signals import StopFlag
 
 
@@ -53,7 +55,7 @@ def validate(config: Config, world: int) -> Config:
 
 def crowding(lengths: np.ndarray, lanes: int) -> str | None:
     """What to say of a run with more lanes than documents of these `lengths` (tokens); None for any other."""
-    usable = int((lengths >= 2).sum())  # the others give no prediction
+    usable = usable_documents(lengths)
     if lanes <= usable:
         return None
     most = math.ceil(lanes / usable)
@@ -121,6 +123,7 @@ class Trainer:
         if stopped:
             return self._stopped()
         total = self.config.total_steps
+        self.monitor.event(DONE, self.step, tokens=self.monitor.tokens)
         self.monitor.say(
             f"done: {total} steps, {self.monitor.tokens:,} tokens; checkpoint in {self.checkpoints}"
         )
@@ -147,14 +150,18 @@ class Trainer:
 
     def train_step(self) -> None:
         self.watchdog.tick(f"reading data for step {self.step + 1}")
-        window = self.reader.next_window(curriculum.window_segments(self.config.batch, self.step))
+        with self.monitor.timed("reading"):
+            segments = curriculum.window_segments(self.config.batch, self.step)
+            window = self.reader.next_window(segments)
         self.watchdog.tick(f"computing step {self.step + 1}")
         rate = self.engine.set_rate(
             schedule.factor(self.step, self.config.total_steps, self.config.schedule)
         )
-        result = self.engine.step(window, self.monitor.wants_statistics(self.step + 1))
-        self.step += 1
-        self.monitor.step(self.step, result, rate, self.engine.faults)
+        next_step = self.step + 1
+        wanted = self.monitor.wants_statistics(next_step), self.monitor.wants_pictures(next_step)
+        result = self.engine.step(window, *wanted)
+        self.step = next_step
+        self.monitor.step(self.step, result, rate, self.engine.faults, self.reader.schedule)
         faults, over = self.engine.faults, self.step == self.config.total_steps
         if faults.in_a_row >= self.config.faults.patience or (faults.suspect and over):
             self._give_up(result)
@@ -169,6 +176,7 @@ class Trainer:
             kept = (
                 f"Nothing was lost: skipped steps change no weights, and step {self.step} is saved"
             )
+        self.monitor.event(GAVE_UP, self.step, why=result.skipped)
         raise UserError(
             f"step {self.step}: {self.engine.faults.in_a_row} steps in a row were skipped (faults.patience: "
             f"{self.config.faults.patience}), the last {WHY[result.skipped]}. {kept}. Lower optimizer.lr, look at the "
@@ -224,6 +232,7 @@ class Trainer:
         }
         if (self.folder / origin.ORIGINAL).is_dir():
             run["original"] = str((self.folder / origin.ORIGINAL).resolve())
+        self.monitor.flush()
         self.watchdog.tick(f"saving step {self.step}")
         self._saved(self.saver.start(run))
         if not self.config.checkpoint.overlap:
@@ -236,6 +245,7 @@ class Trainer:
             self.monitor.saved(checkpoint)
 
     def _stopped(self) -> int:
+        self.monitor.event(WAS_STOPPED, self.step, reason=self.stop.reason)
         self.monitor.say(
             f"stopped by {self.stop.reason} after step {self.step}/{self.config.total_steps}; "
             f"rerun the same command to resume from the checkpoint of step {self.last_saved}"
@@ -370,6 +380,15 @@ class Trainer:
             f"{c.batch.lanes} lanes x {c.batch.window_segments} segments x {c.model.segment_length} tokens = "
             f"{c.tokens_per_step:,} tokens per step; {len(self.train_data)} documents, "
             f"{self.train_data.info.tokens:,} tokens"
+        )
+        self.monitor.began(
+            parameters=self.engine.parameter_count,
+            learning=self.engine.trained_count,
+            processes=groups.data_size() * groups.tensor_size(),
+            layout=f"{layout}, ZeRO-{c.parallel.zero_stage}, {c.precision}",
+            device=self.device.split(":")[0],
+            documents=len(self.train_data),
+            tokens=self.train_data.info.tokens,
         )
         if crowded := crowding(self.train_data.lengths, c.batch.lanes):
             self.monitor.say(crowded)

@@ -13,6 +13,7 @@ import keyword
 import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import pydantic
 import yaml
 
 from infty.errors import UserError
+from infty.ranges import shown
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,12 +108,7 @@ def validated(kind: type, values: Any, source: str, prefix: str = "") -> Any:
         named = prefix if prefix.startswith("model.memories.") else "model.memory."
         raise UserError(str(error).replace("model.memory.", named, 1)) from error
     except pydantic.ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            where = ".".join(
-                str(p) for p in problem["loc"] if not str(p).startswith(("function", "constrained"))
-            )
-            lines.append(f"{prefix}{where}: {problem['msg']} (got {problem['input']!r})")
+        lines = [f"{prefix}{_key(problem)}: {_problem(problem)}" for problem in error.errors()]
         raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from error
 
 
@@ -120,8 +117,38 @@ def value_of(hint: Any, value: Any, source: str, key: str) -> Any:
     try:
         return pydantic.TypeAdapter(hint).validate_python(by_type(hint, value))
     except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"{source}: {key}: {problem['msg']} (got {problem['input']!r})") from error
+        raise UserError(f"{source}: {key}: {_problem(error.errors()[0])}") from error
+
+
+# What a value must be, by the beginning of what pydantic calls the problem.
+WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a section",
+    "dataclass": "a section",
+}
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    """A problem that pydantic found, in the words in which `infty.ranges.check` tells of a number out of its range."""
+    kind = problem["type"]
+    wanted = WANTED.get(kind.partition("_")[0])
+    if kind == "literal_error":
+        wanted = problem["ctx"]["expected"].replace("'", "")
+    value = shown(problem["input"])
+    return f"{value} must be {wanted}" if wanted else f"{value}: {problem['msg']}"
+
+
+def _key(problem: Mapping[str, Any]) -> str:
+    """Where a problem is, of pydantic's path of keys, positions and steps of its own."""
+    steps = ("function", "constrained")
+    return ".".join(str(part) for part in problem["loc"] if not str(part).startswith(steps))
 
 
 def by_type(hint: Any, value: Any) -> Any:
@@ -145,6 +172,10 @@ def by_type(hint: Any, value: Any) -> Any:
         return str(value) if Path in _options(hint) or _options(hint)[0] is str else value
     if isinstance(value, str) and int in _options(hint):
         return _whole(value)
+    if isinstance(value, str) and {float, str} <= set(
+        _options(hint)
+    ):  # a number, or a word for one
+        return _real(value)
     if isinstance(value, str):  # one of a few numbers, such as a ZeRO stage
         literals = [option for option in _options(hint) if typing.get_origin(option) is Literal]
         words = [word for literal in literals for word in typing.get_args(literal)]
@@ -161,6 +192,13 @@ def _whole(text: str) -> Any:
     except ValueError:
         return text
     return int(number) if re.search(r"[eE]", plain) and number.is_integer() else text
+
+
+def _real(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def check_keys(kind: type, values: Any, where: str) -> None:
@@ -183,6 +221,15 @@ def check_keys(kind: type, values: Any, where: str) -> None:
 def written_name(field: dataclasses.Field) -> str:
     """A field's key in a config: `from` is a word of Python, so its field is called from_."""
     return field.name.rstrip("_")
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as `section.key: value`."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        out |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return out
 
 
 def pythonic(values: Any) -> Any:

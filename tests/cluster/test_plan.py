@@ -137,6 +137,11 @@ def test_more_sharding_needs_less():
     assert held == sorted(held, reverse=True) and held[0] > 4 * held[3]
     assert option(recompute=True).bytes["activations"] < option().bytes["activations"] / 4
     assert option(recompute=True).cost.tokens_per_second < option().cost.tokens_per_second
+    parts = option(window_segments=16, part_segments=2)
+    assert parts.bytes["activations"] < option(window_segments=16).bytes["activations"] / 4
+    assert parts.cost.tokens_per_second < option(window_segments=16).cost.tokens_per_second
+    at_once = option(part_segments=layout.window_segments)
+    assert at_once.bytes == option().bytes and at_once.cost == option().cost
 
 
 def test_planning_imports_no_deepspeed():

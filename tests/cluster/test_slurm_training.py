@@ -121,7 +121,7 @@ def _submit_other(cluster, folder: Path, verb: str, *words: str) -> str:
     )
     number = out.split("submitted job ")[1].split()[0]
     cluster.wait(
-        lambda: cluster.job(number)["JobState"] in ("COMPLETED", "FAILED"), 240, f"{verb} to end"
+        lambda: cluster.job(number)["JobState"] in ("COMPLETED", "FAILED"), 600, f"{verb} to end"
     )
     said = "\n".join(p.read_text() for p in sorted((folder / "logs" / number).iterdir()))
     assert cluster.job(number)["JobState"] == "COMPLETED", said
@@ -178,20 +178,20 @@ def test_submit_train_signal_requeue_node_failure_finish(workplace):
                 ]
                 raise AssertionError("\n".join([str(error), summary(), *texts])) from None
 
-        explained(trained(6, 1), 240, "the first steps")
+        explained(trained(6, 1), 600, "the first steps")
         cluster.slurm("scancel", "--batch", "--signal=USR1", number)
-        explained(trained(14, 2), 240, "steps after the signal")
+        explained(trained(14, 2), 600, "steps after the signal")
         cluster.slurm("scontrol", "requeue", number)
-        explained(trained(22, 3), 240, "steps after the requeue")
+        explained(trained(22, 3), 600, "steps after the requeue")
         cluster.fail_node(cluster.nodes[1])
         explained(
-            lambda: cluster.job(number)["JobState"] != "RUNNING", 120, "the job to lose its node"
+            lambda: cluster.job(number)["JobState"] != "RUNNING", 600, "the job to lose its node"
         )
         cluster.start_node(cluster.nodes[1])
-        explained(lambda: "finished" in summary(), 240, "the end")
+        explained(lambda: "finished" in summary(), 600, "the end")
         explained(lambda: cluster.job(number)["JobState"] == "COMPLETED", 20, "the job to complete")
         explained(
-            lambda: cluster.job(quiet)["JobState"] == "COMPLETED", 240, "the quiet run to end"
+            lambda: cluster.job(quiet)["JobState"] == "COMPLETED", 600, "the quiet run to end"
         )
 
         # One log a node, for both of its processes.

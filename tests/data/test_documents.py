@@ -129,6 +129,11 @@ def test_where_tokenizers_are_found(prepared, tmp_path):
     (tmp_path / "x.model").write_text("no model")
     with pytest.raises(UserError, match="not a sentencepiece model"):
         Tokenizer.load(tmp_path / "x.model")
+    whole = model.read_bytes()
+    piece = whole.index("▁".encode())  # becomes what is no text
+    (tmp_path / "x.model").write_bytes(whole[:piece] + b"\xff" + whole[piece + 1 :])
+    with pytest.raises(UserError, match="not a sentencepiece model: 'utf-8' codec"):
+        Tokenizer.load(tmp_path / "x.model")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="not a Hugging Face tokenizer"):
         Tokenizer.load(tmp_path)

@@ -113,3 +113,14 @@ def test_other_attentions_are_refused_or_the_same(tmp_path):
     with torch.no_grad():
         eager = InftyForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
         close(eager(tokens(2, 30)).logits, model(tokens(2, 30)).logits)
+
+
+def test_compilers_are_refused_in_one_sentence():
+    model, ids = twin("no memory"), tokens(1, 10)
+    words = r"^an infty model is not for torch\.compile or torch\.export[^\n]*$"
+    for part in (model, model.model):
+        with pytest.raises(ValueError, match=words):
+            torch.compile(part, backend="eager")(ids)
+    with pytest.raises(ValueError, match=words):
+        torch.export.export(model, (ids,))
+    torch.compiler.reset()

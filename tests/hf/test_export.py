@@ -43,6 +43,10 @@ for name, how in {"greedy": {}, "beam": {"num_beams": 3}, "sample": {"do_sample"
     out[name] = ids[:, batch.input_ids.shape[1]:].tolist()
 base = AutoModel.from_pretrained(folder, trust_remote_code=True)
 out["base"] = list(base(batch.input_ids).last_hidden_state.shape)
+cache = model(batch.input_ids[:1], use_cache=True).past_key_values
+cache.save(sys.argv[2] + ".safetensors")
+again, more = model.load_cache(sys.argv[2] + ".safetensors"), batch.input_ids[1:]
+out["bookmark"] = torch.equal(model(more, cache=cache).logits, model(more, cache=again).logits)
 model.save_pretrained(sys.argv[2])
 out["modules"] = [m for m in sys.modules if m.split(".")[0] in ("infty", "deepspeed", "megatron")]
 print(json.dumps(out))
@@ -93,6 +97,8 @@ def test_export_generates_alone(tmp_path, monkeypatch):
         "cache_infty.py",
         "pieces_infty.py",
         "memory_infty.py",
+        "bookmark_infty.py",
+        "infty_files.py",
         "continuous_infty.py",
         "associative_infty.py",
         "infty_tree.py",
@@ -109,7 +115,7 @@ def test_export_generates_alone(tmp_path, monkeypatch):
     out = in_another_process(GENERATE, folder, tmp_path / "again", cache=tmp_path / "cache")
     assert out["modules"] == [] and out["dtype"] == "torch.float32" and out["eos"] == 2
     assert all(len(row) == 20 for how in ("greedy", "beam", "sample") for row in out[how])
-    assert out["base"][::2] == [2, 32]
+    assert out["base"][::2] == [2, 32] and out["bookmark"]
     assert not any(
         "work" in p.read_text() and str(tmp_path) in p.read_text() for p in folder.glob("*.py")
     )

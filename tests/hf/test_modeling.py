@@ -13,6 +13,7 @@ from infty.hf.cache_infty import InftyCache
 from infty.hf.configuration_infty import InftyConfig
 from infty.hf.kinds_infty import section_of, sections_of
 from infty.hf.modeling_infty import InftyForCausalLM
+from infty.hf.pieces_infty import Reading
 from infty.models.lm import InftyLM
 from infty_tools.export.weights import convert_config, convert_weights
 from support.small import VARIANTS as TRAINED
@@ -89,6 +90,36 @@ def test_any_cut_equals_all_at_once(name):
     for part in ids.split([3, 5, 1, 30, 8, 14], 1):
         parts.append(model(part, past_key_values=cache).logits)
     close(torch.cat(parts, 1), model(ids).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SOME)
+def test_segments_at_once_equal_segments_one_by_one(name, monkeypatch):
+    model, ids = twin(name), tokens(2, 70)
+    cut = 5  # the first piece fills a segment up, the last one begins one
+    found = []
+    for at_once in (4096, 2 * 3 * 8, 1):
+        monkeypatch.setattr("infty.hf.pieces_infty.AT_ONCE", at_once)
+        cache = InftyCache()
+        parts = [model(part, cache=cache).logits for part in (ids[:, :cut], ids[:, cut:])]
+        found.append((torch.cat(parts, 1), cache))
+    for logits, cache in found[:2]:
+        close(logits, found[-1][0])
+        assert torch.equal(cache.fill, found[-1][1].fill)
+        assert torch.equal(cache.segments, found[-1][1].segments)
+
+
+def test_segments_are_read_at_once_up_to_a_bound():
+    reading = Reading(8, None, None, rows=2)
+    pieces = [piece for _, piece in reading.pieces(None, None, 8 * 600 + 3, torch.device("cpu"))]
+    assert [(piece.several, piece.tokens) for piece in pieces] == [
+        (256, 2048),
+        (256, 2048),
+        (88, 704),
+        (1, 3),
+    ]
+    assert [int(piece.segments[0]) for piece in pieces] == [0, 256, 512, 600]
+    assert reading.fill.tolist() == [3, 3]
 
 
 @torch.no_grad()

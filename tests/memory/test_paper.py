@@ -299,9 +299,9 @@ def test_the_full_size_memory(name):
     torch.manual_seed(3)
     config = preset(name)
     segment = 1024 if name == "paper-sorting" else 512
-    xs = [tokens(1, segment) for _ in range(6)]
-    qs = [torch.randn(1, HEADS, TOKENS, SIZE) for _ in range(6)]
-    resets, seeds = [torch.tensor([False])] * 6, [torch.tensor([k]) for k in range(6)]
+    xs = [tokens(1, segment) for _ in range(4)]
+    qs = [torch.randn(1, HEADS, TOKENS, SIZE) for _ in range(4)]
+    resets, seeds = [torch.tensor([False])] * 4, [torch.tensor([k]) for k in range(4)]
     agree(
         by_product(config, xs, qs, resets, seeds, segment),
         by_reference(config, xs, qs, resets, seeds),

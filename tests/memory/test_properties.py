@@ -137,7 +137,7 @@ def test_a_reset_lane_is_a_fresh_lane(kind, seed):
 def test_a_saved_and_loaded_state_goes_on_alike(kind, seed):
     core = memory(*kind)
     state = filled(core, 2, seed)
-    lanes = Tree({"segments": torch.tensor([3, 5]), "memory": vars(state)})
+    lanes = Tree({"segments": torch.tensor([3, 5]), "memory": state.tree()})
     loaded = MemoryState(
         **lanes.map(torch.zeros_like).from_named(load(save(lanes.named())))["memory"]
     )

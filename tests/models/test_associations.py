@@ -95,7 +95,8 @@ def test_the_associative_layer(stm):
                     for g in range(2):
                         read = unit(q[lane, k, g, t]) @ M
                         norm = (read.square().mean() + 1e-5).sqrt()
-                        z[t, 2 * k + g] = read / norm * layer.norm_weight[k, g].double()
+                        size = layer.norm_weight[k, g].double() * layer.gate[k, g].double()
+                        z[t, 2 * k + g] = read / norm * size
                 if SEEN[lane, s] >= delay:
                     for t in range(s * L, s * L + L):  # the STM comes first in keys and values
                         key = unit(keys[lane, k, t])

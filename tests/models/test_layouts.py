@@ -45,6 +45,7 @@ TWO |= {
     name: [{"tensor": 2, "stage": 3}, {"tensor": 2, "stage": 1, "sequence": True}]
     for name in (
         "learned",
+        "salience",
         "unlike layers",
         "sparsemax",
         "joint",
@@ -55,6 +56,10 @@ TWO |= {
         "wide heads",
     )
 }
+TWO["surprise"] = [
+    {"tensor": 2, "stage": 3, "part_segments": 2},
+    {"tensor": 2, "stage": 1, "sequence": True, "part_segments": 1},
+]
 FOUR = {
     name: [
         {"tensor": 2, "stage": 3, "recompute": True},

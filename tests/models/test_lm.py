@@ -244,6 +244,9 @@ def test_recompute_gives_the_same_gradients(name):
         "transformer-xl",
         "compressive",
         "learned",
+        "salience",
+        "salience, doubling",
+        "salience, joint",
     ],
 )
 def test_gradients_of_a_window_by_finite_differences(name):
@@ -276,9 +279,9 @@ def test_gradients_of_a_window_by_finite_differences(name):
             + 0.1 * torch.randn(p.shape, generator=g) / p.numel() ** 0.5
         )
         expected = (p.grad * direction).sum().item()
-        step = min(
-            1e-2, 0.1 / abs(expected)
-        )  # a change of the loss well above its rounding, well below its bends
+        # A change of the loss well above its rounding, well below its bends: the edges of tokens that share out their
+        # room must stay in their cells.
+        step = min(1e-2, (0.01 if n.endswith("room.weight") else 0.1) / abs(expected))
         with torch.no_grad():
             p += step * direction
             up = value()

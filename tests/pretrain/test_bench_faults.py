@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infty.errors import UserError
-from infty_tools.bench import fault_kinds
+from infty_tools.bench import fault_kinds, ledger
 from infty_tools.bench import fault_runs as runs
 from infty_tools.bench import faults as bench_faults
 from infty_tools.cli import app
@@ -86,13 +86,30 @@ def test_the_command(tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert "truncated" in result.output and "detected" in result.output
-    (row,) = json.loads(path.read_text())
+    (row,) = map(json.loads, path.read_text().splitlines())
     assert (row["kind"], row["detected"], row["lost"]) == ("truncated file", True, False)
+    assert row["commit"] and (row["seed"], row["number"]) == (0, 0)
     for options, said in (
         (["--kinds", "meteor"], "no kind of fault"),
         (["--output", "/dev/null/x.json"], "is no folder"),
     ):
         assert said in str(CliRunner().invoke(app, ["bench", "faults", *options]).exception)
+
+
+@pytest.mark.parametrize(
+    ("lost", "detected", "status"), [(False, True, 0), (True, True, 1), (False, False, 1)]
+)
+def test_trials_of_a_ledger_are_not_made_again(tmp_path, lost, detected, status):
+    """And a fault that was not noticed is a failure, as is one by which something was lost."""
+    path = tmp_path / "faults.jsonl"
+    row = {"kind": "loss spike", "layout": "any", "number": 0, "seed": 5, "wrong": []}
+    row |= {"went on": True, "lost": lost, "detected": detected, "commit": ledger.commit()}
+    ledger.write_row(path, row | {"commit": "another", "lost": True})
+    ledger.write_row(path, row)
+    words = ["--tries", "1", "--kinds", "loss spike", "--seed", "5", "--output", str(path)]
+    result = CliRunner().invoke(app, ["bench", "faults", *words])
+    assert result.exit_code == status, result.output
+    assert len(path.read_text().splitlines()) == 2
 
 
 def test_kinds_are_found_by_a_word():

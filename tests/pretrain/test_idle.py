@@ -40,7 +40,7 @@ ALWAYS = {
     "vocab_multiple memory memories lora",
 }
 ALWAYS_IN_MEMORY = {
-    "continuous": "kind basis widths ridge signal contraction sticky samples precision density gate output_gate "
+    "continuous": "kind basis widths ridge signal contraction sticky samples precision density room gate output_gate "
     "kl_weight overrides",
     "compressive": "kind length ratio reconstruction_weight",
     "associative": "kind",
@@ -128,11 +128,7 @@ CASES = [
         ["model.memory.sticky_seed=2", "model.memory.sticky=multinomial", CONSTANT],
     ),
     ("model.memory.bins", ["model.memory.bins=32", "model.memory.density=joint"], []),
-    (
-        "model.memory.bins",
-        ["model.memory.bins=32", "model.memory.sticky=off", "logging.tensorboard=false"],
-        ["model.memory.bins=32", "logging.tensorboard=false"],
-    ),
+    ("logging.pictures", ["logging.pictures=5", "model.memory=null"], ["logging.pictures=5"]),
     (
         "model.memory.explore",
         ["model.memory.explore=0.2", CONSTANT],
@@ -165,6 +161,11 @@ CASES = [
         "model.memory.kl_sigma",
         ["model.memory.kl_sigma=0.1"],
         ["model.memory.kl_sigma=0.1", "model.memory.kl_weight=1e-3"],
+    ),
+    (
+        "batch.part_segments",
+        ["batch.part_segments=3", "batch.window_segments=3"],
+        ["batch.part_segments=2", "batch.window_segments=3"],
     ),
     (
         "batch.window_segments",

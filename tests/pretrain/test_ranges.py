@@ -104,6 +104,15 @@ def test_every_number_of_a_config_has_a_range(key):
             assert re.search(RANGE, message), message
 
 
+def test_text_where_a_number_belongs_is_told_in_the_same_words():
+    for key, change in KEYS.items():
+        with pytest.raises(UserError) as error:
+            make(change("fast"))
+        message = str(error.value)
+        assert re.search(r"(\w+)(\.\d)?: fast must be (a|a whole) number", message), (key, message)
+        assert key.rpartition(".")[2] in message and "Input should" not in message
+
+
 def test_a_length_in_tokens_is_named_as_such():
     with pytest.raises(UserError, match=r"^run\.tokens: 0 must be a whole number from 1 to "):
         make({"run": {"tokens": 0}})

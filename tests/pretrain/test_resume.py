@@ -26,8 +26,10 @@ SAME = {  # interrupted and resumed in this layout
         "model__memory__signal": "hidden",
     },
 }
-SAME["tp2-zero3-growing-windows"] = SAME["tp2-zero3"] | {  # interrupted inside the second stage
-    "batch__window_stages": {1: 2, 2: 2}
+SAME["tp2-zero3-growing-windows-salience"] = SAME["tp2-zero3"] | {
+    "batch__window_stages": {1: 2, 2: 2},  # interrupted inside the second stage
+    "batch__part_segments": 1,
+    "model__memory__room": "salience",
 }
 OTHER = {  # goes on, without dropout, from a checkpoint of TP 2 and ZeRO-3
     "dp2-zero3": {"parallel__zero_stage": 3},

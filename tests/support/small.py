@@ -92,6 +92,14 @@ VARIANTS = {
             overrides={1: {"basis": 8, "widths": (0.1,), "sticky": "off"}},
         ),
     ),
+    "salience": replace(LLAMA, memory=replace(LLAMA.memory, room="salience")),
+    "surprise": replace(LLAMA, memory=replace(LLAMA.memory, room="surprise", sticky="off")),
+    "surprise, joint": replace(GPT2, memory=replace(JOINT, room="surprise"), stm_length=8),
+    "salience, doubling": replace(
+        LLAMA,
+        memory=replace(HIDDEN, room="salience", contraction="doubling", sticky=None),
+    ),
+    "salience, joint": replace(GPT2, memory=replace(JOINT, room="salience"), stm_length=8),
     "unlike layers": replace(
         GPT2,
         memory=replace(

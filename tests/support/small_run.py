@@ -22,12 +22,13 @@ def write_dataset(
 ) -> Path:
     """Documents that count upwards in steps of their own, as `infty prepare` would store them (without tokenizer)."""
     import torch
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    from infty.megatron import indexed_dataset
 
     folder.mkdir(parents=True)
     lengths = lengths or LENGTHS
     builder, digest = (
-        IndexedDatasetBuilder(str(folder / f"{PREFIX}.bin"), dtype=np.uint16),
+        indexed_dataset.IndexedDatasetBuilder(str(folder / f"{PREFIX}.bin"), dtype=np.uint16),
         hashlib.sha256(),
     )
     for i, n in enumerate(lengths):

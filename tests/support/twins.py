@@ -81,6 +81,13 @@ VARIANTS = {
     "learned": replace(
         LLAMA, memory=replace(MEMORY, contraction="learned", overrides={1: {"basis": 24}})
     ),
+    "salience": replace(LLAMA, memory=replace(MEMORY, room="salience", contraction="learned")),
+    "salience, hidden": replace(
+        GPT2, memory=replace(HIDDEN, room="salience", contraction="doubling", sticky=None)
+    ),
+    "salience, joint": replace(TRAINED["salience, joint"], init_std=0.1),
+    "surprise": replace(TRAINED["surprise"], init_std=0.3, tie_embeddings=False),
+    "surprise, joint": replace(TRAINED["surprise, joint"], init_std=0.3),
     "unlike layers": replace(
         LLAMA,
         memory=replace(

@@ -165,7 +165,7 @@ def test_books_of_files_are_as_good(prose_folder, held_out):
         (lambda prose: Facts(facts=65), "there are only 64 keys"),
         (lambda prose: Facts(asks=129), "room for 128 questions"),
         (lambda prose: Facts(gap=250), "room for 3 questions"),
-        (lambda prose: Stories(statements=70), "two-arguments knows"),
+        (lambda prose: Stories(statements=70), "two-arguments has"),
         (lambda prose: Copy(prose, passage=8, cue=8), "--cue 8"),
         (lambda prose: Copy(prose, lengths=(64,)), "need 128"),
         (lambda prose: Copy(prose, lengths=(256,), after=(250,)), "64 to 192"),
@@ -185,7 +185,7 @@ def test_options_that_leave_no_document_are_refused(prose, make, said):
             lambda prose: Copy(prose, lengths=(2000,), passage=20, cue=1, passages=30),
             "a longer --cue",
         ),
-        (lambda prose: Stories(("three-facts",), statements=2), "hardly a story"),
+        (lambda prose: Stories(("three-facts",), statements=2), "almost no story"),
         (lambda prose: Facts(1, 2, 2, 0, 1, 1, 1, 1, 1), "so few different documents"),
     ],
 )

@@ -39,9 +39,12 @@ VERBS = {
     "books": ("data.books", "books"),
     "pretrain": ("pretrain", "pretrain"),
     "evaluate": ("evaluate.command", "evaluate"),
+    "report": ("report.command", "report"),
     "adapt": ("adapt.command", "adapt"),
     "export": ("export.command", "export"),
     "generate": ("generate", "generate"),
+    "look": ("look.command", "look"),
+    "chat": ("chat", "chat"),
     "plan": ("plan.command", "plan"),
     "submit": ("slurm.submit", "submit"),
     "doctor": ("doctor.command", "doctor"),
@@ -49,12 +52,17 @@ VERBS = {
 BENCHES = {
     "memory": ("bench.memory", "memory"),
     "retention": ("bench.retention", "retention"),
+    "room": ("bench.room", "room"),
     "layouts": ("bench.layouts", "layouts"),
     "faults": ("bench.faults", "faults"),
     "recall": ("bench.recall", "recall"),
     "growth": ("bench.growth", "growth"),
     "checkpoint": ("bench.checkpoint", "checkpoint"),
+    "generate": ("bench.generate", "generate"),
     "inputs": ("bench.inputs", "inputs"),
+    "train": ("bench.train", "train"),
+    "gpu": ("bench.gpu", "gpu"),
+    "prepare": ("bench.prepare", "prepare"),
 }
 
 
@@ -118,10 +126,11 @@ def _explain(error: Exception) -> int:
         name = str(error.filename or "")[:60]
         return _say(f"{error.strerror}: {name}... names no file or folder", exit_codes.MISTAKE)
     if isinstance(error, PermissionError):
-        return _say(refused(error), 2)
+        return _say(refused(error), exit_codes.MISTAKE)
     if hasattr(error, "format_message"):  # a usage error of the command line
         # Every rank is given the same words: one of them says what is wrong with them.
-        return _say(error.format_message(), 2) if launched_as() == 0 else exit_codes.MISTAKE
+        message = error.format_message()
+        return _say(message, exit_codes.MISTAKE) if launched_as() == 0 else exit_codes.MISTAKE
     if isinstance(error, RuntimeError) and any(
         f"Connection {e} by peer" in str(error) for e in ("closed", "reset")
     ):

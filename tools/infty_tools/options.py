@@ -185,6 +185,16 @@ def any_text_prints() -> None:
             reconfigure(errors="backslashreplace")
 
 
+ConfigChanges = Annotated[
+    list[str] | None,
+    typer.Argument(parser=utf8, help="Changes to the config: section.key=value"),
+]
+"""What the verbs that read a run's config change in it."""
+CONFIG_OPTION = typer.Option(
+    "--config", "-c", parser=any_path, metavar="PATH", help="The run's YAML file"
+)
+ConfigFile = Annotated[Path, CONFIG_OPTION]
+"""`--config` of the verbs that read a run's config."""
 DatasetsOutput = Annotated[
     Path,
     typer.Option(

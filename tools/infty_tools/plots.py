@@ -11,14 +11,15 @@ from infty.errors import UserError
 DPI = 80
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot, drawing into files. Raises UserError where matplotlib is missing."""
+def pyplot(instead: str = "leave the plots out") -> Any:
+    """matplotlib.pyplot, drawing into files. Raises UserError where matplotlib is missing, which says what to do
+    `instead` of installing it."""
     try:
         import matplotlib
     except ImportError as error:
         raise UserError(
-            f"plots need matplotlib, which is not installed ({error}): pip install 'infty[plots]', or leave the "
-            "plots out"
+            f"plots need matplotlib, which is not installed ({error}): pip install 'infty[plots]', or "
+            f"{instead}"
         ) from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

@@ -11,19 +11,13 @@ from typing import Annotated
 import typer
 
 from infty import exit_codes, stopping
-from infty_tools.options import any_path, utf8
+from infty_tools.options import ConfigChanges, ConfigFile
 from infty_tools.outlast import outlast_readers
 
 
 def pretrain(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(parser=utf8, help="Changes to the config: section.key=value"),
-    ] = None,
-    config: Annotated[
-        Path,
-        typer.Option("--config", "-c", parser=any_path, metavar="PATH", help="The run's YAML file"),
-    ] = Path("config.yaml"),
+    overrides: ConfigChanges = None,
+    config: ConfigFile = Path("config.yaml"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show the config, then stop")
     ] = False,

@@ -11,11 +11,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
+from infty import exit_codes
 from infty.errors import UserError
 
 MARKER = ".infty-demo"
 console = Console()
+
+
+def carry_out(command: str, demo: Callable[[], None]) -> None:
+    """Run a demo as the program that `command` starts: a mistake is one message, and Ctrl-C says how to go on."""
+    try:
+        demo()
+    except UserError as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        sys.exit(exit_codes.MISTAKE)
+    except KeyboardInterrupt:
+        console.print(f"\nstopped; `{command}` goes on from here")
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 class Stations:
@@ -52,6 +66,12 @@ class Stations:
         path = Path(sys.executable).parent / name
         return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
+    def say_next(self, export: Path, prompt: str) -> None:
+        """The command that writes on from a prompt, as one would type it here."""
+        words = [self.program("infty"), "generate", "--model", str(export), "--prompt", prompt]
+        console.print("Next, write on from a beginning of your own:", highlight=False)
+        console.print(f"  {shlex.join(words)}", highlight=False, markup=False, soft_wrap=True)
+
     def infty(
         self,
         *arguments: str | Path,
@@ -68,6 +88,7 @@ class Stations:
         console.print(
             f"  $ {launcher}infty {shlex.join(words)}",
             style="cyan",
+            markup=False,
             soft_wrap=True,
             highlight=False,
         )

@@ -19,8 +19,10 @@ from transformers.utils import logging
 from infty.data.as_read import as_read
 from infty.errors import UserError
 from infty.files import read_json
+from infty.hf.bookmark_infty import TextRead
 from infty.hf.cache_infty import InftyCache
 from infty.hf.modeling_infty import InftyForCausalLM
+from infty.hf.pieces_infty import AT_ONCE
 from infty_tools.options import device_here
 
 SEGMENTS_AT_ONCE = 8
@@ -29,15 +31,11 @@ SHARPEST = 1e-6
 UNFINISHED = "\ufffd"  # what a decoder writes for a character whose last bytes are still to come
 
 
-def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The text to go on from. Raises UserError when there is none or it cannot be read."""
-    text = "" if file is None else _read(file)
-    text += prompt or ""
+def read_book(file: Path) -> str:
+    """The text of a file. Raises UserError when there is none or it cannot be read."""
+    text = as_read(_read(file))
     if not text.strip():
-        raise UserError(
-            "there is nothing to continue: give --prompt TEXT or --prompt-file BOOK"
-            + (f" ({file} is empty)" if file else "")
-        )
+        raise UserError(f"{file} is empty: there is nothing to read in it")
     return text
 
 
@@ -72,6 +70,8 @@ class Writer:
         ) as error:  # the libraries raise bare Exception, KeyError, ... for what a file holds
             raise UserError(f"{folder} cannot be loaded: {first_line(error)}") from error
         self.cache, self.logits, self.last = InftyCache(), None, None
+        self.unread: list[int] = []  # what was written last, until it is read
+        self.ends = _ends(self.model, self.tokenizer)
         self.counts, self.seconds = {"read": 0, "wrote": 0}, {"read": 0.0, "wrote": 0.0}
 
     def encode(self, text: str) -> Tensor:
@@ -81,10 +81,41 @@ class Writer:
             raise UserError("the prompt holds no token of this model's vocabulary")
         return torch.tensor([ids])
 
+    def go_on_from(self, bookmark: Path) -> None:
+        """Begin with what a bookmark holds. Raises UserError."""
+        try:
+            self.cache = InftyCache.load(bookmark, self.model)
+        except ValueError as error:
+            raise UserError(f"--memory: {error}") from error
+        if self.cache.rows != 1:
+            raise UserError(f"--memory {bookmark} holds {self.cache.rows} texts: one is needed")
+
+    def read_book(self, file: Path, text: str) -> None:
+        """Read a whole text, which bookmarks then name. Raises UserError if it has been read."""
+        ids = self.encode(text)
+        new = TextRead.of(file.name, text, ids.shape[1])
+        for old in self.cache.texts:
+            if old.sha256 == new.sha256:
+                raise UserError(
+                    f"--read {file}: the bookmark holds this text already ({old.name}); leave --read out"
+                )
+        self.read(ids)
+        self.cache.note(file.name, text, ids.shape[1])
+
+    def save(self, bookmark: Path) -> None:
+        """Make a bookmark of what was read. Raises UserError."""
+        try:
+            self.cache.save(bookmark)
+        except ValueError as error:
+            raise UserError(f"--save-memory: {error}") from error
+
     @torch.no_grad()
     def read(self, ids: Tensor) -> None:
-        """Read tokens [1, T] into the memory, with a progress bar for long texts."""
-        chunk = SEGMENTS_AT_ONCE * self.model.config.segment_length
+        """Read tokens [1, T] into the memory, with a progress bar for long texts; before them what was written last and
+        is not read yet."""
+        ids = torch.cat([torch.tensor([self.unread], dtype=ids.dtype), ids], 1)
+        length = self.model.config.segment_length
+        chunk = max(SEGMENTS_AT_ONCE, AT_ONCE // length) * length
         show = Progress(
             TextColumn("reading"),
             BarColumn(),
@@ -108,19 +139,21 @@ class Writer:
             ids.to(self.device), past_key_values=self.cache, use_cache=True, logits_to_keep=1
         )
         self.logits, self.last = out.logits[0, -1].float().cpu(), int(ids[0, -1])
+        self.unread = []
 
     @torch.no_grad()
     def write(
         self, count: int, temperature: float, top_p: float, seed: int | None = None
     ) -> Iterator[int]:
-        """Yield tokens as they are written: at most `count`, or up to the one that ends a document."""
+        """Yield tokens as they are written: at most `count`, or up to one that ends a document or a turn."""
         generator = torch.Generator()
         generator.seed() if seed is None else generator.manual_seed(seed)
         begun = time.monotonic()
         for i in range(count):
             token = choose(self.logits, temperature, top_p, generator)
-            if token == self.tokenizer.eos_token_id:
+            if token in self.ends:
                 return
+            self.unread = [token]
             self._count("wrote", 1, begun)
             yield token
             if i < count - 1:
@@ -157,6 +190,13 @@ class Writer:
             f"{what} {n:,} tokens, {n / max(self.seconds[what], 1e-9):,.0f} a second"
             for what, n in self.counts.items()
         )
+
+
+def _ends(model: InftyForCausalLM, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """The tokens after which nothing is written: the tokenizer's and those of the generation settings."""
+    more = model.generation_config.eos_token_id
+    more = more if isinstance(more, list) else [more]
+    return {end for end in (tokenizer.eos_token_id, *more) if end is not None}
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

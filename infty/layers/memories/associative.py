@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from infty.config import ModelConfig
-from infty.layers.linear import RowParallelLinear, sharded_parameter, zeros
+from infty.layers.linear import RowParallelLinear, normal, sharded_parameter
 from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
 from infty.memory.associative import (
     initial_biases,
@@ -18,6 +18,7 @@ from infty.memory.associative import (
 from infty.memory.sections import AssociativeConfig
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
+from infty.parts import WRITE, part
 from infty.tree import Field, Tree
 
 
@@ -25,8 +26,10 @@ class Associative(Memory):
     """The gated delta rule (arXiv 2412.06464) over the attention's own keys and values, as segments leave the STM.
 
     A head's matrix maps keys to values; queries that share a key/value head read the same one. Keys and queries have
-    length 1. How strongly a token is written, and how much of the old it erases, follow from its key and value. The
-    output starts at zero: a model with a fresh memory is the model without one.
+    length 1. How strongly a token is written, and how much of the old it erases, follow from its key and value. A gate
+    a query head starts at zero: a model with a fresh memory is the model without one. (An output matrix that starts at
+    zero would do that, too; but what is read has length 1 however little is known, and the optimizer moves such a
+    matrix by the learning rate times that in every step: docs/memory.md.)
     """
 
     def __init__(self, config: ModelConfig, layer: int, name: str) -> None:
@@ -42,7 +45,11 @@ class Associative(Memory):
         self.decay_weight = sharded_parameter(torch.zeros(K, 2 * d))
         self.decay_bias = sharded_parameter(decay)
         self.norm_weight = sharded_parameter(torch.ones(K, config.heads // K, d))
-        self.out = RowParallelLinear(config.heads * d, config.hidden_size, zeros)
+        self.gate = sharded_parameter(torch.zeros(K, config.heads // K))
+        std = (config.heads * d) ** -0.5
+        self.out = RowParallelLinear(
+            config.heads * d, config.hidden_size, normal(f"{layer}.{name}.out", std)
+        )
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """One matrix a key/value head, in float32."""
@@ -62,13 +69,13 @@ class Associative(Memory):
 
     def forward(self, inputs: Inputs, state: Tree) -> Reading:
         """Read and write all segments of a window; see `Memory.forward`."""
-        maps = self._maps(inputs)
-        found, matrix = through_segments(
-            maps, state["matrix"], inputs.seen, self.delay, inputs.enabled
-        )
-        z = (
-            read_normed(inputs.q, found, self.norm_weight).permute(3, 0, 1, 2, 4).flatten(2)
-        )  # [T, b, H/tp * d]
+        with part(WRITE):
+            maps = self._maps(inputs)
+            found, matrix = through_segments(
+                maps, state["matrix"], inputs.seen, self.delay, inputs.enabled
+            )
+        z = read_normed(inputs.q, found, self.norm_weight, self.gate)
+        z = z.permute(3, 0, 1, 2, 4).flatten(2)  # [T, b, H/tp * d]
         z = z + touch(self.strength_weight, self.strength_bias, self.decay_weight, self.decay_bias)
         figures = self._figures(maps, matrix) if inputs.statistics else None
         return Reading(

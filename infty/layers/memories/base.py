@@ -50,6 +50,12 @@ class Inputs(NamedTuple):
     """False: nothing is remembered (evaluation without memory)."""
     statistics: bool
     """Whether figures are wanted."""
+    losses: Tensor | None = None
+    """float32 [b, S, L - 1]: of all tokens of a segment but its first, the loss under what the layer's input at the
+    token before predicts through the model's last norm and output matrix, without gradients; None unless the memory is
+    `surprised`."""
+    pictures: bool = False
+    """Whether pictures are wanted."""
 
 
 class Attended(NamedTuple):
@@ -72,6 +78,23 @@ class Attended(NamedTuple):
     """Added to the scores of queries with these keys."""
 
 
+class Picture(NamedTuple):
+    """What a memory shows of its first lane: a curve or a heat-map, equal on all ranks of a tensor-parallel group."""
+
+    values: Tensor
+    """[n], or [rows, n]; NaN where there is nothing."""
+    across: str
+    """What lies along the last dimension, in words."""
+    ends: tuple[float, float] = (0.0, 1.0)
+    """Where the last dimension begins and ends."""
+    down: str = ""
+    """What lies along the rows; of a curve, what its values are."""
+    sides: tuple[float, float] = (0.0, 1.0)
+    """Where the rows begin and end."""
+    told: str = ""
+    """What else a reader has to know."""
+
+
 class Reading(NamedTuple):
     """What a memory gives for a window: an update of the residual stream, or something to attend to."""
 
@@ -85,6 +108,8 @@ class Reading(NamedTuple):
     """float32 [b, T]: what is added to every token's loss."""
     figures: dict[str, Tensor] | None = None
     """Scalars for monitoring, equal on all ranks of a tensor-parallel group; None unless asked for."""
+    pictures: dict[str, Picture] | None = None
+    """By their names; None unless asked for."""
 
 
 class Memory(nn.Module):
@@ -94,6 +119,8 @@ class Memory(nn.Module):
     """Whether its readings have `attended`: local attention waits for it then."""
     predicts: bool = False
     """Whether it wants `inputs.output_rows`."""
+    surprised: bool = False
+    """Whether it wants `inputs.losses`."""
 
     def __init__(self, config: ModelConfig, layer: int, name: str) -> None:
         """`name` is the memory's in the config; weights are drawn from streams named after it and the layer."""

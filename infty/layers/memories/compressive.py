@@ -61,7 +61,7 @@ class Compressive(Memory):
         stream = torch.cat([state["pending"].to(content.dtype), content], 2)
         keys, values, penalty, kept = self._compress(inputs, stream, state["compressed"])
         visible = self.visible(inputs.seen) * inputs.enabled
-        pending = stream[:, :, stream.shape[2] - self.stm :].detach().clone()
+        pending = stream[:, :, stream.shape[2] - self.stm :].clone()
         return Reading(
             Tree({"compressed": kept, "pending": pending}),
             penalty=penalty,

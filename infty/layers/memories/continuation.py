@@ -25,6 +25,7 @@ from infty.memory.associative import (
 from infty.memory.sections import ContinuationConfig
 from infty.parallel import collectives, groups
 from infty.parallel.zero3 import touch
+from infty.parts import WRITE, part
 from infty.tree import Field, Tree
 
 
@@ -85,10 +86,11 @@ class Continuation(Memory):
         values = (
             torch.cat([state["values"].to(key.dtype), value], 2) if self.stm else value
         )  # [b, H, stm+T, d]
-        maps = self._maps(keys, values, inputs.seen)
-        found, matrix = through_segments(
-            maps, state["matrix"], inputs.seen, self.delay, inputs.enabled
-        )
+        with part(WRITE):
+            maps = self._maps(keys, values, inputs.seen)
+            found, matrix = through_segments(
+                maps, state["matrix"], inputs.seen, self.delay, inputs.enabled
+            )
         z = read(key[:, :, None], found)[:, :, 0] * (GATE_SCALE * self.gate.float())[:, None, None]
         z = z.permute(2, 0, 1, 3).flatten(2)  # [T, b, H/tp * d]
         z = z + touch(self.strength_weight, self.strength_bias, self.decay_weight, self.decay_bias)
@@ -126,7 +128,7 @@ class Continuation(Memory):
 
 def _tail(tokens: Tensor, length: int) -> Tensor:
     """The last `length` tokens; a copy, or the state would keep the whole window's storage."""
-    return tokens[:, :, tokens.shape[2] - length :].detach().clone()
+    return tokens[:, :, tokens.shape[2] - length :].clone()
 
 
 def costs(config: ModelConfig, layer: int, memory: ContinuationConfig, layout: Layout) -> Costs:

@@ -9,12 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from infty import parts
 from infty.config import ModelConfig
 from infty.layers.linear import ColumnParallelLinear, RowParallelLinear, normal, sharded_parameter
-from infty.layers.memories import continuous_costs
-from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Reading
+from infty.layers.memories import continuous_costs, continuous_pictures, continuous_room
+from infty.layers.memories.base import Costs, Inputs, Layout, Memory, Picture, Reading
 from infty.layers.memories.continuous_joint import JointContinuous
-from infty.memory import reading, signals
+from infty.memory import reading, room, signals
 from infty.memory.config import MemoryConfig
 from infty.memory.memory import ContinuousMemory
 from infty.memory.reading import Density
@@ -88,6 +89,8 @@ class Continuous(Memory):
         self.core = ContinuousMemory(self.memory, config.segment_length)
         stream = f"{layer}.{name}"
         self.maps = DensityMaps(self.memory, config.heads, stream)
+        self.room = continuous_room.Room(self.memory, config.hidden_size)
+        self.surprised = self.memory.room == "surprise"
         e, d, init = config.hidden_size, config.head_size, config.init_std
         for part in self.kind.projections:
             draw = normal(f"{stream}.{part}", init)
@@ -96,17 +99,15 @@ class Continuous(Memory):
             self.gate = ColumnParallelLinear(3 * e, e, normal(f"{stream}.gate", init), bias=True)
         if self.memory.output_gate:
             self.output_gate = sharded_parameter(torch.zeros(config.heads))
-        # The logarithm of a learned contraction's rate: at zero it is the uniform one.
-        self.log_rate = (
-            nn.Parameter(torch.zeros(1)) if self.memory.contraction == "learned" else None
-        )
+        self.log_rate = nn.Parameter(torch.zeros(1)) if self.memory.policy.learned else None
         self.out = RowParallelLinear(
             config.heads * d, e, normal(f"{stream}.out", init / math.sqrt(2 * config.layers))
         )
 
     def fields(self, dtype: torch.dtype) -> Tree:
         """The signal, in float32; of hidden states also those of the tokens in the STM, which are not written yet."""
-        return self.kind.fields(self.core.fields(*self.shape), self.shape, self.stm, dtype)
+        fields = self.kind.fields(self.core.fields(*self.shape), self.shape, self.stm, dtype)
+        return fields.replace(**room.pending(self.memory, self.stm))
 
     @classmethod
     def variant(cls, memory: MemoryConfig) -> type[Memory]:
@@ -137,17 +138,24 @@ class Continuous(Memory):
         """
         q = inputs.q.unflatten(3, (inputs.seen.shape[1], -1))  # [b, K, G, S, L, d]
         stream = self._stream(inputs, state)
+        weights = self.room(inputs, state)
         signal = MemoryState(**state["signal"])
-        place, values, signal = self._segments(q, stream, signal, inputs.seen, inputs.enabled)
+        place, values, signal = self._segments(
+            q, stream, weights, signal, inputs.seen, inputs.enabled
+        )
         context = self._read(place, values) + touch(*self._of_writing())
-        new: dict[str, Tree | Tensor] = {"signal": Tree(vars(signal))}
+        new: dict[str, Tree | Tensor] = {"signal": signal.tree()}
+        new |= continuous_room.kept(weights, state)
         if "pending" in state:
-            new["pending"] = stream[:, :, stream.shape[2] - self.stm :].detach().clone()
+            new["pending"] = stream[:, :, stream.shape[2] - self.stm :].clone()
         return Reading(
             Tree(new),
             update=self.out(context.to(inputs.q.dtype)),
             penalty=self._divergence(place),
-            figures=self._statistics(place, signal) if inputs.statistics else None,
+            figures=self._statistics(place, signal) | continuous_room.figures(weights)
+            if inputs.statistics
+            else None,
+            pictures=self._pictures(place, stream, signal, inputs) if inputs.pictures else None,
         )
 
     def _stream(self, inputs: Inputs, state: Tree) -> Tensor:
@@ -161,7 +169,13 @@ class Continuous(Memory):
         return torch.cat([state["pending"].to(new.dtype), new], 2) if "pending" in state else new
 
     def _segments(
-        self, q: Tensor, stream: Tensor, signal: MemoryState, seen: Tensor, enabled: bool
+        self,
+        q: Tensor,
+        stream: Tensor,
+        weights: Tensor | None,
+        signal: MemoryState,
+        seen: Tensor,
+        enabled: bool,
     ) -> tuple[Density, Tensor, MemoryState]:
         """The recurrence: before each segment, write what has left the short-term memory.
 
@@ -169,8 +183,8 @@ class Continuous(Memory):
         the values [b, S, K, N, d] that each segment finds, and the new signal.
         """
         L = self.config.segment_length
-        weights = self.maps(self.kv_heads * self.group)
-        pool = self.family.pool(self.memory, weights)
+        maps = self.maps(self.kv_heads * self.group)
+        pool = self.family.pool(self.memory, maps)
         through = WindowProjections(self, q.dtype)
         rate = None if self.log_rate is None else collectives.copy(self.log_rate.float()).exp()
         places = []
@@ -178,22 +192,28 @@ class Continuous(Memory):
         for s in range(seen.shape[1]):
             signal = self.core.reset(signal, (seen[:, s] == 0) | (not enabled))
             keys, value = self.kind.read(signal.coefficients, pool, through, q.dtype)
-            made = self.family.place(self.memory, q[:, :, :, s], keys, weights)
+            made = self.family.place(self.memory, q[:, :, :, s], keys, maps)
             place = self.family.of(self.memory, self.core.basis, keys, **made)
             places.append(place)
             values.append(value)
             if self.memory.sticky != "off":
-                fell = reading.histogram(self.memory, place, self.config.kv_heads, collectives.sum_)
-                signal = self.core.with_histogram(signal, fell, signal.written > 0)
+                with parts.part(parts.HISTOGRAM):
+                    fell = reading.histogram(
+                        self.memory, place, self.config.kv_heads, collectives.sum_
+                    )
+                    signal = self.core.with_histogram(signal, fell, signal.written > 0)
             ready = (seen[:, s] >= self.delay) & enabled
             seeds = self.core.seeds(signal, self.layer)
-            signal = self.core.write(signal, stream[:, :, s * L : (s + 1) * L], ready, seeds, rate)
+            tokens = slice(s * L, (s + 1) * L)
+            share = None if weights is None else weights[:, tokens]
+            with parts.part(parts.WRITE):
+                signal = self.core.write(signal, stream[:, :, tokens], ready, seeds, rate, share)
         return reading.joined(places, lambda x: torch.stack(x, 1)), torch.stack(values, 1), signal
 
     def _of_writing(self) -> list[Tensor]:
         """Parameters that only a later read can train."""
         late = [self.gate.weight, self.gate.bias] if self.memory.gate else []
-        return late if self.log_rate is None else [*late, self.log_rate]
+        return [*late, *(p for p in (self.log_rate, self.room.weight) if p is not None)]
 
     def _read(self, place: Density, values: Tensor) -> Tensor:
         """One read for all segments: values [b, S, K, N, d] -> [T, b, H/tp * d]."""
@@ -211,12 +231,23 @@ class Continuous(Memory):
         total = of_heads.sum((2, 3)).flatten(1)  # [b, S, K, G, L] -> [b, T]
         return self.memory.kl_weight * collectives.reduce(total) / self.config.heads
 
+    def _pictures(
+        self, place: Density, stream: Tensor, signal: MemoryState, inputs: Inputs
+    ) -> dict[str, Picture]:
+        rate = None if self.log_rate is None else self.log_rate.detach().float().exp()
+        read = continuous_pictures.of_reads(self.core, place, signal, inputs.seen, self.delay)
+        return read | continuous_pictures.of_signal(
+            self.core, stream, signal, inputs.seen, self.delay, rate
+        )
+
     @torch.no_grad()
     def _statistics(self, place: Density, state: MemoryState) -> dict[str, Tensor]:
         """Means over all heads of the layer, and the mean norm of a lane's coefficients."""
         norms = collectives.sum_(state.coefficients.square().sum((1, 2, 3))).sqrt().mean()
         together = reading.joined([place], lambda x: x[0].flatten(0, 1))
         figures = reading.statistics(together, self.memory.bins)
+        if self.memory.output_gate:
+            figures["gate"] = self.output_gate.detach().abs().mean()
         return {"coefficient_norm": norms} | {
             k: collectives.sum_(v.detach().float().clone()) / groups.tensor_size()
             for k, v in figures.items()

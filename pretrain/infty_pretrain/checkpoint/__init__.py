@@ -20,19 +20,13 @@ A checkpoint is written to a folder of another name, flushed to disk, given its 
 | `retention` | which of a run's folders are chosen, kept and deleted |
 """
 
-from infty_pretrain.checkpoint.format import (
-    CONFIG,
-    EPHEMERAL,
-    FORMAT,
-    MANIFEST,
-    RUN,
-    problem_with,
-)
+from infty_pretrain.checkpoint.format import EPHEMERAL, FORMAT, problem_with
 from infty_pretrain.checkpoint.reading import Reader
 from infty_pretrain.checkpoint.restoring import check_shapes, load
 from infty_pretrain.checkpoint.retention import candidates, newest_valid, prune, set_aside
 from infty_pretrain.checkpoint.saver import Saved, Saver
 from infty_pretrain.checkpoint.writing import Snapshot, collect, publish, write
+from infty_pretrain.records import CONFIG, MANIFEST, RUN
 
 __all__ = [
     "CONFIG",

@@ -10,9 +10,9 @@ from typing import Any
 from infty import files as whole_files
 from infty.access import unreadable
 from infty.errors import UserError
+from infty_pretrain.records import MANIFEST, RUN
 
 FORMAT = 2
-MANIFEST, RUN, CONFIG = "manifest.json", "run.json", "config.yaml"
 EPHEMERAL = "ephemeral"
 """In RUN: whether the checkpoint is kept only until the next one."""
 

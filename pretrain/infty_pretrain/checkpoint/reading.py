@@ -13,7 +13,7 @@ from infty import files as whole_files
 from infty.access import unreadable
 from infty.errors import UserError
 from infty_pretrain.checkpoint.canonical import MOMENTS
-from infty_pretrain.checkpoint.format import MANIFEST, RUN
+from infty_pretrain.records import MANIFEST, RUN
 
 _RUN_TYPES = {"step": int, "tokens": int, "tokenizer": str, "tokenizer_fingerprint": str}
 

@@ -12,9 +12,9 @@ from infty.errors import UserError
 from infty.parallel import groups, randomness
 from infty_pretrain import config as configs
 from infty_pretrain.checkpoint import canonical, lanes
-from infty_pretrain.checkpoint.format import CONFIG
 from infty_pretrain.checkpoint.reading import Reader
 from infty_pretrain.engine import Engine, shape_of
+from infty_pretrain.records import CONFIG
 
 # May differ between a checkpoint and the run that goes on from it: what they change is not what the weights mean.
 _FREE = re.compile(

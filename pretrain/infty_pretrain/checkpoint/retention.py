@@ -12,7 +12,8 @@ from pathlib import Path
 from infty.access import unreadable
 from infty.errors import UserError
 from infty.files import PARTIAL
-from infty_pretrain.checkpoint.format import EPHEMERAL, RUN, problem_with
+from infty_pretrain.checkpoint.format import EPHEMERAL, problem_with
+from infty_pretrain.records import RUN
 
 DAMAGED = ".damaged"
 """Ends the name of a folder that was set aside."""

@@ -22,8 +22,9 @@ from infty import files as whole_files
 from infty.errors import UserError
 from infty.parallel import groups, randomness
 from infty_pretrain.checkpoint import canonical, lanes
-from infty_pretrain.checkpoint.format import CONFIG, FORMAT, MANIFEST, RUN, digest, odd_size
+from infty_pretrain.checkpoint.format import FORMAT, digest, odd_size
 from infty_pretrain.engine import Engine
+from infty_pretrain.records import CONFIG, MANIFEST, RUN
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ def damaged(state: Tree) -> Tensor:
 
 
 def _finite(x: Tensor) -> Tensor:
-    """bool [b]. NaN passes through minima and maxima, so one reduction sees all without a tensor of x's size."""
-    low, high = torch.aminmax(x.flatten(1), dim=1)
+    """bool [b] of x [b, ...]. NaN passes through minima and maxima, so one reduction sees all without a tensor of x's
+    size."""
+    low, high = torch.aminmax(x.reshape(len(x), -1), dim=1)
     return low.isfinite() & high.isfinite()
 
 

@@ -77,16 +77,14 @@ class Adapter:
             section, _, name = key.partition(".")
             if section != "model" or name.split(".")[0] not in FREE:
                 raise UserError(
-                    f"{key} cannot be given here: the original says what the model is like, and you "
-                    f"choose {', '.join(f'model.{name}' for name in FREE)}"
+                    f"{key} cannot be set here: the original decides it; you can set "
+                    f"{', '.join(f'model.{name}' for name in FREE)}"
                 )
         shape = self.original.family.shape(self.original.config)
         if memory is None or memory == "none":
             chosen = None
         elif memory in KINDS:
             chosen = dict(KINDS[memory])
-            if memory == "continuation":  # a prediction helps where the next token is decided
-                chosen["layers"] = [shape["layers"] - 1]
         else:
             raise UserError(f"--memory {memory}: choose one of none, {', '.join(KINDS)}")
         values = {
@@ -134,7 +132,7 @@ class Adapter:
         if over:
             raise UserError(
                 f"{folder} cannot be adapted: it has {len(over)} weights that a {self.original.kind} "
-                f"of its config does not have, such as {min(over)}"
+                f"with this config does not have, such as {min(over)}"
             )
         expected = {
             p.name: p.shape for p in outline(self.model).parameters if ".memories." not in p.name
@@ -170,18 +168,8 @@ class Adapter:
         """Make `output`: whole or not at all. Returns its size in bytes. Raises UserError."""
         check_free(output)
         self._check_space(output)
-        partial = output.with_name(output.name + files.PARTIAL)
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
+        with files.whole_folder(output) as partial:
             self._fill(partial, output, tell)
-            files.sync_tree(partial)
-            if output.is_dir():
-                output.rmdir()
-            partial.rename(output)
-            files.sync(output.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
 
     def _check_space(self, output: Path) -> None:
@@ -240,7 +228,7 @@ class Adapter:
             if not all(x.is_floating_point() for x in sources):
                 raise UserError(
                     f"{self.original.folder} cannot be adapted: {part.sources[0]} holds "
-                    f"{sources[0].dtype}, no plain numbers; is it quantised?"
+                    f"{sources[0].dtype}, not plain numbers; is it quantised?"
                 )
             out[target] = part.make(*sources).float().contiguous()
         if 0 <= layer < self.model.layers:

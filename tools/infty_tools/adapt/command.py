@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infty_tools.options import any_path, new_folder, one_of, utf8, whole
+from infty_tools.options import SEED, any_path, new_folder, one_of, utf8
 
 MEMORIES = ("none", "continuation", "associative", "continuous")
 
@@ -45,9 +45,7 @@ def adapt(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(
-            parser=whole(0, 2**31 - 1), metavar="N", help="Draws the weights of the memories"
-        ),
+        typer.Option(parser=SEED, metavar="N", help="Draws the weights of the memories"),
     ] = 1,
 ) -> None:
     """Make a pretrained model of the GPT-2 or Llama family a checkpoint that infty trains, evaluates and exports.
@@ -74,7 +72,7 @@ def adapt(
         raise UserError("infty adapt runs in one process: start it without a launcher")
     if output is None:
         raise UserError("--output is missing: name the folder to make")
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False, emoji=False)  # paths may look like markup
     with console.status("looking at the model") as status:
         check_free(output)
         adapter = Adapter(model, memory, changes, end_token, seed)

@@ -212,8 +212,8 @@ def refuse(values: dict[str, tuple[Any, tuple]]) -> None:
     for key, (value, allowed) in values.items():
         if value not in allowed:
             raise UserError(
-                f"the model cannot be adapted: its config says {key} {value!r}, and infty has "
-                f"{' or '.join(map(repr, allowed))} only"
+                f"the model cannot be adapted: its config says {key} {value!r}, and infty "
+                f"supports only {' or '.join(map(repr, allowed))}"
             )
 
 

@@ -57,14 +57,16 @@ class Original:
             return _gguf(self.gguf, AutoConfig.from_pretrained)
         path = self.folder / "config.json"
         if not path.is_file():
-            raise UserError(f"{self.folder} is no Hugging Face model: it has no config.json")
+            raise UserError(f"{self.folder} is not a Hugging Face model: it has no config.json")
         try:
             values = read_json(path)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}): {AGAIN}") from error
         kind = values.get("model_type") if isinstance(values, dict) else None
         if not isinstance(kind, str):
-            raise UserError(f"{path} names no model_type: {self.folder} is no Hugging Face model")
+            raise UserError(
+                f"{path} names no model_type: {self.folder} is not a Hugging Face model"
+            )
         for key, why in (
             (
                 "auto_map",

@@ -113,9 +113,7 @@ def _opened(path: Path) -> Any:
         return safe_open(path, "pt")
     except (SafetensorError, ValueError) as error:
         problem = " ".join(str(error).split())
-        raise UserError(
-            f"{path} is damaged or only half of it is there ({problem}): {AGAIN}"
-        ) from error
+        raise UserError(f"{path} is damaged or incomplete ({problem}): {AGAIN}") from error
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -132,14 +130,12 @@ def _pickled(files: list[Path]) -> StateDict:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
         except pickle.UnpicklingError as error:
             raise UserError(
-                f"{path} holds more than weights, or something else: it was not loaded, since that "
-                "could run a program; give safetensors"
+                f"{path} holds something other than weights; it was not loaded, since that could run "
+                "code: give safetensors"
             ) from error
         except (RuntimeError, ValueError, EOFError) as error:
             problem = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{path} is damaged or only half of it is there ({problem}): {AGAIN}"
-            ) from error
+            raise UserError(f"{path} is damaged or incomplete ({problem}): {AGAIN}") from error
         except OSError as error:
             raise unreadable(path, error) from error
         if not isinstance(found, dict):
@@ -147,7 +143,7 @@ def _pickled(files: list[Path]) -> StateDict:
         tensors |= found
     odd = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if odd:
-        raise UserError(f"{files[0]} holds {odd[0]!r}, which is no tensor")
+        raise UserError(f"{files[0]} holds {odd[0]!r}, which is not a tensor")
     return StateDict(tensors)
 
 

@@ -13,16 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from infty.errors import UserError
-from infty_tools.bench import figures
+from infty_tools.bench import ledger
 from infty_tools.options import SEED, any_path, check_new_file, several, utf8, whole
 
 
 def faults(
     tries: Annotated[
         int,
-        typer.Option(
-            parser=whole(1, 10**6), metavar="N", help="Runs to harm with each kind of fault"
-        ),
+        typer.Option(parser=whole(1, 10**6), metavar="N", help="Faults of each kind to inject"),
     ] = 25,
     kinds: Annotated[
         str | None,
@@ -36,11 +34,13 @@ def faults(
     output: Annotated[
         Path | None,
         typer.Option(
-            parser=any_path, metavar="PATH", help="Also write every trial to this JSON file"
+            parser=any_path,
+            metavar="PATH",
+            help="Ledger (JSON lines): trials that are in it, of this commit and seed, are not made again",
         ),
     ] = None,
 ) -> None:
-    """Harm small runs of two processes by the hundreds; report what was noticed, what went on, and what was lost.
+    """Inject faults into small runs of two processes; report what was detected, what resumed, and what was lost.
 
     Example:
 
@@ -49,23 +49,45 @@ def faults(
     A run that a fault ends is started again by the same command. It must go on from the newest whole checkpoint, and
     in the end its loss curve and every tensor of its last checkpoint (weights, moments, memories of all lanes) must
     equal those of a run that nothing happened to, to the bit; anything else counts as lost. After a NaN in a lane all
-    other lanes' memories, and after a loss spike all weights and moments, must be as if nothing had happened. Takes
-    half an hour on two cores.
+    other lanes' memories, and after a loss spike all weights and moments, must be as if nothing had happened. Ends with
+    status 1 when something was lost, or a fault was not noticed. Takes half an hour on two cores; stopped, it goes on
+    where it was when started again with the same --output.
     """
     chosen = chosen_kinds(kinds)
     if output is not None:
         check_new_file(output, "--output")
+        output.parent.mkdir(parents=True, exist_ok=True)
+    rows = made(chosen, tries, seed, output)
+    _show(rows)
+    if any(row["lost"] or not row["detected"] for row in rows):
+        raise typer.Exit(1)
+
+
+def made(kinds: list[str], tries: int, seed: int, output: Path | None) -> list[ledger.Row]:
+    """The rows of all trials: from the ledger where they are in it, or else made and added to it.
+
+    When and where a fault strikes follows from the seed, the kind and the number of the trial alone.
+    """
     from rich.progress import track
 
+    common = {"seed": seed, "commit": ledger.commit()}
+    done = {
+        (row["kind"], row["number"]): row
+        for row in ledger.rows(output)
+        if common.items() <= row.items()
+    }
+    rows = []
     with tempfile.TemporaryDirectory(prefix="infty-faults-") as folder:
         harness = Harness(Path(folder), random.Random(seed))
-        rows = [harness.trial(kind) for kind in track(chosen * tries, description="faults")]
-    _show(rows)
-    if output is not None:
-        figures.write(output, rows)
-        print(f"wrote {output}")
-    if any(row["lost"] for row in rows):
-        raise typer.Exit(1)
+        wanted = [(kind, number) for number in range(tries) for kind in kinds]
+        for kind, number in track(wanted, description="faults"):
+            if (kind, number) not in done:
+                harness.random.seed(f"{seed} {kind} {number}")
+                row = harness.trial(kind) | {"number": number} | common
+                ledger.write_row(output, row)
+                done[kind, number] = row
+            rows.append(done[kind, number])
+    return rows
 
 
 def chosen_kinds(words: str | None) -> list[str]:

@@ -85,7 +85,7 @@ def growth(
         typer.Option(
             parser=whole(8, 2**16),
             metavar="N",
-            help="Basis functions: the gain of the feedback goes with their number.",
+            help="Basis functions: the gain of the feedback grows with their number.",
         ),
     ] = 512,
     stepwise: Annotated[
@@ -97,7 +97,7 @@ def growth(
         ),
     ] = 0,
     seed: Annotated[
-        int, typer.Option(parser=SEED, metavar="N", help="Of weights and perturbations.")
+        int, typer.Option(parser=SEED, metavar="N", help="Seed of weights and perturbations.")
     ] = 0,
     out: Annotated[
         Path | None, typer.Option(parser=new_folder, metavar="PATH", help="Folder for growth.json.")
@@ -222,7 +222,8 @@ def measure(
 
 
 def _row(size: float | str, difference: list[float]) -> dict[str, Any]:
-    early, late = max(difference[1:11]), max(difference[11:] or difference[-1:])
+    early = max(difference[1:11] or difference)
+    late = max(difference[11:] or difference[-1:])
     return {"size": size, "grown": late / max(early, 1e-30), "difference": difference}
 
 
@@ -279,14 +280,16 @@ def _difference(logits: Tensor, reference: Tensor) -> Tensor:
 
 def _cases(policies: str, densities: str | None, warps: str) -> Any:
     """Every combination that exists: (policy, density, warp). Raises UserError when there is none."""
-    from infty.memory.config import POLICIES, WARPS
+    from infty.memory import contraction
+    from infty.memory.config import WARPS
 
     for warp in listed(warps):
         if warp not in WARPS:
             raise UserError(f"--warps: {warp} is not one of {', '.join(WARPS)}")
     families = listed(densities) if densities else _families()
     found = [(p, d, w) for p in listed(policies) for d in families for w in listed(warps)]
-    found = [case for case in found if not (case[0] in POLICIES and case[2] == "multinomial")]
+    shares = [p for p in listed(policies) if contraction.policy(_contraction(p)).constant]
+    found = [case for case in found if case[0] in shares or case[2] != "multinomial"]
     if not found:
         raise UserError(
             "--warps: multinomial needs a constant share among the --policies, such as 0.5"
@@ -302,13 +305,20 @@ def _memory(policy: str, density: str, warp: str, basis: int) -> dict[str, Any]:
 
     if density not in _families():
         raise UserError(f"--densities: '{density}' is not one of {', '.join(_families())}")
-    try:
-        contraction: str | float = float(policy)
-    except ValueError:
-        contraction = policy
-    fields = {"basis": basis, "contraction": contraction, "density": density, "sticky": warp}
+    kept = _contraction(policy)
+    fields = {"basis": basis, "contraction": kept, "density": density, "sticky": warp}
     MemoryConfig(**fields)
     return fields
+
+
+def _contraction(policy: str) -> float | str:
+    """What a config says for a policy of --policies. Raises UserError."""
+    from infty.memory import contraction
+
+    try:
+        return contraction.written(policy)
+    except UserError as error:
+        raise UserError(f"--policies: {error}") from error
 
 
 def _families() -> list[str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import random
 import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from infty.errors import UserError
+from infty_tools.bench import ledger
 from infty_tools.bench.input_trials import GOOD
 from infty_tools.options import SEED, any_path, check_new_file, several, utf8, whole
 
@@ -24,7 +23,7 @@ def inputs(
     trials: Annotated[
         int,
         typer.Option(
-            parser=whole(1, 10**9), metavar="N", help="How many, shared out over the kinds"
+            parser=whole(1, 10**9), metavar="N", help="Trials, divided evenly among the kinds"
         ),
     ] = 2000,
     kinds: Annotated[
@@ -35,9 +34,7 @@ def inputs(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(
-            parser=SEED, metavar="N", help="Of the changes: the same seed makes the same trials"
-        ),
+        typer.Option(parser=SEED, metavar="N", help="The same seed makes the same trials"),
     ] = 0,
     output: Annotated[
         Path | None,
@@ -73,7 +70,7 @@ def inputs(
             row = done.get((kind, number // len(chosen)))
             if row is None or row["outcome"] not in GOOD:
                 row = harness.trial(kind, number // len(chosen))
-                write_row(output, row)
+                ledger.write_row(output, row)
             rows.append(row)
     show(rows)
     if output is not None:
@@ -126,7 +123,7 @@ class Harness:
 
         self.seed = seed
         self.folder = folder
-        self.commit = commit()
+        self.commit = ledger.commit()
         (folder / "right").mkdir()
         self.inputs = Inputs(folder / "right")
 
@@ -135,7 +132,8 @@ class Harness:
         from infty_tools.bench.input_kinds import KINDS
         from infty_tools.bench.input_trials import carry_out
 
-        place = self.folder / "trial"
+        # "../.." of its inputs is still a folder of this bench.
+        place = self.folder / "trials" / "trial"
         (place / "inputs").mkdir(parents=True)
         trial = KINDS[kind](self.inputs, place, random.Random(f"{self.seed} {kind} {number}"))
         ending = carry_out(trial, place / "inputs")
@@ -152,41 +150,9 @@ class Harness:
         }
 
 
-def commit() -> str:
-    """The commit of this program, with a `+` where files were changed since; its version where there is none."""
-    from infty import __version__
-
-    here = ["git", "-C", str(Path(__file__).parent)]
-    named = subprocess.run(
-        [*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    if named.returncode:
-        return __version__
-    changed = subprocess.run([*here, "diff", "--quiet", "HEAD"], capture_output=True, check=False)
-    return named.stdout.strip() + "+" * bool(changed.returncode)
-
-
 def read_ledger(path: Path | None, seed: int) -> dict[tuple[str, int], dict[str, Any]]:
     """The last row of each trial of a seed, by kind and number; a line cut short by a kill is left out."""
-    if path is None or not path.exists():
-        return {}
-    rows = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the program was killed while it wrote it
-            continue
-        if row["seed"] == seed:
-            rows[row["kind"], row["number"]] = row
-    return rows
-
-
-def write_row(path: Path | None, row: dict[str, Any]) -> None:
-    """Add a row to a ledger; a line that was cut short stays one of its own."""
-    if path is not None:
-        with open(path, "a+b") as f:
-            whole = f.tell() == 0 or (f.seek(-1, os.SEEK_END) >= 0 and f.read(1) == b"\n")
-            f.write(b"\n" * (not whole) + json.dumps(row).encode() + b"\n")
+    return {(row["kind"], row["number"]): row for row in ledger.rows(path) if row["seed"] == seed}
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -42,6 +42,7 @@ def train(
     stage: int = 0,
     sequence: bool = False,
     recompute: bool = False,
+    part_segments: int | None = None,
     accumulation: int = 1,
     segments: int = 3,
     bf16: bool = False,
@@ -53,6 +54,7 @@ def train(
         seed=1,
         sequence_parallel=sequence,
         recompute=recompute,
+        part_segments=part_segments,
         partition=stage == 3,
         bf16=bf16,
     )

@@ -10,10 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from infty_tools.bench import figures
+from infty_tools.bench import ledger
 from infty_tools.options import any_path, check_new_file, whole
 
 KINDS = ("loss", "norm", "weights")
+LAYOUT = ("tensor", "stage", "sequence", "recompute", "accumulation")
+AT_ONCE = 8
+"""Layouts that are trained by the same processes: starting them takes longer than a layout."""
 MOST = 1e-5
 """Largest relative difference that counts as the same: a few times the roundings of float32 that 20 steps add up."""
 
@@ -28,7 +31,9 @@ def layouts(
     output: Annotated[
         Path | None,
         typer.Option(
-            parser=any_path, metavar="PATH", help="Also write every figure to this JSON file"
+            parser=any_path,
+            metavar="PATH",
+            help="Ledger (JSON lines): layouts that are in it, of this commit, are not trained again",
         ),
     ] = None,
 ) -> None:
@@ -40,37 +45,66 @@ def layouts(
 
     Tensor parallel 1, 2, 4 x data parallel 1, 2 x ZeRO 0 to 3 x sequence parallel x recompute x accumulation x signal,
     in real processes over gloo, fp32; every process is compared. Exits with status 1 where anything differs by more
-    than 1e-5. Takes about half an hour on two cores.
+    than 1e-5. Takes about half an hour on two cores; stopped, it goes on where it was when started again with the same
+    --output.
     """
     if output is not None:
         check_new_file(output, "--output")
+        output.parent.mkdir(parents=True, exist_ok=True)
     from rich.progress import track
 
     from infty.memory.signals import SIGNALS
-    from infty_tools import processes
 
-    rows: list[dict[str, Any]] = []
+    sitting = Sitting(output, steps)
+    rows: list[ledger.Row] = []
     for signal in SIGNALS:
-        config = model(signal)
-        reference = processes.run(1, several, config, [{"stage": 1}], steps)[0][0]
         worlds = [w for w in (1, 2, 4, 8) if w <= most]
         for world in track(worlds, description=f"signal: {signal}"):
-            wanted = grid(world)
-            ranks = processes.run(world, several, config, wanted, steps, timeout=3600)
-            rows += [
-                {
-                    "signal": signal,
-                    "processes": world,
-                    **layout,
-                    **worst([difference(reference, r) for r in same]),
-                }
-                for layout, same in zip(wanted, zip(*ranks, strict=True), strict=True)
-            ]
+            rows += sitting.trained(signal, world)
     _show(rows)
-    if output is not None:
-        figures.write(output, rows)
     if any(row[kind] is not None and row[kind] > MOST for row in rows for kind in KINDS):
         raise typer.Exit(1)
+
+
+class Sitting:
+    """Trains layouts that are not in the ledger yet; a row of another commit or number of steps counts for nothing."""
+
+    def __init__(self, path: Path | None, steps: int) -> None:
+        self.path, self.steps = path, steps
+        self.common = {"steps": steps, "commit": ledger.commit()}
+        self.references: dict[str, Any] = {}
+        self.done = {
+            key_of(row): row for row in ledger.rows(path) if self.common.items() <= row.items()
+        }
+
+    def trained(self, signal: str, world: int) -> list[ledger.Row]:
+        """Rows of all layouts of so many processes, a few layouts at a time."""
+        wanted = [{"signal": signal, "processes": world, **layout} for layout in grid(world)]
+        missing = [row for row in wanted if key_of(row) not in self.done]
+        for i in range(0, len(missing), AT_ONCE):
+            for row in self._train(signal, world, missing[i : i + AT_ONCE]):
+                self.done[key_of(row)] = row
+                ledger.write_row(self.path, row)
+        return [self.done[key_of(row)] for row in wanted]
+
+    def _train(self, signal: str, world: int, wanted: list[ledger.Row]) -> list[ledger.Row]:
+        from infty_tools import processes
+
+        config = model(signal)
+        if signal not in self.references:
+            alone = processes.run(1, several, config, [{"stage": 1}], self.steps)
+            self.references[signal] = alone[0][0]
+        layouts = [{name: row[name] for name in LAYOUT} for row in wanted]
+        ranks = processes.run(world, several, config, layouts, self.steps, timeout=3600)
+        return [
+            {**row, **worst([difference(self.references[signal], r) for r in same]), **self.common}
+            for row, same in zip(wanted, zip(*ranks, strict=True), strict=True)
+        ]
+
+
+def key_of(row: ledger.Row) -> tuple:
+    """What tells a layout from the others."""
+    return tuple(row[name] for name in ("signal", "processes", *LAYOUT))
 
 
 def model(signal: str) -> Any:

@@ -311,14 +311,21 @@ def _peak(run: Callable[[], Tensor], inputs: dict[str, Tensor], device: torch.de
         torch.cuda.reset_peak_memory_stats()
         _step(run, inputs)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return peak_bytes(lambda: _step(run, inputs)) / 2**20
+
+
+def peak_bytes(step: Callable[[], Any]) -> int:
+    """What torch holds at most on a CPU while `step` runs, beyond what was there before."""
+    import torch
+
     with torch.profiler.profile(profile_memory=True) as profile:
-        _step(run, inputs)
+        step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
-    return peak / 2**20
+    return peak
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -21,16 +21,18 @@ from infty_tools.options import SEED, check_folder, listed, new_folder, one_of, 
 
 def recall(
     tasks: Annotated[
-        str, typer.Option(parser=several(one_of(*TASKS)), help="Comma-separated")
+        str, typer.Option(parser=several(one_of(*TASKS)), help="Tasks, separated by commas")
     ] = ",".join(TASKS),
     systems: Annotated[
-        str, typer.Option(parser=several(one_of(*SYSTEMS)), help="Comma-separated")
+        str, typer.Option(parser=several(one_of(*SYSTEMS)), help="Systems, separated by commas")
     ] = ",".join(SYSTEMS),
     seeds: Annotated[
         int,
         typer.Option(parser=whole(1, 1_000), metavar="N", help="Runs of every system on a task"),
     ] = 3,
-    first_seed: Annotated[int, typer.Option(parser=SEED, metavar="N", help="Of the first run")] = 1,
+    first_seed: Annotated[
+        int, typer.Option(parser=SEED, metavar="N", help="Seed of the first run")
+    ] = 1,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -61,14 +63,14 @@ def recall(
         typer.Option(
             parser=new_folder,
             metavar="PATH",
-            help="Folder for data, runs, rows (recall.jsonl) and what they say (recall.json, .png)",
+            help="Folder for data, runs, rows (recall.jsonl) and the summary (recall.json, .png)",
         ),
     ] = Path("recall"),
 ) -> None:
     """Train every system on every task, several times; report the share of right answers, also in longer documents.
 
-    Takes hours for all of it. Stop it whenever you like and start it again with the same --out: what is done is kept,
-    and a run that was going on goes on.
+    Takes hours for all of it. Stop it whenever you like and start it again with the same --out: finished runs
+    are kept, and an unfinished one resumes.
 
     Examples:
 

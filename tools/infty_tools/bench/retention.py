@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from infty.memory import ContinuousMemory, MemoryConfig, MemoryState
+    from infty.memory.contraction import Plan
 
 AGES = 10
 """Parts of a document, oldest first, that are reported apart."""
@@ -72,7 +73,7 @@ def retention(
             "memories; 0 measures without warps.",
         ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(parser=SEED, metavar="N", help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(parser=SEED, metavar="N", help="Seed of the noise.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -142,7 +143,7 @@ def measure(
             state = core.with_histogram(
                 state, _focus(times[attended], attention, config.bins), active
             )
-        times = _moved(times, within, core, state)
+        times = moved(times, within, core, state, core.writing.plan(state))
         with torch.no_grad():
             state = core.write(state, x, active)
         if k + 1 in segments:
@@ -155,18 +156,20 @@ def measure(
                         (times[attended, -1] - times[attended, 0]) * len(within) / (len(within) - 1)
                     )
                     row |= {
-                        "attended": round(_correlation(found[mine], truth[i][attended]), 4),
+                        "attended": round(correlation(found[mine], truth[i][attended]), 4),
                         "room": round(float(edge), 4),
                     }
                 rows.append({"tokens": (k + 1) * segment, "chunk": chunk, **row})
     return rows
 
 
-def _moved(times: Tensor, within: Tensor, core: ContinuousMemory, state: MemoryState) -> Tensor:
-    """Where the samples of every segment lie after the next write: one more row."""
+def moved(
+    times: Tensor, within: Tensor, core: ContinuousMemory, state: MemoryState, plan: Plan
+) -> Tensor:
+    """Where the samples of every segment [segments, n] lie after the next write, which is `plan`: one more row, of the
+    new segment's at `within` [n]."""
     import torch
 
-    plan = core.writing.policy.plan(state.written)
     keep, end = float(plan.keep), float(plan.end)
     if len(times) == 0:
         keep, end = 0.0, 1.0
@@ -203,37 +206,35 @@ def _read_back(core: ContinuousMemory, coefficients: Tensor, times: Tensor, part
 
 
 def _figures(found: Tensor, truth: Tensor, basis: int) -> dict[str, Any]:
-    ages = [round(_correlation(a, b), 4) for a, b in zip(found.chunk(AGES), truth.chunk(AGES))]
+    ages = [round(correlation(a, b), 4) for a, b in zip(found.chunk(AGES), truth.chunk(AGES))]
     return {
-        "correlation": round(_correlation(found, truth), 4),
+        "correlation": round(correlation(found, truth), 4),
         "mse": round(float((found - truth).square().mean() / truth.var()), 4),
         "limit": round(math.sqrt(min(1.0, basis / len(truth))), 4),
         "by_age": ages,
     }
 
 
-def _correlation(a: Tensor, b: Tensor) -> float:
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Of two tensors of one shape, over all elements."""
     a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
     return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-30))
 
 
 def _config(name: str, basis: int, warped: bool) -> MemoryConfig:
     from infty.errors import UserError
-    from infty.memory import MemoryConfig
+    from infty.memory import MemoryConfig, contraction
     from infty.memory.presets import PRESETS, preset
 
     sticky = "quantile" if warped else "off"
     if name in PRESETS:
         return preset(name, basis=basis, samples=basis, sticky=sticky, precision="float32")
-    if name in ("uniform", "doubling"):
-        return MemoryConfig(basis=basis, contraction=name, sticky=sticky)
     try:
-        return MemoryConfig(basis=basis, contraction=float(name), sticky=sticky)
-    except ValueError:
-        raise UserError(
-            f"--policies: '{name}' is not uniform, doubling, a number in (0, 1) or one of "
-            f"{', '.join(sorted(PRESETS))}"
-        ) from None
+        kept = contraction.written(name)
+    except UserError as error:
+        presets = ", ".join(sorted(PRESETS))
+        raise UserError(f"--policies: {error}; nor is it a preset: {presets}") from error
+    return MemoryConfig(basis=basis, contraction=kept, sticky=sticky)
 
 
 def _numbers(text: str) -> list[int]:

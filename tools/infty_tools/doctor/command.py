@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infty.errors import UserError
-from infty_tools.options import any_path, utf8
+from infty_tools.options import ConfigChanges, any_path
 
 if TYPE_CHECKING:
     from infty_tools.doctor.findings import Finding
@@ -19,10 +19,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 
 def doctor(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(parser=utf8, help="Changes to the config: section.key=value"),
-    ] = None,
+    overrides: ConfigChanges = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -67,15 +64,16 @@ def doctor(
 
 def _show(findings: list[Finding], world: int) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("", "check", "found", box=None, pad_edge=False)
     for f in findings:
-        table.add_row(f"[{COLOURS[f.verdict]}]{f.verdict}[/]", f.check, f.found)
+        table.add_row(f"[{COLOURS[f.verdict]}]{f.verdict}[/]", f.check, escape(f.found))
     console = Console(highlight=False)
     console.print(table)
     advice = [f for f in findings if not f.fine]
     for f in advice:
-        console.print(f"[{COLOURS[f.verdict]}]{f.check}:[/] {f.advice}", soft_wrap=True)
+        console.print(f"[{COLOURS[f.verdict]}]{f.check}:[/] {escape(f.advice)}", soft_wrap=True)
     if not advice:
         console.print(f"everything is fine for {world} process{'es' if world > 1 else ''}")

@@ -22,7 +22,7 @@ def _modes(text: str) -> tuple[str, ...]:
     odd = [name for name in given if name not in MODES]
     if odd or len(set(given)) != len(given):
         raise typer.BadParameter(
-            f"{printable(text)} is not one or more of {', '.join(MODES)}, each once, with commas between"
+            f"{printable(text)} must be one or more of {', '.join(MODES)}, each once, separated by commas"
         )
     return given
 
@@ -57,13 +57,15 @@ def evaluate(
     documents: Annotated[
         int | None,
         typer.Option(
-            parser=whole(1, 2**31), metavar="N", help="Read only the first so many documents"
+            parser=whole(1, 2**31),
+            metavar="N",
+            help="Read only this many documents, from the first",
         ),
     ] = None,
     tokens: Annotated[
         int | None,
         typer.Option(
-            parser=whole(2, 2**40), metavar="N", help="Read only so many tokens of each document"
+            parser=whole(2, 2**40), metavar="N", help="Read only this many tokens of each document"
         ),
     ] = None,
     lanes: Annotated[
@@ -93,7 +95,9 @@ def evaluate(
     ] = None,
     plots: Annotated[
         Path | None,
-        typer.Option(parser=any_path, metavar="PATH", help="Also draw PNG files into this folder"),
+        typer.Option(
+            parser=any_path, metavar="PATH", help="Also draw the curves as PNG files in this folder"
+        ),
     ] = None,
 ) -> None:
     """Evaluate models on whole documents, each read once from its start.

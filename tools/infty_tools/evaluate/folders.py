@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def check_tokens(folder: Path, vocabulary: int, documents: Documents) -> None:
     Their tokenizers have to cut the beginnings of some documents alike. A model without one takes the dataset's tokens
     as they are, as long as they are in its vocabulary.
     """
-    advice = f"prepare the texts with the model's own (infty prepare --tokenizer {folder}/tokenizer.json)"
+    own = shlex.quote(f"{folder}/tokenizer.json")
+    advice = f"prepare the texts with the model's own (infty prepare --tokenizer {own})"
     if vocabulary < documents.vocab_size:
         raise UserError(
             f"{folder} has a vocabulary of {vocabulary:,} tokens, {documents.folder} one of "
@@ -57,7 +59,7 @@ def check_tokens(folder: Path, vocabulary: int, documents: Documents) -> None:
         expected = documents.tokenizer.encode(text).tolist()
         if tokenizer.encode(text, add_special_tokens=False) != expected:
             raise UserError(
-                f"{documents.folder} was prepared with another tokenizer than that of {folder}: {advice}"
+                f"{documents.folder} was prepared with another tokenizer than {folder} has: {advice}"
             )
 
 

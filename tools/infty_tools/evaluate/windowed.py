@@ -53,7 +53,7 @@ class WindowedModel:
 def _window(folder: Path, limit: int | None, given: int | None) -> int:
     if limit is None or limit > LARGEST:
         if given is None:
-            raise UserError(f"{folder} names no largest number of positions: give --window")
+            raise UserError(f"{folder} does not say how many positions it has: give --window")
         return given
     if given is not None and given > limit:
         raise UserError(f"--window {given}: the positions of {folder} end at {limit:,}")

@@ -62,6 +62,13 @@ for seed in (1, 2):
 To go on after that, give `mine` and what it has not read: the last token that was written, then yours. Tokens that a
 cache has read already are refused, and it cannot be cropped; several beams or returned sequences go on from a copy.
 
+A bookmark keeps what was read in one safetensors file, which only this model opens (same config, dtype and weights):
+
+```python
+cache.save("book.safetensors")
+cache = model.load_cache("book.safetensors")
+```
+
 ## Batches and documents
 
 Rows of different lengths are padded on the left (`tokenizer(texts, padding=True)`) with an attention mask. Padding is
@@ -75,14 +82,16 @@ memory off. Arguments that would have no effect (`output_attentions`, `cache_imp
 ## Training, quantisation, evaluation
 
 * Trainer and TRL work, with packing, gradient checkpointing (`use_reentrant=False`) and LoRA. Names for
-  `target_modules`: `qkv` (queries, keys and values in one), `attention.out`, `mlp.up`, `mlp.out`{lora}.
+  `target_modules`: `qkv` (queries, keys and values in one: what others call `q_proj`, `k_proj` and `v_proj`, which
+  name nothing here), `attention.out` (`o_proj`), `mlp.up` ({up}), `mlp.out` (`down_proj`){lora}.
 * 8 and 4 bits: `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, quantization_config=
   BitsAndBytesConfig(load_in_8bit=True))`. Weights are rounded; the memory itself stays in float32.
 * `device_map="auto"` may move layers to the CPU or to a disk.
 * lm-eval: `lm_eval --model hf --model_args pretrained=FOLDER,trust_remote_code=True --batch_size 1 --tasks ...` reads
   texts whole. Give a number for `--batch_size`: `auto` tries a text of the greatest length. Where a task has no
   context, lm-eval puts `{end}` before the text, which training never did.
-* Not there: vLLM, GGUF, continuous batching, static or quantised caches, assisted generation, `torch.compile`.
+* Not there: vLLM, GGUF, continuous batching, static or quantised caches, assisted generation, `torch.compile` and
+  `torch.export` (refused: what is written when depends on how far each text has been read).
 
 | | |
 |---|---|
@@ -98,6 +107,7 @@ Limits: what was read long ago is remembered in outline, not word for word.
 """
 
 
+UP = {"swiglu": "`gate_proj` and `up_proj` in one", "gelu": "`up_proj`"}
 OWN = """There is no token that begins a text (no bos): in training a document began with its own first
 token, and ended with `{end}`"""
 FAMILYS = """Tokenizer, chat template, special tokens and generation settings are those of the model that was
@@ -139,6 +149,7 @@ def write_card(
             tokens="?" if tokens is None else f"{tokens:,}",
             dtype=dtype,
             end=end,
+            up=UP[model.activation],
             lora=_lora(config),
         ),
         encoding="utf-8",

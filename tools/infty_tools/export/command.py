@@ -72,7 +72,7 @@ def export(
 
     if here.world > 1:
         raise UserError("infty export runs in one process: start it without a launcher")
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False, emoji=False)  # paths may look like markup
     with console.status("reading the checkpoint") as status:
         check_free(output, force)
         exporter = Exporter(checkpoint, dtype, tokenizer, max_shard, status.update)

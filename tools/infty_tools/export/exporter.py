@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,17 +98,10 @@ class Exporter:
     def write(self, output: Path, force: bool = False) -> tuple[str, str]:
         """Make `output`: whole or not at all. Returns its size and what was verified, in words. Raises UserError."""
         check_free(output, force)
-        partial = output.with_name(output.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
+        with files.whole_folder(output) as partial:
             self._fill(partial)
             report = self.verify(partial)
-            size = _size(partial)
-            _put_in_place(partial, output)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return size, report
+        return _size(output), report
 
     def _fill(self, folder: Path) -> None:
         self.tell("converting the tokenizer")
@@ -224,16 +216,6 @@ def _is_export(folder: Path) -> bool:
             f"{folder} exists, and its config.json cannot be read ({error}); leaving it alone. Name another --output"
         ) from error
     return isinstance(config, dict) and config.get("model_type") == "infty"
-
-
-def _put_in_place(partial: Path, output: Path) -> None:
-    """Rename, keeping an export that is replaced until the new one is there."""
-    old = output.with_name(output.name + ".replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.rename(old)
-    partial.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _size(folder: Path) -> str:

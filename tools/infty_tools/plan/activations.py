@@ -6,12 +6,20 @@ saved tensors of real CPU runs.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from infty.config import ModelConfig
-from infty_tools.plan.memory import Layout, memory_costs
+from infty_tools.plan.memory import Layout, lane_bytes, memory_costs
 
 
 def activations(config: ModelConfig, layout: Layout, device: str = "cuda") -> float:
     """Bytes at the end of the forward pass; with recompute, at the worst moment of the backward pass."""
+    size, segments = layout.part_segments, layout.window_segments
+    if size is not None and size < segments:  # one part, and the states that parts begin with
+        part = replace(layout, window_segments=size, part_segments=None)
+        begun = (-(-segments // size) - 1) * layout.micro_lanes
+        states = begun * lane_bytes(config, layout.width, layout.tensor)
+        return activations(config, part, device) + states
     layers = [layer_bytes(config, i, layout, device) for i in range(config.layers)]
     n, w, e = _tokens(config, layout), layout.width, config.hidden_size
     ends = n * (2 * 8 + 4) + _norm(config, layout, device) + w * n * e

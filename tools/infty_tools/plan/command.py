@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infty.errors import UserError
-from infty_tools.options import any_path, utf8, whole
+from infty_tools.options import ConfigChanges, ConfigFile, utf8, whole
 
 if TYPE_CHECKING:
     from infty_pretrain.config import Config
@@ -21,14 +21,8 @@ MOST_GPUS = 1_024
 
 
 def plan(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(parser=utf8, help="Changes to the config: section.key=value"),
-    ] = None,
-    config: Annotated[
-        Path,
-        typer.Option("--config", "-c", parser=any_path, metavar="PATH", help="The run's YAML file"),
-    ] = Path("config.yaml"),
+    overrides: ConfigChanges = None,
+    config: ConfigFile = Path("config.yaml"),
     nodes: Annotated[
         int,
         typer.Option("--nodes", "-N", parser=whole(1, MOST_NODES), metavar="N", help="Machines"),
@@ -104,7 +98,7 @@ def refuse_unless_it_fits(
         raise UserError(
             f"this layout does not fit: a rank needs {chosen.total / GIB:.1f} GiB, a {gpu.name} has "
             f"{gpu.memory / GIB:.1f} to give; most of it, {most / GIB:.1f} GiB, are {kind}. "
-            + advice(config, chosen, fitting, gpu, nodes, gpus_per_node)
+            + advice(config, fitting, gpu, nodes, gpus_per_node)
         )
 
 

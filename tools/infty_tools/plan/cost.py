@@ -93,7 +93,7 @@ def _compute_seconds(
     config: ModelConfig, layout: Layout, gpu: GPU, flops: dict[str, float], per_rank: float
 ) -> dict[str, float]:
     """Seconds of matrix products, of the memories, and of launching."""
-    passes = 4 if layout.recompute else 3
+    passes = 4 if layout.recomputes else 3
     peak = gpu.bf16 if layout.precision == "bf16" else gpu.fp32
     narrow = config.hidden_size / layout.tensor
     share = MATMUL_SHARE * narrow / (narrow + NARROW) * (1 + NARROW / 8192)
@@ -133,7 +133,7 @@ def traffic(config: ModelConfig, layout: Layout) -> dict[str, float]:
     )
     ring, share = (t - 1) / t, (d - 1) / d
     reductions = (
-        6 if layout.recompute else 4
+        6 if layout.recomputes else 4
     ) * config.layers + 2  # of the residual stream, and embedding and head
     out = {"tensor parallel": 2 * ring * w * tokens * e * reductions}
     reads = layout.window_segments * layout.micro_lanes * layout.micro_batches
@@ -150,7 +150,7 @@ def _tensor_calls(config: ModelConfig, layout: Layout) -> float:
     if layout.tensor == 1:
         return 0.0
     collectives = sum(c.collectives for c in _all_memories(config, layout)) * layout.window_segments
-    return layout.micro_batches * ((6 if layout.recompute else 4) * config.layers + collectives)
+    return layout.micro_batches * ((6 if layout.recomputes else 4) * config.layers + collectives)
 
 
 def _data_calls(config: ModelConfig, layout: Layout) -> float:

@@ -46,6 +46,14 @@ class Layout:
     """fp32 or bf16."""
     train: str = "everything"
     """What learns (`train:` of the config)."""
+    part_segments: int | None = None
+    """Segments of a window that go through the model at once; None: all."""
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the backward pass computes activations again, of layers or of parts of a window."""
+        parts = self.part_segments is not None and self.part_segments < self.window_segments
+        return self.recompute or parts
 
     @property
     def world(self) -> int:

@@ -57,6 +57,7 @@ def of_config(config: Config, world: int) -> Layout:
         config.batch.window_segments,
         config.precision,
         config.train,
+        config.batch.part_segments,
     )
 
 
@@ -115,6 +116,7 @@ def _layouts(config: Config, world: int, gpus_per_node: int) -> Iterator[Layout]
                                 config.batch.window_segments,
                                 config.precision,
                                 config.train,
+                                config.batch.part_segments,
                             )
 
 
@@ -128,7 +130,6 @@ def _valid(config: Config, parallel) -> bool:
 
 def advice(
     config: Config,
-    chosen: Option | None,
     fitting: list[Option],
     gpu: GPU,
     nodes: int,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from infty.errors import UserError
-from infty_tools.options import Number, any_path, one_of, utf8
+from infty_tools.options import CONFIG_OPTION, Number, any_path, one_of, utf8
 from infty_tools.slurm.job import RANGES, Verb
 
 if TYPE_CHECKING:
@@ -37,10 +37,7 @@ def submit(
             help="Changes to the config (section.key=value); with another --verb: its options, after --",
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        Option("--config", "-c", parser=any_path, metavar="PATH", help="The run's YAML file"),
-    ] = None,
+    config: Annotated[Path | None, CONFIG_OPTION] = None,
     nodes: Annotated[
         int | None,
         Option("--nodes", "-N", parser=number("nodes"), metavar="N", help="Machines [1]"),

@@ -98,7 +98,7 @@ class Copy(Task):
             ):
                 return Sample(ids, self._rows(starts, repeated.tolist(), len(ids)))
         raise UserError(
-            f"hardly a passage of --text begins with {self.cue} tokens that come nowhere else in its "
+            f"almost no passage of --text begins with {self.cue} tokens that occur nowhere else in its "
             "document: give a longer --cue or other texts"
         )
 
@@ -136,7 +136,7 @@ def copy(
         typer.Option(
             parser=several(whole(4, MOST)),
             metavar="NUMBERS",
-            help="Tokens that a model reads of a document; several with commas between them",
+            help="Length of a document in tokens; several separated by commas",
         ),
     ] = "4096",
     passage: Annotated[
@@ -145,7 +145,9 @@ def copy(
     cue: Annotated[
         int,
         typer.Option(
-            parser=whole(1, MOST), metavar="N", help="Of them, the first, which do not count"
+            parser=whole(1, MOST),
+            metavar="N",
+            help="Its first tokens, which are given and do not count",
         ),
     ] = 16,
     passages: Annotated[
@@ -156,7 +158,7 @@ def copy(
         typer.Option(
             parser=several(whole(1, MOST)),
             metavar="NUMBERS",
-            help="Tokens between a passage and its repetition, begin to begin; left out: any",
+            help="Tokens from the beginning of a passage to that of its repetition; left out: any",
         ),
     ] = None,
     samples: Samples = 2000,
@@ -165,8 +167,8 @@ def copy(
 ) -> None:
     """A stretch of a book, and passages of it again at its end.
 
-    Only the repeated tokens behind a passage's cue count for loss and accuracy. Documents go
-    through lengths, then through --after, in turn.
+    Only the repeated tokens behind a passage's cue count for loss and accuracy. Documents cycle
+    through the lengths, then through --after.
 
     Example:
 

@@ -113,7 +113,7 @@ def facts(
         typer.Option(
             parser=whole(1, MOST),
             metavar="N",
-            help="Segments that tell, filler between the facts; left out: as few as hold them",
+            help="Segments that tell the facts, with filler between them; left out: as few as hold them",
         ),
     ] = None,
     asks: Annotated[
@@ -129,7 +129,7 @@ def facts(
         typer.Option(
             parser=whole(0, 99),
             metavar="PERCENT",
-            help="Or: this share of the segments that ask is filler in a training document",
+            help="Instead of --asks: the share of filler in the segments that ask, in training documents",
         ),
     ] = None,
     validation_asks: Annotated[
@@ -149,10 +149,10 @@ def facts(
         ),
     ] = 0,
     keys: Annotated[
-        int, typer.Option(parser=whole(1, 10**6), metavar="N", help="Keys to choose from")
+        int, typer.Option(parser=whole(1, 10**6), metavar="N", help="Keys to draw from")
     ] = 64,
     values: Annotated[
-        int, typer.Option(parser=whole(2, 10**6), metavar="N", help="Values to choose from")
+        int, typer.Option(parser=whole(2, 10**6), metavar="N", help="Values to draw from")
     ] = 64,
     fillers: Annotated[
         int, typer.Option(parser=whole(1, 10**6), metavar="N", help="Kinds of filler tokens")

@@ -111,7 +111,7 @@ def sample(task: Task, seed: int, held_out: bool, index: int) -> Sample:
         if task.disjoint or _is_held_out(drawn.ids) == held_out:
             return drawn
     raise UserError(
-        f"the options of {COMMAND} {task.name} leave so few different documents that none is found "
+        f"the options of {COMMAND} {task.name} allow so few different documents that none is left "
         f"for {PARTS[held_out]}: make documents longer, or give more facts, keys or values"
     )
 

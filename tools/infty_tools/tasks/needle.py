@@ -223,7 +223,7 @@ def needle(
     form: Annotated[
         str,
         typer.Option(
-            parser=several(one_of(*FORMS)), metavar="NAMES", help="With commas between them"
+            parser=several(one_of(*FORMS)), metavar="NAMES", help="Forms, separated by commas"
         ),
     ] = ",".join(FORMS),
     length: Annotated[
@@ -231,7 +231,7 @@ def needle(
         typer.Option(
             parser=several(whole(64, MOST)),
             metavar="NUMBERS",
-            help="Tokens that a model reads of a document; several with commas between them",
+            help="Length of a document in tokens; several separated by commas",
         ),
     ] = "4096",
     depth: Annotated[
@@ -239,7 +239,7 @@ def needle(
         typer.Option(
             parser=several(whole(0, 100)),
             metavar="NUMBERS",
-            help="Per cent of the prose before the one needle that is asked for; left out: any",
+            help="How deep the needle that is asked for lies, in per cent of the prose; left out: anywhere",
         ),
     ] = None,
     distractors: Annotated[
@@ -265,7 +265,7 @@ def needle(
 
     passkey: one number. key-value: one number under a name. multi-key: others under other names.
     multi-value: several numbers under one name, all asked for in their order. multi-query: several
-    names, all asked for. Documents go through lengths, then depths, then forms in turn. Only the
+    names, all asked for. Documents cycle through the lengths, then depths, then forms. Only the
     numbers of the answer count for loss and accuracy.
 
     Examples:

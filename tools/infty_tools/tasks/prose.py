@@ -137,7 +137,7 @@ class Prose:
             if len(ids) == tokens:
                 return ids
         raise UserError(
-            f"--text has hardly a text with {tokens:,} tokens in a row: give longer texts or a "
+            f"almost no text of --text has {tokens:,} tokens in a row: give longer texts or a "
             "smaller --length"
         )
 
@@ -156,7 +156,7 @@ class Prose:
                 f"--text has no {part} text with {tokens:,} tokens in a row (the longest has "
                 f"{int(rooms.max()):,}): give longer texts or a smaller --length"
                 if whole
-                else f"--text has no {part} text to speak of: give more"
+                else f"--text has almost no {part} text: give more"
             )
         number = int(random.choice(len(weights), p=weights / weights.sum()))
         start = int(first[number] + random.integers(0, max(1, rooms[number] - tokens + 1)))
@@ -199,7 +199,7 @@ def _of_datasets(folders: list[Path], given: Tokenizer | None) -> Prose:
     for folder, documents in zip(folders, datasets):
         if documents.answers is not None:
             raise UserError(
-                f"--text {folder} is a dataset of the task {documents.answers.task}, no prose: give "
+                f"--text {folder} is a dataset of the task {documents.answers.task}, not prose: give "
                 "one that infty prepare made"
             )
     tokenizer = given or datasets[0].tokenizer

@@ -68,14 +68,14 @@ def sorting(
         typer.Option(
             parser=whole(2 * SYMBOLS, MOST),
             metavar="N",
-            help="Tokens that a model reads of a sequence, answer included",
+            help="Length of a sequence in tokens, answer included",
         ),
     ] = 4096,
     samples: Samples = 8000,
     validation_samples: ValidationSamples = 160,
     seed: Seed = 0,
 ) -> None:
-    """Sequences to sort: 20 symbols in random order, a separator, then the symbols by falling count.
+    """Sequences to sort: 20 symbols in random order, a separator, then the symbols, most frequent first.
 
     Symbols are drawn from a distribution that moves evenly from one to another along the sequence; each sequence has
     two distributions of its own, with weights drawn from 1 to 9. Symbols that came equally often are sorted by number.

@@ -52,8 +52,8 @@ class Stories(Task):
         most = len(worlds.PLACES) - 1
         if "two-arguments" in self.story_kinds and self.statements > most:
             raise UserError(
-                f"--statements {self.statements}: two-arguments knows {most + 1} places, which "
-                f"{most} sentences put on the map; give fewer, or leave the kind out with --kind"
+                f"--statements {self.statements}: two-arguments has {most + 1} places, which {most} "
+                f"sentences locate; give at most {most}, or leave the kind out with --kind"
             )
 
     @property
@@ -127,8 +127,8 @@ class Stories(Task):
                 chosen = random.choice(len(story.questions), self.questions, replace=False)
                 return story, [story.questions[i] for i in chosen]
         raise UserError(
-            f"--statements {self.statements} leave hardly a story of kind {kind} with {self.questions} "
-            "question(s) to ask: give more statements or fewer questions"
+            f"--statements {self.statements}: almost no story of kind {kind} is long enough for "
+            f"{self.questions} question(s): give more statements or fewer questions"
         )
 
 
@@ -176,7 +176,7 @@ def stories(
     kind: Annotated[
         str,
         typer.Option(
-            parser=several(one_of(*KINDS)), metavar="NAMES", help="With commas between them"
+            parser=several(one_of(*KINDS)), metavar="NAMES", help="Kinds, separated by commas"
         ),
     ] = ",".join(KINDS),
     statements: Annotated[
@@ -223,8 +223,8 @@ def stories(
 
     one-fact: where somebody is. two-facts: where a thing is. three-facts: where it was before.
     two-arguments: which place is north of which. three-arguments: who gave what to whom. All other
-    sentences distract. With --text, prose stands between them. Documents go through lengths, then
-    depths, then kinds in turn. Only the answers count for loss and accuracy.
+    sentences distract. With --text, prose stands between them. Documents cycle through the lengths,
+    then depths, then kinds. Only the answers count for loss and accuracy.
 
     Examples:
 

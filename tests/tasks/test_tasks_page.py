@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs/tasks.md").read_text()
 
 
 def commands() -> list[list[str]]:
-    block = re.search(r"<!-- tests/tasks/test_docs.py.*?```bash\n(.*?)```", PAGE, re.DOTALL)
+    block = re.search(r"<!-- tests/tasks/test_tasks_page.py.*?```bash\n(.*?)```", PAGE, re.DOTALL)
     return [shlex.split(line, comments=True)[1:] for line in block.group(1).splitlines()]
 
 
