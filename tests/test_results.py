@@ -78,6 +78,12 @@ def test_recall():
         row = found[name]
         assert state == f"{row['state_floats']:,}" and seeds == str(len(row["seeds"]))
         assert shares == [f"{100 * row['right'][n]['mean']:.1f} %" for n in ("1", "2", "4")]
+    longer = json.loads((DOCS / "results" / "recall.json").read_text())["at_1200_steps"]["right"]
+    right = {name: f"{100 * shares['1']:.1f} %" for name, shares in longer.items()}
+    text = " ".join(PAGE.split())
+    assert f"full attention gets {right['full-attention']} of them" in text
+    assert f"`associative` {right['associative']} and" in text
+    assert f"in the last layer alone, {right['continuation']}" in text
 
 
 def test_room():
