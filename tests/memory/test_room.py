@@ -195,7 +195,7 @@ def test_gradient_descent_finds_what_is_asked_for():
         state = core.empty(4, 1, 32)
         for k in range(6):
             state = core.write(state, x[k], on, weights=salience(h[k], w))
-        points = core.at_centers(state)[:, 0]  # [b, N, 32]
+        points = core.at_centers(state.coefficients)[:, 0]  # [b, N, 32]
         facts = x[:, :, 0].gather(2, asked[..., None].expand(-1, -1, -1, 32)).transpose(0, 1)
         keys, values = facts.flatten(1, 2).chunk(2, -1)  # [b, 12, 16]
         read = torch.softmax(keys @ points[..., :16].mT, -1) @ points[..., 16:]

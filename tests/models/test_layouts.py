@@ -204,9 +204,13 @@ def test_the_benchmark_fails_where_any_process_differs(monkeypatch, tmp_path, ki
         }
         return good | {k: v for k, v in harmed.items() if k == kind}
 
-    def run(world: int, _function, _config, wanted: list, _steps: int, **_) -> list:
+    harmed = set()
+
+    def run(world: int, _function, config, wanted: list, _steps: int, **_) -> list:
+        """Layouts are trained a few at a time: one of each signal is harmed, in its last process."""
         ranks = [[result()] * len(wanted) for _ in range(world)]
-        if world > 1:
+        if world > 1 and config.family not in harmed:
+            harmed.add(config.family)
             ranks[-1][-1] = result(harm)
         return ranks
 
@@ -218,6 +222,10 @@ def test_the_benchmark_fails_where_any_process_differs(monkeypatch, tmp_path, ki
         "differ by more than 1e-05" in done.output
     ) == bool(status)
     assert (
-        sum(row[k] > 1e-5 for row in json.loads(path.read_text()) for k in bench_layouts.KINDS)
+        sum(
+            row[k] > 1e-5
+            for row in map(json.loads, path.read_text().splitlines())
+            for k in bench_layouts.KINDS
+        )
         == 2 * status
     )

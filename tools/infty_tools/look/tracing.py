@@ -121,10 +121,18 @@ class Tracer:
     ) -> None:
         if not self.recording:
             return
-        q, keys, _, piece, *_ = given
+        q, keys, _, piece, attended = given
         first = int(piece.segments[0]) * attention.config.segment_length - attention.stm
-        values = self._marks(first, keys.shape[2], keys)[:, None].expand(-1, keys.shape[1], -1, -1)
-        z = attention.forward(q, keys, values, piece, self._attended)
+
+        def marked(first: int, tokens: int) -> Tensor:
+            return self._marks(first, tokens, keys)[:, None].expand(-1, keys.shape[1], -1, -1)
+
+        sinks = [  # they come before what memories add
+            sink._replace(values=marked(0, sink.keys.shape[2]))
+            for sink in attended[: len(attended) - len(self._attended)]
+        ]
+        values = marked(first, keys.shape[2])
+        z = attention.forward(q, keys, values, piece, [*sinks, *self._attended])
         self._attended = []
         source.weights.append(z[0, -1].unflatten(-1, (-1, self.count)).float().cpu())
 
