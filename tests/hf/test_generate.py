@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import os
 import shutil
 
 import pytest
@@ -298,4 +299,18 @@ def test_a_damaged_export_is_one_sentence(exported, tmp_path, name, content, wor
     shutil.copytree(exported, folder)
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=rf"^[^\n]*{words}[^\n]*$"):
+        Writer(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize("there", ["a link to nothing", "a link to itself", "a pipe"])
+def test_an_export_of_which_a_file_is_none(exported, tmp_path, name, there):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    (folder / name).unlink()
+    if there == "a pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("nothing" if there == "a link to nothing" else name)
+    with pytest.raises(UserError, match=rf"^[^\n]*{name} is no file, or a link to none[^\n]*$"):
         Writer(folder)

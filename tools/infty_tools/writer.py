@@ -232,10 +232,14 @@ def _check(folder: Path) -> None:
         raise _damaged(folder / "config.json", error) from error
     if kind == "infty":
         for path in sorted(folder.glob("*.json")):  # of a key given twice transformers takes one
+            if not path.is_file():
+                raise UserError(f"{path} is no file, or a link to none: export the model again")
             try:
                 read_json(path)
             except ValueError as error:
                 raise _damaged(path, error) from error
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
         return
     hint = ""
     if (folder / "checkpoints").is_dir() or (folder / "manifest.json").is_file():

@@ -201,13 +201,22 @@ def mutate_file(path: Path, chance: random.Random) -> str:
         path.unlink()
         change(path)
         return f"{path.name}: {kind}"
-    if path.suffix == ".json" and chance.random() < 0.7:
+    if path.suffix == ".json" and chance.random() < 0.7 and _is_json(path):
         text, done = mutate_json(path.read_text(encoding="utf-8"), chance)
         path.write_text(text, encoding="utf-8")
     else:
         content, done = mutate_bytes(path.read_bytes(), chance)
         path.write_bytes(content)
     return f"{path.name}: {done}"
+
+
+def _is_json(path: Path) -> bool:
+    """Not where the file has been changed before."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 REPLACEMENTS: dict[str, Callable[[Path], Any]] = {
