@@ -222,4 +222,9 @@ def _wrong_value(info: DatasetInfo) -> str | None:
             return f"{name} is not a list of {'names' if kind is str else 'numbers'}"
         if len(values) != info.documents and (values or name == "names"):
             return f"{name} has {len(values)} entries for {info.documents} documents"
-    return None if isinstance(info.report, dict) else f"report is {info.report!r}"
+    if not isinstance(info.report, dict):
+        return f"report is {info.report!r}"
+    for name in ("left_out", "inexact"):
+        if not isinstance(info.report.get(name, []), list):
+            return f"report.{name} is {info.report[name]!r}"
+    return None

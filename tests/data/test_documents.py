@@ -57,6 +57,7 @@ def change(folder, **values) -> None:
         (lambda f: change(f, dtype="float99"), "is damaged .dtype is 'float99'"),
         (lambda f: change(f, tokens="7"), "is damaged .tokens is '7'"),
         (lambda f: change(f, documents=-1), "is damaged .documents is -1"),
+        (lambda f: change(f, report={"left_out": 1}), "is damaged .report.left_out is 1"),
         (lambda f: change(f, later=1), "is damaged .*later"),
         (lambda f: change(f, names=["a"]), "names has 1 entries for 7"),
         (lambda f: change(f, word_counts=[1, 2]), "word_counts has 2 entries for 7"),
