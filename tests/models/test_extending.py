@@ -7,10 +7,12 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from infty import hardware
+from infty.memory_kinds import KINDS
 from infty.models.outline import outline
 from infty_tools import processes
 from infty_tools.plan import activations as plan_activations
@@ -29,6 +31,14 @@ CHANGES = {
     "logging__tensorboard": True,
     "run__steps": 6,
 }
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """When a test has ended, its kind is none of the product's any more."""
+    yield
+    KINDS.pop("average", None)
+    sys.modules.pop("average_memory", None)
 
 
 def register() -> None:
