@@ -36,7 +36,7 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest tests $(ARGS)
 
 test-fast: $(STAMP)
-	@$(BIN)/python -m pytest tests -m "not multiprocess and not slurm" -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not multiprocess and not slurm" -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: lint types
 
