@@ -314,3 +314,11 @@ def test_an_export_of_which_a_file_is_none(exported, tmp_path, name, there):
         (folder / name).symlink_to("nothing" if there == "a link to nothing" else name)
     with pytest.raises(UserError, match=rf"^[^\n]*{name} is no file, or a link to none[^\n]*$"):
         Writer(folder)
+
+
+def test_all_that_was_read_and_its_time_are_told(exported):
+    writer = Writer(exported)
+    for text in ("one", "two, of which there is more"):
+        before = writer.counts["read"], writer.seconds["read"]
+        writer.read(writer.encode(text))
+        assert writer.counts["read"] > before[0] and writer.seconds["read"] > before[1]

@@ -154,7 +154,7 @@ class Writer:
             if token in self.ends:
                 return
             self.unread = [token]
-            self._count("wrote", 1, begun)
+            begun = self._count("wrote", 1, begun)
             yield token
             if i < count - 1:
                 self._step(torch.tensor([[token]]))
@@ -180,9 +180,12 @@ class Writer:
     def _decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
-    def _count(self, what: str, tokens: int, begun: float) -> None:
+    def _count(self, what: str, tokens: int, begun: float) -> float:
+        """Add tokens and the time since they were begun; the time now."""
+        now = time.monotonic()
         self.counts[what] += tokens
-        self.seconds[what] = time.monotonic() - begun
+        self.seconds[what] += now - begun
+        return now
 
     def report(self) -> str:
         """What was done, in one line."""
