@@ -48,7 +48,6 @@ class Monitor:
         self.device = device
         self.peak: flops.Peak | None = None
         self.first_step, self.started = first_step, time.monotonic()
-        self.reached = first_step
         self.interval_start, self.interval_tokens, self.interval_steps = self.started, 0, 0
         self.seconds: dict[str, float] = defaultdict(float)
         """Of this interval, by what they went to."""
@@ -76,7 +75,7 @@ class Monitor:
 
     def began(self, **details: Any) -> None:
         """Record that the run begins or goes on, with plain values that tell where and with what."""
-        if self.first_step and self.rank == 0:  # which alone has read what was logged
+        if self.first_step:
             details["reached"] = max(self.reached, self.first_step)
         self.event(
             records.RESUMED if self.first_step else records.BEGAN, self.first_step, **details

@@ -71,11 +71,6 @@ class Demo(Stations):
     ) -> None:
         super().__init__(folder, books)
         self.config, self.overrides = config, overrides
-        self.dataset, self.run_folder, self.export = (
-            folder / "dataset",
-            folder / "run",
-            folder / "export",
-        )
         self.without = folder / "run-without"
         self.started = time.time()
 
@@ -153,13 +148,6 @@ class Demo(Stations):
             "--output",
             self.folder / EVALUATION,
         )
-
-    def export_model(self) -> None:
-        """Hugging Face export"""
-        if self.export.exists():
-            console.print(f"already in {self.export}", markup=False)
-            return
-        self.infty("export", "--checkpoint", self.run_folder, "--output", self.export)
 
     def generate(self) -> None:
         """A paragraph by plain transformers, in a process that cannot import infty, deepspeed or megatron"""

@@ -93,8 +93,7 @@ class AdaptDemo(Stations):
         folder = given.folder
         self.model = given.model or folder / "model" / Path(MEMBER).name
         self.adapted, self.wide = folder / "adapted", folder / "wide"
-        self.dataset, self.run_folder = folder / "dataset", folder / "run"
-        self.export, self.results = folder / "export", folder / "results.json"
+        self.results = folder / "results.json"
 
     def run(self) -> None:
         self._check_settings()
@@ -217,13 +216,6 @@ class AdaptDemo(Stations):
         self.infty("evaluate", model, *data, "--memory", modes, "--output", output)
         [figures] = files.read_json(output)["models"]
         return figures["memory"]
-
-    def export_model(self) -> None:
-        """Hugging Face export"""
-        if self.export.exists():
-            console.print(f"already in {self.export}", markup=False)
-            return
-        self.infty("export", "--checkpoint", self.run_folder, "--output", self.export)
 
     def generate(self) -> None:
         """A few lines by the exported model"""

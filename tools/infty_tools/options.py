@@ -195,6 +195,11 @@ CONFIG_OPTION = typer.Option(
 )
 ConfigFile = Annotated[Path, CONFIG_OPTION]
 """`--config` of the verbs that read a run's config."""
+FiguresOutput = Annotated[
+    Path | None,
+    typer.Option(parser=any_path, metavar="PATH", help="Also write every figure to this JSON file"),
+]
+"""`--output` of the benches that print a table."""
 DatasetsOutput = Annotated[
     Path,
     typer.Option(

@@ -52,6 +52,8 @@ class Stations:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARKER).touch()
         self.folder, self.books = folder, books
+        self.dataset, self.run_folder = folder / "dataset", folder / "run"
+        self.export = folder / "export"
 
     def visit(self, stations: tuple[Callable[[], None], ...]) -> None:
         """One after another, each announced by the first line of its docstring."""
@@ -59,6 +61,13 @@ class Stations:
             title = (station.__doc__ or "").splitlines()[0]
             console.rule(f"[bold]{number}/{len(stations)}  {title}")
             station()
+
+    def export_model(self) -> None:
+        """Hugging Face export"""
+        if self.export.exists():
+            console.print(f"already in {self.export}", markup=False)
+            return
+        self.infty("export", "--checkpoint", self.run_folder, "--output", self.export)
 
     @staticmethod
     def program(name: str) -> str:

@@ -16,7 +16,7 @@ import typer
 
 from infty.errors import UserError
 from infty_tools.bench import figures
-from infty_tools.options import any_path, check_new_file, whole
+from infty_tools.options import FiguresOutput, any_path, check_new_file, whole
 
 STEPS, EVERY = 9, 3
 SAID = re.compile(r"training paused for ([\d.]+) s, writing took ([\d.]+) s")
@@ -36,12 +36,7 @@ def checkpoint(
             parser=any_path, metavar="PATH", help="On the disk to measure [the temporary folder]"
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            parser=any_path, metavar="PATH", help="Also write every figure to this JSON file"
-        ),
-    ] = None,
+    output: FiguresOutput = None,
 ) -> None:
     """Train one process with `checkpoint.overlap` on and off, in turn; report stalls and the length of the runs.
 

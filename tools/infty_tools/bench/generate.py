@@ -15,7 +15,7 @@ import typer
 
 from infty_tools.bench import figures
 from infty_tools.options import (
-    any_path,
+    FiguresOutput,
     check_new_file,
     device_here,
     listed,
@@ -79,10 +79,7 @@ def generate(
         ),
     ] = 1,
     device: Annotated[str, typer.Option(parser=utf8, help="cpu, cuda, or auto")] = "auto",
-    output: Annotated[
-        Path | None,
-        typer.Option(parser=any_path, metavar="PATH", help="Also write every figure to this file"),
-    ] = None,
+    output: FiguresOutput = None,
 ) -> None:
     """Time a token, and the process's size, after texts of up to 1,048,576 tokens; and the reading of a long prompt.
 

@@ -12,7 +12,7 @@ import typer
 
 from infty.errors import UserError
 from infty_tools.bench import figures, machine
-from infty_tools.options import any_path, check_new_file, whole
+from infty_tools.options import FiguresOutput, any_path, check_new_file, whole
 
 if TYPE_CHECKING:
     from infty.data.tokenizer import Tokenizer
@@ -44,12 +44,7 @@ def prepare(
     rounds: Annotated[
         int, typer.Option(parser=whole(1, 1_000), metavar="N", help="Of each, in turn")
     ] = 5,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            parser=any_path, metavar="PATH", help="Also write every figure to this JSON file"
-        ),
-    ] = None,
+    output: FiguresOutput = None,
 ) -> None:
     """Time a worker of `infty prepare` and the tokenizer alone on the same documents, in turn, on one core.
 

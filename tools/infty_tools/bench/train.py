@@ -13,7 +13,7 @@ import typer
 from infty_tools.bench import figures, machine
 from infty_tools.bench.step_systems import OFF, SIZES, SYSTEMS, Size
 from infty_tools.options import (
-    any_path,
+    FiguresOutput,
     check_new_file,
     device_here,
     listed,
@@ -44,12 +44,7 @@ def train(
         ),
     ] = 1,
     device: Annotated[str, typer.Option(parser=one_of("auto", "cpu", "cuda"))] = "auto",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            parser=any_path, metavar="PATH", help="Also write every figure to this JSON file"
-        ),
-    ] = None,
+    output: FiguresOutput = None,
 ) -> None:
     """Time whole steps of training (data, forward, backward, optimizer) of the same blocks with each memory.
 
