@@ -83,6 +83,13 @@ def parse_json(text: str | bytes, parse_int: Callable[[str], Any] | None = None)
         raise ValueError("it is nested too deeply") from error
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file; one that a killed program left half written stays a line of its own."""
+    with open(path, "a+b") as file:
+        whole = file.tell() == 0 or (file.seek(-1, os.SEEK_END) >= 0 and file.read(1) == b"\n")
+        file.write(b"\n" * (not whole) + line.encode() + b"\n")
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds, no key given twice. Raises ValueError as `parse_json`, or OSError."""
     return parse_json(path.read_bytes())

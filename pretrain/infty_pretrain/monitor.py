@@ -10,12 +10,12 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from infty import files
 from infty.data.lanes import LaneSchedule
 from infty.parallel import groups
 from infty_pretrain import flops, pictures, records
@@ -218,10 +218,10 @@ class Monitor:
         """Write a reported step's figures and pictures for TensorBoard and for `infty report`."""
         figures = figures | {pictures.tag(name): x for name, x in result.figures.items()}
         figures = {name: x for name, x in figures.items() if math.isfinite(x)}
-        _append(self.figures, {"step": step, "figures": figures})
+        files.append_line(self.figures, json.dumps({"step": step, "figures": figures}))
         shown = {pictures.tag(name): pictures.plain(p) for name, p in result.pictures.items()}
         if shown:
-            _append(self.pictures, {"step": step, "pictures": shown})
+            files.append_line(self.pictures, json.dumps({"step": step, "pictures": shown}))
         if self.board is None:
             return
         names = ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu", MEASURED)
@@ -240,7 +240,7 @@ class Monitor:
             for mode, f in figures.items()
         )
         self.say(f"step {step}: validation perplexity, {text}")
-        _append(self.validations, {"step": step, **figures})
+        files.append_line(self.validations, json.dumps({"step": step, **figures}))
         if self.board is not None:
             for mode, f in figures.items():
                 values = {f"validation/{x}_memory_{mode}": f[x] for x in ("nll", "accuracy")}
@@ -279,11 +279,6 @@ class Monitor:
             if self.board is not None:
                 self.board.close()
             sys.stdout.flush()
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def _by_position(mode: str, rows: list[dict[str, Any]]) -> dict[str, float]:

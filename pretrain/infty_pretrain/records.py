@@ -43,16 +43,8 @@ class Journal:
     def add(self, event: str, step: int, **details: Any) -> None:
         """One of `KINDS` after `step` steps, with what else is to be known of it (plain values)."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        line = json.dumps({"time": now, "event": event, "step": step, **details})
-        with open(self.path, "a+b") as file:
-            if file.tell() and not self._ends_a_line():
-                file.write(b"\n")  # a killed run may have left half a line
-            file.write(line.encode() + b"\n")
-
-    def _ends_a_line(self) -> bool:
-        with open(self.path, "rb") as file:
-            file.seek(-1, 2)
-            return file.read(1) == b"\n"
+        row = {"time": now, "event": event, "step": step, **details}
+        files.append_line(self.path, json.dumps(row))
 
 
 def forget_after(path: Path, step: int) -> int:

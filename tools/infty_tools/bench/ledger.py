@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from infty import files
 from infty.errors import UserError
 
 Row = dict[str, Any]
@@ -45,6 +45,4 @@ def rows(path: Path | None) -> Iterator[Row]:
 def write_row(path: Path | None, row: Row) -> None:
     """Add a row to a ledger; a line that was cut short stays one of its own."""
     if path is not None:
-        with open(path, "a+b") as f:
-            whole = f.tell() == 0 or (f.seek(-1, os.SEEK_END) >= 0 and f.read(1) == b"\n")
-            f.write(b"\n" * (not whole) + json.dumps(row).encode() + b"\n")
+        files.append_line(path, json.dumps(row))
